@@ -1,0 +1,1 @@
+"""From raw prompts and human labels to packed rows."""

@@ -1,0 +1,1 @@
+"""State, optimiser, loop, checkpoints and metrics, the same for every stage."""

@@ -1,0 +1,20 @@
+"""Fixtures of the suite: eight fake devices on the CPU, and the folder of real public data where there is one."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real public data (`INSTRUCTGPT_DATA`, or `../shared/data` beside the checkout)."""
+    default = pathlib.Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = pathlib.Path(os.environ.get("INSTRUCTGPT_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set INSTRUCTGPT_DATA")
+    return folder
