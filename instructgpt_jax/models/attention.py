@@ -1,0 +1,116 @@
+"""Who sees whom, rotary positions, and attention itself; all as pure functions of arrays.
+
+Axis letters as in transformer.py; S counts keys (T of a packed row, or the length of a cache), M key/value heads.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
+
+
+class Layout(NamedTuple):
+    """Where each token of some rows stands; all (B, T) int32.
+
+    positions: within its own sequence, from 0; also what windows and rotary angles count.
+    segments: which sequence of the row it belongs to; 0 = padding; None = one sequence a row.
+    branches: 0 = seen by its whole segment (a shared prompt), k > 0 = seen by branch k of its segment only (one of several
+      completions of that prompt); None = no branches.
+    """
+
+    positions: jax.Array
+    segments: jax.Array | None = None
+    branches: jax.Array | None = None
+
+
+def visible(query: Layout, key: Layout) -> jax.Array:
+    """(B, T, S) bool: causal by position, within a segment, on the same branch or the shared trunk."""
+    mask = key.positions[:, None, :] <= query.positions[:, :, None]
+    if query.segments is not None:
+        mask &= (key.segments[:, None, :] == query.segments[:, :, None]) & (key.segments[:, None, :] > 0)
+    if query.branches is not None:
+        mask &= (key.branches[:, None, :] == 0) | (key.branches[:, None, :] == query.branches[:, :, None])
+    return mask
+
+
+def within_window(query: Layout, key: Layout, window: jax.Array) -> jax.Array:
+    """(B, T, S) bool: fewer than `window` positions back; everything where window is 0."""
+    distance = query.positions[:, :, None] - key.positions[:, None, :]
+    return (distance < window) | (window == 0)
+
+
+def rotary_frequencies(width: int, theta: float, scaling: tuple[tuple[str, float | str], ...]) -> jax.Array:
+    """(width/2,) float32 angles per position: theta^(-2i/width), stretched for a longer context by `scaling`.
+
+    Su et al. 2021, eq. 15. Scaling kinds: `linear` (all angles divided by `factor`) and `llama3` (Llama 3.1: wavelengths
+    beyond original_max_position / low_freq_factor are divided by `factor`, those below original_max_position /
+    high_freq_factor stay, and between the two the change is interpolated).
+    """
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    options = dict(scaling)
+    kind = options.get("kind", "none")
+    if kind == "none":
+        return frequencies
+    if kind == "linear":
+        return frequencies / options["factor"]
+    if kind == "llama3":
+        low, high = options["low_freq_factor"], options["high_freq_factor"]
+        wavelengths_in_context = options["original_max_position"] * frequencies / (2 * math.pi)
+        keep = jnp.clip((wavelengths_in_context - low) / (high - low), 0.0, 1.0)
+        return keep * frequencies + (1 - keep) * frequencies / options["factor"]
+    raise ValueError(f"rotary_scaling kind must be 'linear' or 'llama3', got {kind!r}")
+
+
+def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, each (B, T, rotary_width/2) float32."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:
+    """Rotates the first channels of x (B, T, N, H) pairwise; the rest pass through. Computed in float32."""
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention, the softmax in float32.
+
+    Args:
+      query: (B, N, T, H). Heads stand before tokens so that a cache is read in place.
+      key, value: (B, M, S, H); head n reads key/value head n // (N/M).
+      mask: (B, T, S) bool, who sees whom. A query that sees nothing (padding) returns an unspecified finite value.
+      scale: multiplies q·k.
+
+    Returns:
+      (B, N, T, H), in the dtype of `value`.
+    """
+    B, N, T, H = query.shape
+    M = key.shape[1]
+    query = query.reshape(B, M, N // M, T, H)
+    scores = jnp.einsum("bmgth,bmsh->bmgts", query, key, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if dropout_key is not None and dropout_rate > 0:
+        keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights.shape)
+        weights = jnp.where(keep, weights / (1 - dropout_rate), 0.0)
+    return jnp.einsum("bmgts,bmsh->bmgth", weights.astype(value.dtype), value).reshape(B, N, T, H)

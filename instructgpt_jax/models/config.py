@@ -1,0 +1,191 @@
+"""The shape of a decoder-only transformer, and the named sizes."""
+
+import dataclasses
+import math
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
+POSITIONS = ("learned", "rotary", "none")
+NORMS = ("layernorm", "rmsnorm")
+RESIDUALS = ("sequential", "parallel", "parallel_shared_norm")
+REMAT = ("none", "dots", "full")
+DTYPES = ("float32", "bfloat16")
+HEADS = ("lm", "scalar")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that changes the function a network computes; hashable, so a jitted function can close over it.
+
+    Attributes:
+      vocab_size: V, the tokenizer's vocabulary. Inside, embeddings have `padded_vocab_size` rows.
+      num_layers, width, num_heads, mlp_width: L, D, N, F.
+      max_length: the context in tokens; learned positions have this many rows.
+      num_kv_heads: key/value heads, each shared by num_heads / num_kv_heads queries; None = num_heads.
+      head_width: H; None = width / num_heads.
+      positions: `learned` (added to the embedding), `rotary` (queries and keys are rotated), or `none`.
+      rotary_width: how many of the H channels are rotated; None = all.
+      rotary_interleaved: pairs are neighbours (2i, 2i+1), as in GPT-J; otherwise halves (i, i + rotary_width/2), as in Llama.
+      rotary_theta: the base of the rotary wavelengths.
+      rotary_scaling: () or the context extension as sorted (name, value) pairs, `kind` among them: see attention.rotary.
+      norm, norm_eps: LayerNorm with bias, or RMSNorm.
+      activation, gated_mlp: act(x·up)·down, or (act(x·gate) * x·up)·down (SwiGLU with `silu`).
+      residual: `sequential`; `parallel` (attention and MLP read the same x through a norm each); `parallel_shared_norm`.
+      qkv_bias, out_bias, mlp_bias, head_bias: which projections have a bias.
+      qk_norm: RMSNorm over H on queries and keys, before the rotation.
+      tied_embeddings: the unembedding is the token embedding.
+      windows: the local attention window of each layer, repeated over the layers; 0 = dense. A token sees the keys less
+        than `window` positions back, itself included. GPT-3's alternation is `(0, 256)` (its band width is unpublished).
+      attention_scale: multiplies q·k; None = 1/sqrt(H).
+      residual_dropout, embedding_dropout, attention_dropout: rates, active where a dropout key is given.
+      dtype: of activations and matrix products. Parameters are kept in float32, norms and softmax computed in it.
+      remat: what the backward pass recomputes: `none`, `dots` (all but the matrix products), `full` (all but each block's input).
+      head: `lm` (logits) or `scalar` (a reward or value a token).
+    """
+
+    vocab_size: int
+    num_layers: int
+    width: int
+    num_heads: int
+    mlp_width: int
+    max_length: int
+    num_kv_heads: int | None = None
+    head_width: int | None = None
+    positions: str = "learned"
+    rotary_width: int | None = None
+    rotary_interleaved: bool = False
+    rotary_theta: float = 10_000.0
+    rotary_scaling: tuple[tuple[str, float | str], ...] = ()
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    activation: str = "gelu_tanh"
+    gated_mlp: bool = False
+    residual: str = "sequential"
+    qkv_bias: bool = True
+    out_bias: bool = True
+    mlp_bias: bool = True
+    head_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    windows: tuple[int, ...] = (0,)
+    attention_scale: float | None = None
+    residual_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    dtype: str = "float32"
+    remat: str = "none"
+    head: str = "lm"
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("activation", ACTIVATIONS),
+            ("positions", POSITIONS),
+            ("norm", NORMS),
+            ("residual", RESIDUALS),
+            ("remat", REMAT),
+            ("dtype", DTYPES),
+            ("head", HEADS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("vocab_size", "num_layers", "width", "num_heads", "mlp_width", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
+        object.__setattr__(self, "windows", tuple(self.windows))
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.head_width is None:
+            if self.width % self.num_heads:
+                raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
+            object.__setattr__(self, "head_width", self.width // self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+        if self.rotary_width is None:
+            object.__setattr__(self, "rotary_width", self.head_width)
+        if self.positions == "rotary" and (self.rotary_width % 2 or self.rotary_width > self.head_width):
+            raise ValueError(f"rotary_width must be even and at most head_width={self.head_width}, got {self.rotary_width}")
+        if not self.windows or any(window < 0 for window in self.windows):
+            raise ValueError(f"windows must be one or more sizes of at least 0 (0 = dense), got {self.windows!r}")
+        for name in ("residual_dropout", "embedding_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
+
+    def replace(self, **changes) -> "ModelConfig":
+        """A copy with some fields changed.
+
+        Raises:
+          ValueError: an unknown field.
+        """
+        unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
+        if unknown:
+            raise ValueError(f"a model has no fields {sorted(unknown)}; it has {[f.name for f in dataclasses.fields(self)]}")
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """V rounded up to a multiple of 128: divisible by any tensor axis, and friendly to matrix units."""
+        return math.ceil(self.vocab_size / 128) * 128
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """The window of each of the L layers."""
+        return tuple(self.windows[layer % len(self.windows)] for layer in range(self.num_layers))
+
+    @property
+    def num_params(self) -> int:
+        """Parameters of the published form: the vocabulary not padded, and with this configuration's head."""
+        D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
+        norm = D * (2 if self.norm == "layernorm" else 1)
+        attention = D * H * (N + 2 * M) + self.qkv_bias * H * (N + 2 * M) + N * H * D + self.out_bias * D
+        attention += self.qk_norm * 2 * H
+        mlp = D * F * (3 if self.gated_mlp else 2) + self.mlp_bias * (F * (2 if self.gated_mlp else 1) + D)
+        block = attention + mlp + norm * (1 if self.residual == "parallel_shared_norm" else 2)
+        embed = self.vocab_size * D + (self.max_length * D if self.positions == "learned" else 0)
+        if self.head == "scalar":
+            head = D + 1
+        else:
+            head = (not self.tied_embeddings) * self.vocab_size * D + self.head_bias * self.vocab_size
+        return embed + self.num_layers * block + norm + head
+
+    def flops_per_token(self, context: float = 0.0) -> float:
+        """Model FLOPs of one token's forward pass: 2 a weight that multiplies it, and attention over `context` keys.
+
+        The backward pass costs twice as much. The usual accounting of the field (Kaplan et al. 2020, section 2.1); embedding
+        look-ups are free and the unembedding counts.
+        """
+        D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
+        block = D * H * (N + 2 * M) + N * H * D + D * F * (3 if self.gated_mlp else 2)
+        head = D if self.head == "scalar" else D * self.vocab_size
+        return 2.0 * (self.num_layers * (block + 2 * N * H * context) + head)
+
+
+def _gpt3(num_layers: int, width: int, num_heads: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=50_257, num_layers=num_layers, width=width, num_heads=num_heads, mlp_width=4 * width, max_length=2_048
+    )
+
+
+# The named sizes. GPT-3's are those of Brown et al. 2020, table 2.1, with dense attention in every layer and tied embeddings;
+# the table prints 24 heads of 128 for the 1.3B model, which do not fill its width of 2,048: 16 do, and Stiennon et al. 2020
+# (table 3) use 16. InstructGPT calls the 6.7B model "6B".
+#
+#   name          layers  width   heads  parameters
+#   tiny               2     64       4      165,632   (a vocabulary of 512, a context of 512)
+#   gpt3-125m         12    768      12  125,226,240
+#   gpt3-350m         24  1,024      16  355,871,744
+#   gpt3-760m         24  1,536      16  760,300,032
+#   gpt3-1.3b         24  2,048      16  1,315,723,264
+#   gpt3-2.7b         32  2,560      32  2,651,553,280
+#   gpt3-6.7b         32  4,096      32  6,658,404,352
+#   gpt3-13b          40  5,120      40  12,853,386,240 (width 5,120: 40 heads of 128; the table's 5,140 is not divisible)
+#   gpt3-175b         96 12,288      96  174,604,259,328
+SIZES = {
+    "tiny": ModelConfig(vocab_size=512, num_layers=2, width=64, num_heads=4, mlp_width=256, max_length=512),
+    "gpt3-125m": _gpt3(12, 768, 12),
+    "gpt3-350m": _gpt3(24, 1_024, 16),
+    "gpt3-760m": _gpt3(24, 1_536, 16),
+    "gpt3-1.3b": _gpt3(24, 2_048, 16),
+    "gpt3-2.7b": _gpt3(32, 2_560, 32),
+    "gpt3-6.7b": _gpt3(32, 4_096, 32),
+    "gpt3-13b": _gpt3(40, 5_120, 40),
+    "gpt3-175b": _gpt3(96, 12_288, 96),
+}

@@ -1,0 +1,374 @@
+"""One decoder-only transformer for every family, as pure functions over a plain dict of parameters.
+
+Axis letters, used throughout the project:
+  B rows · T tokens of a row · S keys · Q prompt · R response · C tokens of a chunk · D width · N heads · M key/value heads ·
+  H head width · F feed-forward · V vocabulary · L layers · K ranked completions · P prompts
+
+A `Block` is the one Flax module that sees the residual stream; its parameters are stacked over the layers (axis 0) and
+visited by `lax.scan`, so compile time does not grow with depth and only one layer's weights are gathered at a time. Training
+runs packed rows (`hidden`); sampling runs the same blocks against a key/value cache (`extend`).
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax.models import attention
+from instructgpt_jax.models.attention import EMPTY, Layout
+from instructgpt_jax.models.config import ModelConfig
+from instructgpt_jax.sharding import BATCH, constrain, path_name
+
+INIT_STD = 0.02  # GPT-2's; positions 0.01, and projections onto the residual stream 0.02 / sqrt(2 L)
+POSITIONS_INIT_STD = 0.01
+
+ACTIVATIONS = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, in float32; returns the configuration's dtype."""
+
+    kind: str
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        if self.kind == "rmsnorm":
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon) * scale
+        else:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon) * scale
+            x = x + self.param("bias", nn.initializers.zeros, (width,))
+        return x.astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped queries over a row, or over a cache that it extends."""
+
+    config: ModelConfig
+
+    def _project(self, name: str, x: jax.Array, heads: int) -> jax.Array:
+        c = self.config
+        shape, init = (c.width, heads, c.head_width), nn.initializers.normal(INIT_STD)
+        return nn.Einsum(shape, "btd,dnh->btnh", c.qkv_bias, dtype=c.dtype, kernel_init=init, name=name)(x)
+
+    @nn.compact
+    def __call__(self, x, layer: "LayerInputs", cache=None) -> tuple[jax.Array, "tuple | None"]:
+        c = self.config
+        query = self._project("query", x, c.num_heads)
+        key = self._project("key", x, c.num_kv_heads)
+        value = self._project("value", x, c.num_kv_heads)
+        if c.qk_norm:
+            query = Norm("rmsnorm", c.norm_eps, c.dtype, name="query_norm")(query)
+            key = Norm("rmsnorm", c.norm_eps, c.dtype, name="key_norm")(key)
+        if c.positions == "rotary":
+            query = attention.rotate(query, *layer.rotary, c.rotary_interleaved)
+            key = attention.rotate(key, *layer.rotary, c.rotary_interleaved)
+        query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # (B, heads, T, H)
+        if cache is not None:
+            keys, values, column = cache
+            key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), column, axis=2)
+            value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(values.dtype), column, axis=2)
+            cache = (key, value)
+        scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
+        drop = layer.dropout_key if layer.dropout_key is None else jax.random.fold_in(layer.dropout_key, 0)
+        y = attention.attend(query, key, value, layer.mask, scale, c.attention_dropout, drop).swapaxes(1, 2)
+        init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
+        shape = (c.num_heads, c.head_width, c.width)
+        return nn.Einsum(shape, "btnh,nhd->btd", c.out_bias, dtype=c.dtype, kernel_init=init, name="out")(y), cache
+
+
+class Mlp(nn.Module):
+    """The feed-forward half of a block, gated or not."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        init = nn.initializers.normal(INIT_STD)
+        dense = functools.partial(nn.Dense, use_bias=c.mlp_bias, dtype=c.dtype)
+        y = dense(c.mlp_width, kernel_init=init, name="up")(x)
+        if c.gated_mlp:
+            y = y * ACTIVATIONS[c.activation](dense(c.mlp_width, kernel_init=init, name="gate")(x))
+        else:
+            y = ACTIVATIONS[c.activation](y)
+        init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
+        return dense(c.width, kernel_init=init, name="down")(y)
+
+
+class LayerInputs(NamedTuple):
+    """What a block needs beside the residual stream and its parameters."""
+
+    mask: jax.Array  # (B, T, S) bool
+    rotary: tuple[jax.Array, jax.Array] | None  # cos, sin
+    dropout_key: jax.Array | None
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP around the residual stream x (B, T, D)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: LayerInputs, cache=None):
+        c = self.config
+        norm = functools.partial(Norm, c.norm, c.norm_eps, c.dtype)
+
+        def drop(y, part):
+            key = layer.dropout_key
+            return y if key is None else dropout(y, c.residual_dropout, jax.random.fold_in(key, part))
+
+        normed = norm(name="norm1")(x)
+        with jax.named_scope("attention"):
+            y, cache = Attention(c, name="attention")(normed, layer, cache)
+        if c.residual == "sequential":
+            x = x + drop(y, 1)
+            y = 0.0
+            normed = norm(name="norm2")(x)
+        elif c.residual == "parallel":
+            normed = norm(name="norm2")(x)
+        with jax.named_scope("mlp"):
+            z = Mlp(c, name="mlp")(normed)
+        x = x + drop(z, 2) if c.residual == "sequential" else x + drop(y, 1) + drop(z, 2)
+        return constrain(x, BATCH, None, None), cache
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes a share `rate` of x and scales the rest to keep the mean."""
+    if rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh float32 parameters: a plain nested dict, `blocks/…` stacked over the layers.
+
+    Weights as in GPT-2; the scalar head as in Stiennon et al. 2020: N(0, 1/(D+1)), bias 0.
+    """
+    c = config
+    keys = jax.random.split(key, 4)
+    real_row = jnp.arange(c.padded_vocab_size)[:, None] < c.vocab_size
+
+    def vocabulary(key):
+        return INIT_STD * jnp.where(real_row, jax.random.normal(key, (c.padded_vocab_size, c.width)), 0)
+
+    def block(key):
+        x = jnp.zeros((1, 1, c.width))
+        positions = jnp.zeros((1, 1), jnp.int32)
+        return Block(c).init(key, x, _layer_inputs(c, Layout(positions), Layout(positions)))["params"]
+
+    params = {"embed": {"tokens": vocabulary(keys[0])}}
+    if c.positions == "learned":
+        params["embed"]["positions"] = POSITIONS_INIT_STD * jax.random.normal(keys[1], (c.max_length, c.width))
+    params["blocks"] = jax.vmap(block)(jax.random.split(keys[2], c.num_layers))
+    params["final_norm"] = {"scale": jnp.ones(c.width)}
+    if c.norm == "layernorm":
+        params["final_norm"]["bias"] = jnp.zeros(c.width)
+    if c.head == "scalar":
+        params["scalar_head"] = scalar_head(c, keys[3])
+    elif not c.tied_embeddings:
+        params["head"] = {"kernel": vocabulary(keys[3])}
+        if c.head_bias:
+            params["head"]["bias"] = jnp.zeros(c.padded_vocab_size)
+    elif c.head_bias:
+        params["head"] = {"bias": jnp.zeros(c.padded_vocab_size)}
+    return params
+
+
+def scalar_head(config: ModelConfig, key: jax.Array) -> dict:
+    """A fresh projection to one scalar: kernel (D,) of std 1/sqrt(D+1), bias () 0."""
+    return {"kernel": jax.random.normal(key, (config.width,)) / (config.width + 1) ** 0.5, "bias": jnp.zeros(())}
+
+
+def with_scalar_head(config: ModelConfig, params: dict, key: jax.Array) -> tuple[ModelConfig, dict]:
+    """The same body with the unembedding replaced by a fresh scalar head (paper, section 3.5 and appendix C)."""
+    body = {name: tree for name, tree in params.items() if name not in ("head", "scalar_head")}
+    return config.replace(head="scalar"), body | {"scalar_head": scalar_head(config, key)}
+
+
+def cast(params: dict, dtype: str) -> dict:
+    """The parameters in the compute dtype, norms kept in float32 (they compute in it).
+
+    Done once, on the sharded tree: what is gathered afterwards is already half as large.
+    """
+    if dtype == "float32":
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if "norm" in path_name(path) else x.astype(dtype), params
+    )
+
+
+def hidden(
+    config: ModelConfig,
+    params: dict,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array | None,
+    branches: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """The last layer's output after the final norm, for packed rows.
+
+    Args:
+      tokens, positions, segments, branches: (B, T) int32, see attention.Layout.
+      dropout_key: turns on the configuration's dropout.
+
+    Returns:
+      (B, T, D) in the compute dtype; unspecified (finite) where segments is 0.
+    """
+    chex.assert_rank(tokens, 2)
+    chex.assert_equal_shape([x for x in (tokens, positions, segments, branches) if x is not None])
+    params = cast(params, config.dtype)
+    x = _embed(config, params, tokens, positions)
+    if dropout_key is not None:
+        x = dropout(x, config.embedding_dropout, jax.random.fold_in(dropout_key, config.num_layers))
+    layout = Layout(positions, segments, branches)
+    shared = _layer_inputs(config, layout, layout)
+
+    def layer(x, scanned):
+        blocks, window, index = scanned
+        inputs = shared
+        if any(config.windows):
+            inputs = inputs._replace(mask=shared.mask & attention.within_window(layout, layout, window))
+        if dropout_key is not None:
+            inputs = inputs._replace(dropout_key=jax.random.fold_in(dropout_key, index))
+        return Block(config).apply({"params": blocks}, x, inputs)[0], None
+
+    if config.remat == "full":
+        layer = jax.checkpoint(layer)
+    elif config.remat == "dots":
+        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    windows = jnp.array(config.layer_windows, jnp.int32)
+    x, _ = jax.lax.scan(layer, x, (params["blocks"], windows, jnp.arange(config.num_layers)))
+    return _final_norm(config, params, x)
+
+
+def unembedding(config: ModelConfig, params: dict) -> tuple[jax.Array, jax.Array | None]:
+    """The output matrix (padded V, D) in the compute dtype, and its bias (padded V,) float32 or None."""
+    head = params.get("head", {})
+    kernel = head["kernel"] if "kernel" in head else params["embed"]["tokens"]
+    return kernel.astype(config.dtype), head.get("bias")
+
+
+def logits(config: ModelConfig, params: dict, tokens, positions=None, segments=None) -> jax.Array:
+    """(B, T, V) float32 next-token logits of whole rows: for checks, not for training (see losses.token_logprobs).
+
+    Without positions every row is one sequence from position 0; without segments no token is padding.
+    """
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    return project(config, params, hidden(config, params, tokens, positions, segments))
+
+
+def project(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
+    """Logits (…, V) float32 of hidden states (…, D)."""
+    kernel, bias = unembedding(config, params)
+    y = jnp.einsum("...d,vd->...v", x, kernel, preferred_element_type=jnp.float32)
+    return (y if bias is None else y + bias)[..., : config.vocab_size]
+
+
+def scalar(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
+    """The scalar head (…,) float32 of hidden states (…, D): a value a token, or the score where a sequence ends."""
+    head = params["scalar_head"]
+    return jnp.einsum("...d,d->...", x.astype(jnp.float32), head["kernel"].astype(jnp.float32)) + head["bias"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sampling
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, one slot a sequence.
+
+    keys, values: a tuple over the layers, each (B, M, S, H).
+    positions: (B, S) int32, the position of each slot's column; EMPTY where it holds no token.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    positions: jax.Array
+
+
+def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
+    """An empty cache for `batch` sequences of at most `length` tokens."""
+    shape = (batch, config.num_kv_heads, length, config.head_width)
+    empty = tuple(constrain(jnp.zeros(shape, config.dtype), BATCH, "tensor", None, None) for _ in range(config.num_layers))
+    return Cache(empty, empty, jnp.full((batch, length), EMPTY, jnp.int32))
+
+
+def unstack(config: ModelConfig, params: dict) -> dict:
+    """Parameters in the compute dtype with a tuple of layers in place of the stacked blocks, ready for `extend`.
+
+    Sampling reads each weight once a token: slices of a stacked array would be copied out each time (on a CPU three times
+    the traffic), so they are made once, outside the loop.
+    """
+    params = cast(params, config.dtype)
+    layers = tuple(jax.tree.map(lambda x: x[layer], params["blocks"]) for layer in range(config.num_layers))
+    return params | {"blocks": layers}
+
+
+def extend(
+    config: ModelConfig, params: dict, cache: Cache, tokens: jax.Array, positions: jax.Array, column: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Runs C more tokens of each sequence against the cache, and adds them to it: a chunk of a prompt, or one sampled token.
+
+    Args:
+      params: from `unstack`.
+      tokens, positions: (B, C) int32; position -1 marks padding, which nothing ever sees.
+      column: () int32, where the chunk goes in the cache (the same column for every sequence: rows are aligned by column,
+        and their positions say how far each one is).
+
+    Returns:
+      hidden states (B, C, D) after the final norm, and the longer cache.
+    """
+    chex.assert_equal_shape([tokens, positions])
+    query = Layout(positions)
+    slots = jnp.where(positions < 0, EMPTY, positions)
+    slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, slots, column, axis=1)
+    shared = _layer_inputs(config, query, Layout(slots))
+    x = _embed(config, params, tokens, jnp.maximum(positions, 0))
+    keys, values = [], []
+    for layer, window in enumerate(config.layer_windows):
+        inputs = shared
+        if window:
+            inputs = shared._replace(mask=shared.mask & attention.within_window(query, Layout(slots), window))
+        past = (cache.keys[layer], cache.values[layer], column)
+        x, (k, v) = Block(config).apply({"params": params["blocks"][layer]}, x, inputs, past)
+        keys.append(k)
+        values.append(v)
+    return _final_norm(config, params, x), Cache(tuple(keys), tuple(values), slots)
+
+
+# ---------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    x = jnp.take(params["embed"]["tokens"], tokens, axis=0)
+    if config.positions == "learned":
+        x = x + jnp.take(params["embed"]["positions"], positions, axis=0)
+    return constrain(x.astype(config.dtype), BATCH, None, None)
+
+
+def _final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
+    return Norm(config.norm, config.norm_eps, config.dtype).apply({"params": params["final_norm"]}, x)
+
+
+def _layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs:
+    """Mask and rotary angles, the same in every layer (but for windows)."""
+    rotary = None
+    if config.positions == "rotary":
+        frequencies = attention.rotary_frequencies(config.rotary_width, config.rotary_theta, config.rotary_scaling)
+        rotary = attention.rotary_angles(query.positions, frequencies)
+    return LayerInputs(attention.visible(query, key), rotary, None)

@@ -1,0 +1,130 @@
+"""The device mesh, and where every array lives on it.
+
+One mesh, three axes:
+
+* `data`    rows of the batch; parameters are copies along it,
+* `fsdp`    rows of the batch and slices of the parameters (gathered layer by layer when used),
+* `tensor`  heads, feed-forward units and vocabulary (Megatron-style tensor parallelism).
+
+Two tables say how a parameter of a given path is laid out: `TRAIN_RULES` shards over fsdp × tensor, `ROLLOUT_RULES` over
+tensor only, because sampling reads every weight for every token and cannot afford to gather them each time.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes that share out the rows of a batch
+
+# Parameter path -> spec. Stacked layers (`blocks/…`) have the layer axis first, which is never sharded: the layers are
+# visited one at a time, and each is gathered on its own.
+TRAIN_RULES = (
+    (r"embed/tokens", P("tensor", "fsdp")),  # (V, D)
+    (r"embed/positions", P(None, "fsdp")),  # (T, D)
+    (r"blocks/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor", None)),  # (L, D, N, H)
+    (r"blocks/attention/(query|key|value)/bias", P(None, "tensor", None)),  # (L, N, H)
+    (r"blocks/attention/out/kernel", P(None, "tensor", None, "fsdp")),  # (L, N, H, D)
+    (r"blocks/mlp/(up|gate)/kernel", P(None, "fsdp", "tensor")),  # (L, D, F)
+    (r"blocks/mlp/(up|gate)/bias", P(None, "tensor")),  # (L, F)
+    (r"blocks/mlp/down/kernel", P(None, "tensor", "fsdp")),  # (L, F, D)
+    (r"blocks/(attention/out|mlp/down)/bias", P()),  # (L, D)
+    (r"head/kernel", P("tensor", "fsdp")),  # (V, D)
+    (r"head/bias", P("tensor")),  # (V,)
+    (r"scalar_head/(kernel|bias)", P()),  # (D,) and ()
+    (r".*norm[a-z0-9_]*/(scale|bias)", P()),
+)
+
+
+def _without_fsdp(spec: P) -> P:
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+ROLLOUT_RULES = tuple((pattern, _without_fsdp(spec)) for pattern, spec in TRAIN_RULES)
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A ('data', 'fsdp', 'tensor') mesh.
+
+    Args:
+      shape: sizes of the three axes; one of them may be -1, the rest of the devices.
+      devices: the devices to use; all by default.
+
+    Raises:
+      ValueError: an unknown or missing axis, more than one -1, or sizes that do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if set(shape) != set(AXES):
+        raise ValueError(f"config.mesh must have the axes {AXES}, got {tuple(shape)}")
+    sizes = [int(shape[axis]) for axis in AXES]
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ValueError(f"config.mesh must have positive sizes and at most one -1, got {dict(shape)}")
+    known = 1
+    for size in sizes:
+        known *= 1 if size == -1 else size
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+        known = len(devices)
+    if known != len(devices):
+        raise ValueError(f"config.mesh {dict(shape)} must multiply to the number of devices, {len(devices)}, got {known}")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many ways the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of an array whose dimension `axis` counts rows of the batch."""
+    return NamedSharding(mesh, P(*(None,) * axis, BATCH))
+
+
+def path_name(path: tuple) -> str:
+    """`blocks/mlp/up/kernel`, from the key path of a pytree of nested dicts."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def spec_for(path: str, rules: Sequence[tuple[str, P]]) -> P:
+    """The spec of the first rule that matches the whole of `path`."""
+    for pattern, spec in rules:
+        if re.fullmatch(pattern, path):
+            return spec
+    raise ValueError(f"no sharding rule for the parameter {path!r}")
+
+
+def param_shardings(mesh: Mesh, params, rules: Sequence[tuple[str, P]] = TRAIN_RULES):
+    """A tree of NamedSharding beside a tree of parameters (arrays or ShapeDtypeStructs).
+
+    Raises:
+      ValueError: a dimension that its mesh axis does not divide; names the parameter and both numbers.
+    """
+
+    def sharding(path, leaf):
+        name = path_name(path)
+        spec = spec_for(name, rules)
+        for dimension, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and dimension % mesh.shape[axis]:
+                raise ValueError(
+                    f"config.mesh.{axis}={mesh.shape[axis]} must divide every dimension it shards, got {dimension} in "
+                    f"{name} {tuple(leaf.shape)}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def constrain(x: jax.Array, *spec) -> jax.Array:
+    """Pins the layout of an intermediate array under the mesh of `jax.set_mesh`; does nothing without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*spec))
