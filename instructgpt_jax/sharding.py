@@ -128,3 +128,12 @@ def constrain(x: jax.Array, *spec) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def constrain_params(params, rules: Sequence[tuple[str, P]]):
+    """Lays a tree of parameters out by a rule table under the mesh of `jax.set_mesh`; does nothing without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.lax.with_sharding_constraint(x, spec_for(path_name(path), rules)), params
+    )

@@ -1,0 +1,209 @@
+"""Sampling: a prompt goes in by chunks, the response comes out token by token, all in one program.
+
+Responses are sampled from the full softmax at a temperature unless told otherwise, and the log-probability of each sampled
+token is kept: for PPO these are `old_logprobs`. The key of a token is (seed, iteration, episode, position) and nothing else, so
+that a response does not depend on the slot, wave or mesh that computed it.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from instructgpt_jax import models
+from instructgpt_jax.models import Cache, ModelConfig
+from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
+
+PREFILL_CHUNK = 128  # columns of a prompt that go through the network at once
+
+
+class Rollout(NamedTuple):
+    """Sampled responses, right-padded.
+
+    tokens: (B, R) int32, 0 after the end.
+    logprobs: (B, R) float32, of each token under the full distribution at the sampling temperature (at 1 when greedy), even
+      where top-k or top-p narrowed the choice; 0 after the end.
+    mask: (B, R) bool, True up to the end, the end-of-text token included.
+    """
+
+    tokens: jax.Array
+    logprobs: jax.Array
+    mask: jax.Array
+
+
+class Sampling(NamedTuple):
+    """The state of the decoding loop for one wave of b sequences.
+
+    length: () int32, response tokens sampled so far.
+    cache: keys and values of everything but the last sampled token.
+    rollout: the responses so far.
+    done: (b,) bool, has ended.
+    """
+
+    length: jax.Array
+    cache: Cache
+    rollout: Rollout
+    done: jax.Array
+
+
+def generate(
+    config: ModelConfig,
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    max_new_tokens: int,
+    seed: int | jax.Array,
+    temperature: float = 1.0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    eos_id: int | None = None,
+    iteration: int | jax.Array = 0,
+    episodes: jax.Array | None = None,
+    wave: int | None = None,
+) -> Rollout:
+    """Samples a response to each prompt.
+
+    Args:
+      config, params: a language model, its parameters as trained (stacked, float32).
+      prompts: (B, Q) int32, right-padded with anything.
+      lengths: (B,) int32 in [1, Q].
+      max_new_tokens: R.
+      seed, iteration: with the episode and the position, the key of every token; ints, or () arrays.
+      temperature: divides the logits; 0 = greedy.
+      top_k: sample among the k likeliest tokens; 0 = all.
+      top_p: sample among the likeliest tokens that together hold this much probability; 1 = all.
+      eos_id: the token that ends a response; None = every response has R tokens.
+      episodes: (B,) int32, the identity of each prompt for its keys; 0 … B-1 by default.
+      wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order of
+        length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
+
+    Raises:
+      ValueError: an empty range, a context too short, or a wave that does not divide B.
+    """
+    chex.assert_rank([prompts, lengths], [2, 1])
+    B, Q = prompts.shape
+    wave = B if wave is None else wave
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if wave < 1 or B % wave:
+        raise ValueError(f"rollout.wave must divide the number of prompts, {B}, got {wave}")
+    if config.positions == "learned" and Q + max_new_tokens > config.max_length:
+        raise ValueError(
+            f"prompt and response must fit the context of {config.max_length}, got {Q} + {max_new_tokens} tokens"
+        )
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1, got {temperature}, {top_k}, {top_p}")
+    key = jax.random.fold_in(jax.random.key(seed), iteration)
+    episodes = jnp.arange(B) if episodes is None else episodes
+    params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
+
+    def choose(logits, episodes, positions):
+        keys = jax.vmap(lambda episode, position: jax.random.fold_in(jax.random.fold_in(key, episode), position))
+        return sample(logits, keys(episodes, positions), temperature, top_k, top_p)
+
+    def run_wave(arguments):
+        prompts, lengths, episodes = arguments
+        return _run_wave(config, params, prompts, lengths, episodes, max_new_tokens, eos_id, choose)
+
+    if wave == B:
+        return run_wave((prompts, lengths, episodes))
+    order = jnp.argsort(lengths, stable=True)
+    waves = jax.tree.map(lambda x: x[order].reshape(B // wave, wave, *x.shape[1:]), (prompts, lengths, episodes))
+    rollout = jax.lax.map(run_wave, waves)
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:])[back], rollout)
+
+
+def sample(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0):
+    """Draws a token a row by the Gumbel-max trick: argmax(log p + g), g ~ Gumbel(0, 1).
+
+    Args:
+      logits: (B, V) float32.
+      keys: (B,) random keys.
+
+    Returns:
+      tokens (B,) int32 and their log-probabilities (B,) float32 (see Rollout).
+    """
+    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
+    if temperature == 0:
+        tokens = jnp.argmax(logprobs, axis=-1)
+    else:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logprobs.shape[1:]))(keys)
+        tokens = jnp.argmax(_truncate(logprobs, top_k, top_p) + noise, axis=-1)
+    return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+
+
+def _truncate(logprobs: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """-inf outside the top-k tokens and outside the smallest set of likeliest tokens whose probabilities reach top_p."""
+    if top_k:
+        kth = jax.lax.top_k(logprobs, min(top_k, logprobs.shape[-1]))[0][:, -1:]
+        logprobs = jnp.where(logprobs >= kth, logprobs, -jnp.inf)
+    if top_p < 1:
+        descending = jnp.sort(jax.nn.log_softmax(logprobs, axis=-1), axis=-1, descending=True)
+        before = jnp.cumsum(jnp.exp(descending), axis=-1) - jnp.exp(descending)
+        kept = jnp.sum(before < top_p, axis=-1, keepdims=True)  # at least the likeliest: nothing stands before it
+        last = jnp.take_along_axis(descending, kept - 1, axis=-1)
+        logprobs = jnp.where(jax.nn.log_softmax(logprobs, axis=-1) >= last, logprobs, -jnp.inf)
+    return logprobs
+
+
+def _prefill(config: ModelConfig, params: dict, cache: Cache, prompts: jax.Array, lengths: jax.Array):
+    """Runs the prompts (b, Q) into the cache by chunks, as many as the longest prompt needs.
+
+    Returns:
+      hidden state (b, D) of each prompt's last token, the cache, and the first free column.
+    """
+    b, Q = prompts.shape
+    C = min(Q, PREFILL_CHUNK)
+    prompts = jnp.pad(prompts, ((0, 0), (0, -Q % C)))
+
+    def chunk(i, carry):
+        last, cache = carry
+        tokens = jax.lax.dynamic_slice_in_dim(prompts, i * C, C, axis=1)
+        columns = jnp.broadcast_to(i * C + jnp.arange(C), (b, C))
+        hidden, cache = models.extend(
+            config, params, cache, tokens, jnp.where(columns < lengths[:, None], columns, -1), i * C
+        )
+        ends = lengths - 1 - i * C
+        here = jnp.take_along_axis(hidden, jnp.clip(ends, 0, C - 1)[:, None, None], axis=1)[:, 0]
+        return jnp.where(((ends >= 0) & (ends < C))[:, None], here, last), cache
+
+    chunks = (jnp.max(lengths) + C - 1) // C
+    empty = jnp.zeros((b, config.width), config.dtype)
+    last, cache = jax.lax.fori_loop(0, chunks, chunk, (empty, cache))
+    return last, cache, chunks * C
+
+
+def _run_wave(config, params, prompts, lengths, episodes, max_new_tokens, eos_id, choose) -> Rollout:
+    """Prefills and decodes one wave of b prompts, until all have ended or have R tokens."""
+    b, Q = prompts.shape
+    prompts = constrain(prompts, BATCH, None)
+    room = Q + -Q % min(Q, PREFILL_CHUNK)
+    cache = models.init_cache(config, b, room + max_new_tokens)
+    hidden, cache, start = _prefill(config, params, cache, prompts, lengths)
+
+    def step(hidden, length, rollout, done):
+        """Chooses response token number `length` from the hidden states before it."""
+        tokens, logprobs = choose(models.project(config, params, hidden), episodes, lengths + length)
+        put = lambda array, column: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
+            array, jnp.where(done, 0, column).astype(array.dtype)[:, None], length, axis=1
+        )
+        rollout = Rollout(put(rollout.tokens, tokens), put(rollout.logprobs, logprobs), put(rollout.mask, ~done))
+        return rollout, done if eos_id is None else done | (tokens == eos_id)
+
+    def more(state: Sampling):
+        return (state.length < max_new_tokens) & ~jnp.all(state.done)
+
+    def decode(state: Sampling):
+        t = state.length - 1  # the last sampled token: the cache does not hold it yet
+        tokens = jax.lax.dynamic_slice_in_dim(state.rollout.tokens, t, 1, axis=1)
+        hidden, cache = models.extend(config, params, state.cache, tokens, (lengths + t)[:, None], start + t)
+        rollout, done = step(hidden[:, 0], state.length, state.rollout, state.done)
+        return Sampling(state.length + 1, cache, rollout, done)
+
+    shape = (b, max_new_tokens)
+    empty = Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
+    rollout, done = step(hidden, jnp.int32(0), empty, jnp.zeros(b, bool))
+    return jax.lax.while_loop(more, decode, Sampling(jnp.int32(1), cache, rollout, done)).rollout
