@@ -1,0 +1,129 @@
+"""AdamW with global-norm clipping and the paper's schedules, built from one config section.
+
+The section (`config.<stage>.optimizer`) holds `lr, schedule, final_fraction, warmup_steps, warmup_start, b1, b2, eps,
+eps_form, weight_decay, max_grad_norm`; InstructGPT trains every model with Adam betas (0.9, 0.95) (appendix C).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+def make_schedule(config, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates made before this one.
+
+    Warm-up goes linearly from `warmup_start * lr` to `lr` over `warmup_steps` updates; the schedule then runs over
+    the remaining `num_steps - warmup_steps`: 'constant' stays at lr, 'linear' and 'cosine' reach
+    `final_fraction * lr` at `num_steps` and stay there.
+
+    Args:
+      config: the optimiser section.
+      num_steps: updates of the whole run.
+    """
+    if not 0 <= config.warmup_steps <= num_steps:
+        raise ValueError(f"optimizer.warmup_steps must be in [0, {num_steps}], got {config.warmup_steps!r}")
+    rest = max(num_steps - config.warmup_steps, 1)
+    if config.schedule == "constant":
+        main = optax.constant_schedule(config.lr)
+    elif config.schedule == "linear":
+        main = optax.linear_schedule(config.lr, config.lr * config.final_fraction, rest)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_fraction)
+    else:
+        raise ValueError(
+            f"optimizer.schedule must be 'constant', 'linear' or 'cosine', got {config.schedule!r}"
+        )
+    if config.warmup_steps == 0:
+        return main
+    warmup = optax.linear_schedule(config.lr * config.warmup_start, config.lr, config.warmup_steps)
+    return optax.join_schedules([warmup, main], [config.warmup_steps])
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True for the leaves that weight decay shrinks: matrices, embeddings included; no bias, no norm.
+
+    GPT-3 says only that decay 0.1 is used. Megatron-LM and nanoGPT, which reproduce it, decay every parameter with
+    two or more axes; the token embedding is also the output matrix, so it decays like any other. Layers are stacked
+    on a leading axis here, hence the test by name rather than by rank alone.
+    """
+
+    def decays(path, leaf):
+        names = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
+        is_vector = leaf.ndim < 2 or names[-1].endswith(("bias", "scale")) or any("norm" in n for n in names)
+        return not is_vector
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def scale_by_adam_tensorflow(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with TensorFlow's epsilon, outside the bias correction:
+
+        sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
+
+    Kingma & Ba 2015, end of section 2 ("epsilon hat"); `tf.train.AdamOptimizer`. optax and PyTorch correct v first,
+    so that eps weighs `sqrt(1 - b2^t)` times less: with eps 1e-5 and b2 0.999 their first steps are several times
+    larger where gradients are small, which is the regime of early PPO.
+    """
+
+    def init(params):
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731
+        return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
+
+    def update(grads, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        t = count.astype(jnp.float32)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, Adam, decoupled weight decay (masked), learning rate.
+
+    Args:
+      config: the optimiser section; `max_grad_norm` 0 = no clipping, `weight_decay` 0 = none.
+      num_steps: updates of the whole run, for the schedule.
+    """
+    if config.eps_form == "optax":
+        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    elif config.eps_form == "tensorflow":
+        adam = scale_by_adam_tensorflow(config.b1, config.b2, config.eps)
+    else:
+        raise ValueError(f"optimizer.eps_form must be 'optax' or 'tensorflow', got {config.eps_form!r}")
+    steps = [adam]
+    if config.max_grad_norm:
+        steps.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
+    if config.weight_decay:
+        steps.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
+    steps.append(optax.scale_by_learning_rate(make_schedule(config, num_steps)))
+    return optax.chain(*steps)
+
+
+def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings: PyTree) -> PyTree:
+    """Shardings of `tx.init(params)`: moments as their parameters, counters replicated.
+
+    Without them `jit(tx.init)` leaves the moments, two thirds of the state, replicated on every device.
+
+    Args:
+      tx: the optimiser.
+      params: parameter tree, arrays or ShapeDtypeStructs.
+      shardings: tree like `params` of NamedSharding, all on one mesh.
+    """
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        jax.eval_shape(tx.init, params),
+        shardings,
+        transform_non_params=lambda _: replicated,
+    )
