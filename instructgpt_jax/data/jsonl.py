@@ -1,0 +1,77 @@
+"""Files of lines: patterns, local and remote; plain and gzip; where each line begins and ends."""
+
+import glob
+import gzip
+import io
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Iterator
+
+from etils import epath
+
+
+def match(pattern: str) -> list[str]:
+    """The files of a local or remote pattern, sorted; a path that exists is taken as it is."""
+    if "://" in pattern:
+        head = pattern[: re.search(r"[*?\[]|$", pattern).start()].rpartition("/")[0]
+        try:
+            inner = pattern[len(head) + 1 :]
+            literal = epath.Path(pattern)
+            if not glob.has_magic(inner):
+                paths = [str(literal)] if literal.exists() else []
+            else:
+                paths = sorted(str(path) for path in epath.Path(head).glob(inner))
+        except ImportError as error:
+            raise ValueError(f"jsonl:{pattern} needs the extra 'gcs' (pip install 'instructgpt-jax[gcs]')") from error
+    elif os.path.isfile(pattern):
+        paths = [pattern]
+    else:
+        paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
+    if not paths:
+        raise ValueError(f"jsonl:{pattern} must name at least one file, got none")
+    return paths
+
+
+def read(path: str) -> bytes | mmap.mmap:
+    """The text of a file: mapped where it is plain and local, else in memory."""
+    try:
+        if "://" in path:
+            buffer = epath.Path(path).read_bytes()
+        else:
+            with open(path, "rb") as file:
+                empty = os.fstat(file.fileno()).st_size == 0  # an empty file cannot be mapped
+                buffer = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ValueError(f"{path} must be readable, got {error}") from error
+    if path.endswith(".gz") or buffer[:2] == b"\x1f\x8b":
+        return _decompress(path, buffer)
+    return buffer
+
+
+def _decompress(path: str, buffer: bytes | mmap.mmap) -> bytes:
+    """Never salvages a damaged file: how many records it lost is not known, so no allowance could cover them."""
+    if not buffer[:2]:
+        return b""
+    chunks = []
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(buffer)) as file:
+            while chunk := file.read(1 << 20):
+                chunks.append(chunk)
+    except (OSError, EOFError, zlib.error) as error:
+        line = 1 + sum(chunk.count(b"\n") for chunk in chunks)
+        raise ValueError(f"{path}:{line}: the gzip data is damaged or cut at or after this line ({error})") from None
+    return b"".join(chunks)
+
+
+def lines(buffer: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    """(line number from 1, start, end) of each line that is not blank; passes over a byte-order mark at the start."""
+    start = 3 if buffer[:3] == b"\xef\xbb\xbf" else 0
+    line, size = 1, len(buffer)
+    while start < size:
+        end = buffer.find(b"\n", start)
+        end = size if end < 0 else end
+        if buffer[start:end].strip():
+            yield line, start, end
+        start, line = end + 1, line + 1

@@ -1,0 +1,114 @@
+"""What a record of each kind must look like, and one clear reason when it does not.
+
+| kind | required fields |
+|---|---|
+| demonstrations | `prompt` str, `completion` str |
+| comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
+| prompts | `prompt` str |
+| pretraining | `text` str |
+
+Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
+one.
+
+Ranks: 1 is the best, equal ranks are ties. Only their order matters, so dense ranks (1, 2, 2, 3) and ranks with gaps
+(1, 3, 3 or 1, 1, 3) are both fine, but each lies in 1..K and one of them is 1. A ranking that breaks this was damaged,
+or lost a completion, or is a list of scores: none of the three can be trained on, so it is refused.
+
+Empty strings: a completion of a comparison may be empty (models do answer nothing, and labelers rank it), every other
+text may not.
+"""
+
+import json
+from typing import Any
+
+KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
+
+Record = dict[str, Any]
+
+
+def parse_line(line: bytes) -> Record:
+    """One line of a JSONL file as a dict.
+
+    Raises:
+      ValueError: not UTF-8, not JSON (NaN and Infinity are not), or not an object; the text says which.
+    """
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start} of the line") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("invalid JSON: nested too deeply") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"a record must be a JSON object, got {type(record).__name__}")
+    return record
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"invalid JSON: {name} is not a JSON value")
+
+
+def validate(record: Record, kind: str) -> None:
+    """Checks one record of `kind` (one of `KINDS`).
+
+    Raises:
+      ValueError: names the field, what it must be, and what it is.
+    """
+    if kind == "demonstrations":
+        _check_text(record, "prompt")
+        _check_text(record, "completion")
+    elif kind == "comparisons":
+        _check_text(record, "prompt")
+        _check_comparison(record)
+    elif kind == "prompts":
+        _check_text(record, "prompt")
+    elif kind == "pretraining":
+        _check_text(record, "text")
+    else:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+    user = record.get("user")
+    if user is not None and (not isinstance(user, (str, int)) or isinstance(user, bool)):
+        raise ValueError(f"user must be a string or an integer, got {_short(user)}")
+
+
+def _check_text(record: Record, field: str) -> None:
+    if field not in record:
+        raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
+    _check_string(record[field], field)
+    if not record[field]:
+        raise ValueError(f"{field} must not be empty")
+
+
+def _check_string(text: Any, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a string, got {_short(text)}")
+    try:
+        text.encode("utf-8")  # JSON can spell half of a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half of a surrogate pair, which is not text") from None
+
+
+def _check_comparison(record: Record) -> None:
+    for field in ("completions", "ranking"):
+        if field not in record:
+            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
+        if not isinstance(record[field], list):
+            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+    completions, ranking = record["completions"], record["ranking"]
+    if len(completions) < 2:
+        raise ValueError(f"completions must hold at least 2 texts, got {len(completions)}")
+    for k, completion in enumerate(completions):
+        _check_string(completion, f"completions[{k}]")
+    if len(ranking) != len(completions):
+        raise ValueError(f"ranking must give one rank for each of {len(completions)} completions, got {len(ranking)}")
+    for k, rank in enumerate(ranking):
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"ranking[{k}] must be a positive integer (1 = best), got {_short(rank)}")
+    if min(ranking) != 1 or max(ranking) > len(ranking):
+        raise ValueError(f"ranking must lie in 1..{len(ranking)} and hold a 1 (the best), got {_short(ranking)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
