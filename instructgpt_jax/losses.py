@@ -292,8 +292,8 @@ def cross_entropy(
 ) -> jax.Array:
     """- sum over tokens of weight * log softmax(hidden . unembedding + bias)[target], a float32 scalar.
 
-    Divide by the sum of the weights of the whole batch for the mean. Differentiable in hidden, unembedding and bias, not
-    in the weights. Tokens of weight 0 cost nothing.
+    Divide by the sum of the weights of the whole batch for the mean. Differentiable in hidden, unembedding and bias,
+    but not in the weights. Tokens of weight 0 cost nothing.
 
     Args:
       hidden: (B, T, D), after the final norm: column t holds what predicts targets[:, t].
