@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from instructgpt_jax.sharding import path_name
+
 PyTree = Any
 
 
@@ -44,17 +46,16 @@ def make_schedule(config, num_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay shrinks: matrices, embeddings included; no bias, no norm.
+    """True for the leaves that weight decay shrinks: kernels and embeddings; no bias, nothing of a norm.
 
-    GPT-3 says only that decay 0.1 is used. Megatron-LM and nanoGPT, which reproduce it, decay every parameter with
-    two or more axes; the token embedding is also the output matrix, so it decays like any other. Layers are stacked
-    on a leading axis here, hence the test by name rather than by rank alone.
+    GPT-3 says only that decay 0.1 is used. Megatron-LM and nanoGPT, which reproduce it, decay every matrix; the token
+    embedding is also the output matrix, so it decays like any other. The test goes by name: layers are stacked on a
+    leading axis, so a bias has two axes or three, and the scalar head's kernel one.
     """
 
-    def decays(path, leaf):
-        names = [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]
-        is_vector = leaf.ndim < 2 or names[-1].endswith(("bias", "scale")) or any("norm" in n for n in names)
-        return not is_vector
+    def decays(path, _):
+        name = path_name(path)
+        return not (name.endswith(("bias", "scale")) or "norm" in name)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

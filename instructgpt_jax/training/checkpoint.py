@@ -1,0 +1,243 @@
+"""Checkpoints: the one module that knows Orbax.
+
+Layout of a workdir::
+
+    checkpoints/<step>/     whole state, with the data index, the resolved config and the stage's metadata
+    snapshots/<step>/       the state without the optimisers' part, for choosing among epochs
+
+One checkpoint is one atomic save: Orbax writes to a temporary name and renames it (or, on gs://, commits it with a last
+file), so it appears whole or not at all, and the one before it is deleted only afterwards. Saving is asynchronous: the
+call returns when the arrays are on the host, before the next update may reuse (donate) their buffers, and writes in the
+background.
+
+Restore precedence of a training run:
+  1. the newest checkpoint of its own workdir: everything, including the position in the data;
+  2. else `init_from` of its networks (an earlier stage's workdir, a snapshot, a Hugging Face directory): parameters
+     alone;
+  3. else fresh parameters from the seed.
+The loop does 1 through `Checkpoints.restore`; a stage's `init` does 2 and 3 and calls `load_params` for our workdirs.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from instructgpt_jax.sharding import path_name
+
+PyTree = Any
+
+STATE = "state"  # name of the one array tree in a checkpoint
+CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, for the length of a run. Every process calls every method."""
+
+    def __init__(self, workdir: epath.PathLike, keep_last: int, best_metric: str, best_mode: str):
+        """Opens `workdir/checkpoints` and clears what a save cut short left there.
+
+        Args:
+          workdir: local or gs:// directory.
+          keep_last: how many of the newest checkpoints to keep.
+          best_metric: also keep the best checkpoint by this metric of `save`; '' = none.
+          best_mode: 'min' or 'max', which value is the best.
+        """
+        if keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last must be at least 1, got {keep_last!r}")
+        if best_mode not in ("min", "max"):
+            raise ValueError(f"checkpoint.best_mode must be 'min' or 'max', got {best_mode!r}")
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(keep_last)]
+        if best_metric:
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[best_metric],
+                reverse=best_mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
+        self._workdir = _absolute(workdir)
+        self._best_metric = best_metric
+        self._checkpointer = ocp.training.Checkpointer(
+            self._workdir / CHECKPOINTS,
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, step: int, state: PyTree, metadata: dict, metrics: dict[str, float]) -> None:
+        """Starts an asynchronous save; a failed one raises at the next call or on leaving the context.
+
+        Args:
+          step: the state's step; saving one that exists does nothing.
+          state: tree of arrays. Its buffers may be donated as soon as this returns.
+          metadata: JSON dict stored in the same save and read by `read_metadata`.
+          metrics: this step's metrics; only the one that decides the best is kept, if it is among them.
+        """
+        if step == self.latest:
+            return
+        best = {key: metrics[key] for key in (self._best_metric,) if key in metrics}
+        self._checkpointer.save_checkpointables_async(
+            step, {STATE: state}, force=True, custom_metadata=metadata, metrics=best or None
+        )
+
+    def snapshot(self, step: int, state: PyTree, metadata: dict) -> None:
+        """Saves the state without its optimisers' part as `snapshots/<step>`, and waits until it is written.
+
+        Waiting keeps the order: a checkpoint never exists without the snapshots that came before it.
+        """
+        path = self._workdir / SNAPSHOTS / str(step)
+        ocp.save_checkpointables(
+            path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata
+        )
+
+    def restore(self, abstract: PyTree) -> PyTree:
+        """The newest checkpoint's state in the shapes, dtypes and shardings of `abstract`, whatever mesh saved it."""
+        return self._checkpointer.load_checkpointables(self.latest, {STATE: abstract})[STATE]
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk; raises if a save failed."""
+        self._checkpointer.wait()
+
+
+def abstract_like(tree: PyTree) -> PyTree:
+    """ShapeDtypeStructs with the shapes, dtypes and shardings of the arrays of `tree`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def without_optimizer(state: PyTree) -> PyTree:
+    """Nested dicts of the fields of a (nested) state, less every `opt_state` and what is None."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {
+        name: without_optimizer(value)
+        for name, value in fields.items()
+        if name != "opt_state" and value is not None
+    }
+
+
+def find(directory: epath.PathLike, step: int | None = None) -> epath.Path:
+    """The folder of one checkpoint.
+
+    Args:
+      directory: a workdir (its newest checkpoint), or a checkpoint or snapshot itself.
+      step: a step of the workdir, looked for among its checkpoints, then its snapshots.
+
+    Raises:
+      FileNotFoundError: nothing whole is there.
+    """
+    directory = _absolute(directory)
+    if step is not None:
+        candidates = [directory / CHECKPOINTS / str(step), directory / SNAPSHOTS / str(step)]
+    else:
+        candidates = [directory, *(directory / CHECKPOINTS / str(n) for n in reversed(steps(directory)))]
+    for path in candidates:
+        if _is_whole(path):
+            return path
+    wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+    raise FileNotFoundError(f"{wanted} is not in {directory}")
+
+
+def steps(workdir: epath.PathLike, kind: str = CHECKPOINTS) -> list[int]:
+    """Steps of the whole checkpoints (or, with kind 'snapshots', the snapshots) of a workdir, in rising order."""
+    folder = _absolute(workdir) / kind
+    if not folder.is_dir():
+        return []
+    names = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    return sorted(n for n in names if _is_whole(folder / str(n)))
+
+
+def read_metadata(directory: epath.PathLike, step: int | None = None) -> dict:
+    """What was saved beside the arrays: `step`, `data_index`, `config` (resolved) and the stage's own `metadata`.
+
+    Args:
+      directory, step: as for `find`.
+    """
+    return dict(ocp.metadata(find(directory, step), checkpointable_name=STATE).custom_metadata)
+
+
+def read_shapes(directory: epath.PathLike, which: str = "", step: int | None = None) -> PyTree:
+    """Nested dicts of ShapeDtypeStructs (no shardings) of a saved state, without reading an array.
+
+    Args:
+      directory, step: as for `find`.
+      which: path of a subtree, such as 'params' or 'policy/ema'; '' = all.
+    """
+    path = find(directory, step)
+    tree = ocp.metadata(path, checkpointable_name=STATE).metadata
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _subtree(tree, which, path))
+
+
+def load_params(
+    directory: epath.PathLike, abstract: PyTree, which: str = "params", step: int | None = None
+) -> PyTree:
+    """One subtree of a saved state, straight into its shards; optimiser and everything else stay on disk.
+
+    Args:
+      directory, step: as for `find`.
+      abstract: tree of ShapeDtypeStruct with shardings; dtypes may differ from the saved ones.
+      which: path of the subtree, such as 'params', 'ema' or 'policy/params'.
+
+    Raises:
+      FileNotFoundError: no checkpoint there.
+      ValueError: no such subtree, or its names or shapes are not those of `abstract`.
+    """
+    path = find(directory, step)
+    saved, wanted = _shapes(read_shapes(path, which)), _shapes(abstract)
+    names = sorted(saved.keys() | wanted.keys())
+    differences = [
+        f"  {name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in names
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise ValueError(f"{which} of {path} must have the parameters of the model:\n" + "\n".join(differences))
+    nested = abstract
+    for key in reversed(which.split("/")):
+        nested = {key: nested}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        restored = ocp.load(path, nested, checkpointable_name=STATE)
+    return _subtree(restored, which, path)
+
+
+def _is_whole(path: epath.Path) -> bool:
+    """A save in progress, or one cut short, has a longer name (`5.orbax-checkpoint-tmp`); on gs:// no commit file."""
+    return path.name.isdigit() and (path / STATE).is_dir() and (path / "commit_success.txt").exists()
+
+
+def _subtree(tree: PyTree, which: str, path: epath.Path) -> PyTree:
+    """`tree['a']['b']` for 'a/b'."""
+    for key in filter(None, which.split("/")):
+        if not isinstance(tree, dict) or key not in tree:
+            known = sorted(tree) if isinstance(tree, dict) else "arrays"
+            raise ValueError(f"{which!r} must be a part of {path}, got {known} where {key!r} was looked for")
+        tree = tree[key]
+    return tree
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax wants absolute paths; gs:// ones are."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else path.expanduser().resolve()
