@@ -102,9 +102,7 @@ class Checkpoints:
         Waiting keeps the order: a checkpoint never exists without the snapshots that came before it.
         """
         path = self._workdir / SNAPSHOTS / str(step)
-        ocp.save_checkpointables(
-            path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata
-        )
+        ocp.save_checkpointables(path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata)
 
     def restore(self, abstract: PyTree) -> PyTree:
         """The newest checkpoint's state in the shapes, dtypes and shardings of `abstract`, whatever mesh saved it."""
@@ -126,9 +124,7 @@ def without_optimizer(state: PyTree) -> PyTree:
         return state
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {
-        name: without_optimizer(value)
-        for name, value in fields.items()
-        if name != "opt_state" and value is not None
+        name: without_optimizer(value) for name, value in fields.items() if name != "opt_state" and value is not None
     }
 
 
@@ -184,9 +180,7 @@ def read_shapes(directory: epath.PathLike, which: str = "", step: int | None = N
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _subtree(tree, which, path))
 
 
-def load_params(
-    directory: epath.PathLike, abstract: PyTree, which: str = "params", step: int | None = None
-) -> PyTree:
+def load_params(directory: epath.PathLike, abstract: PyTree, which: str = "params", step: int | None = None) -> PyTree:
     """One subtree of a saved state, straight into its shards; optimiser and everything else stay on disk.
 
     Args:

@@ -36,9 +36,7 @@ def make_schedule(config, num_steps: int) -> optax.Schedule:
     elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_fraction)
     else:
-        raise ValueError(
-            f"optimizer.schedule must be 'constant', 'linear' or 'cosine', got {config.schedule!r}"
-        )
+        raise ValueError(f"optimizer.schedule must be 'constant', 'linear' or 'cosine', got {config.schedule!r}")
     if config.warmup_steps == 0:
         return main
     warmup = optax.linear_schedule(config.lr * config.warmup_start, config.lr, config.warmup_steps)

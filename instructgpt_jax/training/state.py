@@ -57,6 +57,7 @@ def accumulate_gradients(
     microbatches: PyTree,
     trip_count: jax.Array,
     shardings: PyTree | None = None,
+    start: PyTree | None = None,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     """Sums the gradients of `loss_fn` over the first `trip_count` microbatches.
 
@@ -70,6 +71,7 @@ def accumulate_gradients(
       microbatches: tree of arrays with the same leading axis M.
       trip_count: () int32, `count_nonempty` of the batch. With M = 1 there is no loop and it is not read.
       shardings: tree like `params` of shardings for the running sum, or None to leave them to the compiler.
+      start: gradients to add to (another loss of the same network), or None for zeros.
 
     Returns:
       (gradients like `params` in float32, `sums` added up; floating sums in float32).
@@ -90,10 +92,11 @@ def accumulate_gradients(
         return constrained(_float32(grads)), _float32(sums)
 
     if lengths == {1}:
-        return one(jnp.zeros((), jnp.int32))
+        grads, sums = one(jnp.zeros((), jnp.int32))
+        return (grads if start is None else jax.tree.map(jnp.add, start, grads)), sums
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros((), jnp.int32)))
-    start = (constrained(zeros[0]), zeros[1])
-    return jax.lax.fori_loop(0, trip_count, lambda index, carry: jax.tree.map(jnp.add, carry, one(index)), start)
+    carry = (constrained(zeros[0] if start is None else start), zeros[1])
+    return jax.lax.fori_loop(0, trip_count, lambda index, carry: jax.tree.map(jnp.add, carry, one(index)), carry)
 
 
 def apply_gradients(

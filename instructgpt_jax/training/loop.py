@@ -1,0 +1,287 @@
+"""The one training loop. A stage is pure functions; everything impure is here: data, logs, checkpoints, signals.
+
+What a run promises:
+  * Killed at any moment, it resumes to the same bits: parameters, optimiser, every line of metrics.jsonl but `perf/*`.
+  * SIGTERM and SIGINT save and exit 0, on all processes at the same step; a second signal ends at once.
+  * A non-finite metric stops it, and no state is saved before its own step's metrics were read and found finite.
+  * A complete run is skipped, and a workdir of another run is refused.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructgpt_jax.training import checkpoint, metrics
+
+PyTree = Any
+
+# A workdir belongs to one experiment. These parts of the config, and the section named like the stage, must stay the
+# same when it is run again ...
+FIXED = ("stage", "seed", "models", "tokenizer", "data", "rollout")
+# ... except, inside them, the length of the run and what changes speed alone. All else (mesh, logging, checkpoints,
+# evaluation) may change freely.
+FREE = ("num_steps", "epochs", "iterations", "wave", "workers", "prefetch")
+
+
+class Stage(NamedTuple):
+    """What the loop needs of a stage of training; `state` has a field `step` and is all that is checkpointed.
+
+    Attributes:
+      init: () -> state on the mesh; fresh, or with parameters from `init_from`.
+      frozen: () -> pytree of networks that do not train, {} if none.
+      update: (state, frozen, batch) -> (state, metrics); jitted, state donated; metrics: flat dict of () float32.
+        `perf/tokens` and `perf/flops` of the step become rates.
+      data: start -> iterator of batches from index `start` on, one an update, global device arrays; has close().
+      evaluate: (state, frozen) -> (dict of floats, list of sample dicts).
+      programs: () -> name -> (jitted function, tuple of ShapeDtypeStructs with shardings). The first argument of
+        'update', where there is one, is the state that a checkpoint is restored into.
+      num_steps: updates of the whole run.
+      finish: (state, frozen) -> state, once after the last update; what it returns is evaluated and saved.
+      best: metric by which one checkpoint is kept beside the last ones, '' = none.
+      metadata: JSON dict stored in every checkpoint and snapshot, such as the model's configuration.
+    """
+
+    init: Callable[[], PyTree]
+    frozen: Callable[[], PyTree]
+    update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, dict[str, jax.Array]]]
+    data: Callable[[int], Iterator[PyTree]]
+    evaluate: Callable[[PyTree, PyTree], tuple[dict[str, float], list[dict]]]
+    programs: Callable[[], dict[str, tuple]]
+    num_steps: int
+    finish: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: state
+    best: str | None = None
+    metadata: dict | None = None
+
+
+def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
+    """Trains a stage to its end in `workdir`, from wherever an earlier run there stopped.
+
+    Args:
+      stage: what to train.
+      config: the resolved config; read here are `stage, seed, log_every, eval_every` (0 = only at the end),
+        `snapshot_every` (0 = never) and `checkpoint`: dict(every, keep_last, best_metric, best_mode).
+      workdir: local or gs:// directory.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError: the workdir holds something else, or the same stage of another model or other data.
+      FloatingPointError: a metric is not finite; the message has the step and its name.
+      SystemExit: with code 0, after the save that a signal asked for.
+    """
+    _check_run(stage, config)
+    workdir = epath.Path(workdir)
+    resolved = claim_workdir(config, workdir)
+    best = stage.best or config.checkpoint.best_metric
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_signals())
+        opened = checkpoint.Checkpoints(workdir, config.checkpoint.keep_last, best, config.checkpoint.best_mode)
+        checkpoints = stack.enter_context(opened)
+
+        # 1. The workdir's own newest checkpoint; else, inside init: 2. init_from, 3. fresh parameters.
+        step = checkpoints.latest or 0
+        if step:
+            state = checkpoints.restore(_abstract_state(stage))
+            metrics.say(f"{config.stage}: restored step {step} from {workdir}")
+        else:
+            state = stage.init()
+        if step >= stage.num_steps:
+            metrics.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
+            return state
+        frozen = stage.frozen()
+        data = stack.enter_context(contextlib.closing(stage.data(step)))
+        writer = metrics.Writer(workdir, step, stage.num_steps, config.stage)
+        stack.callback(writer.close)
+        meter = metrics.Meter()
+
+        def settle(at: int, on_device: dict[str, jax.Array]) -> dict[str, float]:
+            """Reads the metrics of step `at`, refuses what is not finite, and logs."""
+            values = meter.step_done(metrics.to_host(on_device))
+            bad = metrics.find_nonfinite(values)
+            if bad is not None:
+                kept = f"the last good checkpoint in {workdir} is of step {checkpoints.latest or 'none'}"
+                raise FloatingPointError(f"{config.stage}: {bad} is {values[bad]} at step {at}; {kept}")
+            if at % config.log_every == 0 or at == stage.num_steps:
+                values |= meter.rates()
+                writer.scalars(at, values)
+                writer.progress(at, values)
+            return values
+
+        pending = None  # (step, metrics on device): read one step late, so that the device never waits for the host
+        while step < stage.num_steps:
+            state, on_device = stage.update(state, frozen, _next(data, step))
+            step += 1
+            if pending is not None:
+                settle(*pending)
+            pending = (step, on_device)
+
+            last, stopping = step == stage.num_steps, stop()
+            evaluating = last or _due(step, config.eval_every)
+            snapshotting = _due(step, config.snapshot_every)
+            saving = last or stopping or _due(step, config.checkpoint.every)
+            if not (evaluating or snapshotting or saving):
+                continue
+
+            # Nothing of a step is kept before its metrics are known to be finite.
+            values, pending = settle(*pending), None
+            if last:
+                state = stage.finish(state, frozen)
+            if evaluating:
+                evaluation, samples = stage.evaluate(state, frozen)
+                evaluation = {key: float(value) for key, value in evaluation.items()}
+                if evaluation:
+                    writer.scalars(step, evaluation)
+                writer.samples(step, samples)
+                values |= evaluation
+            metadata = {"step": step, "data_index": step, "config": resolved, "metadata": stage.metadata or {}}
+            if snapshotting:
+                checkpoints.snapshot(step, state, metadata)
+            if saving:
+                writer.flush()
+                finite = {key: value for key, value in values.items() if math.isfinite(value)}
+                checkpoints.save(step, state, metadata, finite)
+            if stopping and not last:
+                checkpoints.wait()
+                metrics.say(f"{config.stage}: stopped by a signal, saved step {step} in {workdir}")
+                raise SystemExit(0)
+            meter.skip()
+        return state
+
+
+def claim_workdir(config, workdir: epath.Path) -> dict:
+    """Checks that the workdir is new or this experiment's, and writes config.json.
+
+    Returns:
+      The config as it reads back from JSON.
+
+    Raises:
+      ValueError: files that are not of a run, or a run whose model or data differ; the message lists the differences.
+    """
+    resolved = json.loads(json.dumps(config.to_dict(), default=str))
+    path = workdir / "config.json"
+    if path.exists():
+        found = compare(json.loads(path.read_text()), resolved)
+        if found:
+            raise ValueError(
+                f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
+            )
+    elif workdir.is_dir():
+        names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith("."))
+        if names:
+            raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        metrics.write_atomically(path, json.dumps(resolved, indent=2) + "\n")
+    return resolved
+
+
+def compare(stored: dict, asked: dict) -> list[str]:
+    """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
+    sections = (*FIXED, str(asked.get("stage")))
+    stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
+    names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
+    missing = "nothing"
+    return [
+        f"  {name}: {stored.get(name, missing)!r} in the workdir, {asked.get(name, missing)!r} asked for"
+        for name in names
+        if stored.get(name, missing) != asked.get(name, missing)
+    ]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _check_run(stage: Stage, config) -> None:
+    for name, value, least in (
+        ("num_steps", stage.num_steps, 1),
+        ("log_every", config.log_every, 1),
+        ("eval_every", config.eval_every, 0),
+        ("snapshot_every", config.snapshot_every, 0),
+        ("checkpoint.every", config.checkpoint.every, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _next(data: Iterator[PyTree], index: int) -> PyTree:
+    try:
+        return next(data)
+    except StopIteration:
+        raise ValueError(f"data must have a batch for every step, got an end before batch {index}") from None
+
+
+def _abstract_state(stage: Stage) -> PyTree:
+    """Shapes and shardings to restore into: of the update's program, else of a state made for the purpose."""
+    programs = stage.programs()
+    if "update" in programs:
+        return programs["update"][1][0]
+    state = stage.init()
+    abstract = checkpoint.abstract_like(state)
+    for leaf in jax.tree.leaves(state):  # free the memory before the checkpoint takes its place
+        leaf.delete()
+    return abstract
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells, on every process at the same call, whether SIGTERM or SIGINT has come."""
+    received = threading.Event()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    previous = {}
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number, _):
+        received.set()
+        restore()
+        metrics.say(f"received {signal.Signals(number).name}: saving after this step")
+
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        previous = {number: signal.signal(number, on_signal) for number in caught}
+    try:
+        yield received.is_set if jax.process_count() == 1 else _agreed(received)
+    finally:
+        restore()
+
+
+def _agreed(received: threading.Event) -> Callable[[], bool]:
+    """Every call sends this process's flag into an all-reduce and returns the result of the call before.
+
+    Reading one call late keeps the host ahead of the devices; all processes read the same results in the same order,
+    so they stop at the same step.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+    votes = []
+
+    def vote() -> bool:
+        mine = np.full(jax.local_device_count(), received.is_set(), np.int32)
+        votes.append(largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), mine)))
+        return bool(votes.pop(0)) if len(votes) > 1 else False
+
+    return vote
