@@ -1,0 +1,230 @@
+"""Records into token sequences: encoded once, checked against the row, kept in memory (or, for text, in a mapped file).
+
+Encoding everything before training starts costs seconds a run (a million tokens a second on two cores) and buys random
+access, exact epochs, and every complaint about the data before any compute is spent.
+"""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from instructgpt_jax.data import packing
+from instructgpt_jax.data import tokenizer as tokenizers
+
+_CHUNK = 1024  # records encoded at once
+_LISTED = 10  # bad records listed in an error
+
+
+class Encoded(NamedTuple):
+    """The examples of a data set that can be trained on."""
+
+    examples: Sequence  # packing.Example, packing.Comparison or (length,) int32 arrays
+    records: np.ndarray  # (examples,) int64, the record each example was made of
+    parts: tuple[tuple[int, float | None], ...]  # (number of examples, weight) of each source, in order
+    left_out: dict[str, int]  # reason -> number of records left out
+
+
+def demonstrations(
+    records, tokenizer, *, row_length: int, loss_on_prompt: bool, max_prompt_tokens: int, skip_bad: int
+) -> Encoded:
+    """prompt + completion + EOS as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`."""
+    eos = np.array([tokenizer.eos_token_id], np.int32)
+
+    def texts(record):
+        return [record["prompt"], record["completion"]]
+
+    def example(record, prompt, completion):
+        tokens = np.concatenate([prompt, completion, eos])
+        _check_fits(len(prompt), len(completion) + 1, row_length)
+        return packing.Example(tokens, 1 if loss_on_prompt else len(prompt))
+
+    return _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+
+
+def comparisons(
+    records,
+    tokenizer,
+    *,
+    row_length: int,
+    process_rows: int,
+    max_completions: int,
+    shared_prompt: bool,
+    max_prompt_tokens: int,
+    skip_bad: int,
+) -> Encoded:
+    """`packing.Comparison`s with EOS after every completion; prompts whose completions are all tied are left out."""
+    eos = np.array([tokenizer.eos_token_id], np.int32)
+
+    def texts(record):
+        return [record["prompt"], *record["completions"]]
+
+    def example(record, prompt, *completions):
+        if len(set(record["ranking"])) < 2:
+            return "all completions tied"
+        if len(completions) > max_completions:
+            raise ValueError(f"max_completions={max_completions} must be at least its {len(completions)} completions")
+        completions = [np.concatenate([completion, eos]) for completion in completions]
+        lengths = [len(completion) for completion in completions]
+        _check_fits(len(prompt), max(lengths), row_length)
+        rows = packing.rows_of_comparison(len(prompt), lengths, row_length, shared_prompt)
+        if rows > process_rows:
+            raise ValueError(
+                f"microbatch_rows must give a process at least the {rows} rows of {row_length} tokens that the "
+                f"comparison takes, got {process_rows}"
+            )
+        group = record.get("group")
+        return packing.Comparison(prompt, completions, record["ranking"], group if isinstance(group, int) else -1)
+
+    return _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+
+
+def prompts(records, tokenizer, *, max_prompt_length: int, max_prompt_tokens: int, skip_bad: int) -> Encoded:
+    """Each prompt as a (length,) int32 array."""
+
+    def example(record, prompt):
+        if len(prompt) > max_prompt_length:
+            raise ValueError(
+                f"a prompt must have at most max_prompt_length={max_prompt_length} tokens, got {len(prompt)}"
+            )
+        return prompt
+
+    return _encode(records, tokenizer, lambda record: [record["prompt"]], example, max_prompt_tokens, skip_bad)
+
+
+def _check_fits(prompt: int, completion: int, row_length: int) -> None:
+    if prompt + completion > row_length:
+        raise ValueError(
+            f"prompt and completion must fit row_length={row_length} tokens, got {prompt} + {completion} with EOS"
+        )
+
+
+def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_tokens: int, skip_bad: int) -> Encoded:
+    """Encodes all records.
+
+    Args:
+      records: `sources.Records`.
+      texts: record -> its texts, the prompt first.
+      example: (record, tokens of each text) -> an example, or the reason why the record is no use; raises ValueError
+        for a bad record.
+      max_prompt_tokens: longer prompts are left out (the paper, appendix C: 1,024); 0 keeps all.
+      skip_bad: bad records allowed, those that `records` itself left out included.
+    """
+    start = np.array(tokenizers.start(tokenizer), np.int32)
+    examples, kept, bad, left_out = [], [], [], {}
+    for first in range(0, len(records), _CHUNK):
+        chunk = [records[i] for i in range(first, min(first + _CHUNK, len(records)))]
+        texts_of = [texts(record) for record in chunk]
+        tokens = iter(tokenizers.encode(tokenizer, [text for group in texts_of for text in group]))
+        for number, (record, group) in enumerate(zip(chunk, texts_of, strict=True), first):
+            prompt, *rest = [next(tokens) for _ in group]
+            prompt = np.concatenate([start, prompt])
+            if max_prompt_tokens and len(prompt) > max_prompt_tokens:
+                made = f"prompt longer than {max_prompt_tokens} tokens"
+            elif not len(prompt):
+                bad.append(f"{records.origin(number)}: prompt must have at least one token")
+                continue
+            else:
+                try:
+                    made = example(record, prompt, *rest)
+                except ValueError as error:
+                    bad.append(f"{records.origin(number)}: {error}")
+                    continue
+            if isinstance(made, str):
+                left_out[made] = left_out.get(made, 0) + 1
+            else:
+                examples.append(made)
+                kept.append(number)
+    _report(bad, left_out, len(records), len(records.skipped), skip_bad)
+    if not examples:
+        raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
+    kept = np.array(kept, np.int64)
+    ends = np.cumsum([len(part) for part in records.parts])
+    counts = np.diff(np.searchsorted(kept, ends), prepend=0)
+    parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
+    return Encoded(examples, kept, parts, left_out | ({"bad": len(bad)} if bad else {}))
+
+
+def _report(bad: list[str], left_out: dict[str, int], total: int, skipped: int, skip_bad: int) -> None:
+    for reason, count in left_out.items():
+        logging.info("%d of %d records left out: %s", count, total, reason)
+    if not bad:
+        return
+    listed = "".join(f"\n  {line}" for line in bad[:_LISTED])
+    if len(bad) > _LISTED:
+        listed += f"\n  … and {len(bad) - _LISTED} more"
+    if len(bad) + skipped > skip_bad:
+        raise ValueError(f"{len(bad) + skipped} bad records, config.data.skip_bad allows {skip_bad}:{listed}")
+    logging.warning("%d bad records left out (config.data.skip_bad = %d):%s", len(bad), skip_bad, listed)
+
+
+class _Sequences(Sequence):
+    """Equal cuts of a long array of tokens, as `packing.Example`s."""
+
+    def __init__(self, streams: list[np.ndarray], row_length: int):
+        self._streams, self._row_length = streams, row_length
+        self.counts = [len(stream) // row_length for stream in streams]
+        self._starts = np.cumsum([0, *self.counts])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> packing.Example:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        first = (index - self._starts[part]) * self._row_length
+        return packing.Example(self._streams[part][first : first + self._row_length].astype(np.int32), 1)
+
+
+def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encoded:
+    """Documents joined by EOS and cut every `row_length` tokens, as GPT-3 was trained (Brown et al. 2020, appendix B).
+
+    A sequence may begin and end inside a document and hold several, which see each other. The tail of a source that
+    does not fill a sequence is left out; sources with weights are cut apart, sources without as one.
+
+    Args:
+      cache_dir: folder of encoded text, found again by its contents and the tokenizer; empty: in memory, encoded anew.
+    """
+    weighted = records.parts[0].weight is not None
+    sources = records.parts if weighted else [records]
+    streams = [_token_stream(source, tokenizer, cache_dir) for source in sources]
+    sequences = _Sequences(streams, row_length)
+    for source, stream, count in zip(sources, streams, sequences.counts, strict=True):
+        if not count:
+            raise ValueError(
+                f"pretraining text must fill at least one sequence of row_length={row_length} tokens, "
+                f"got {len(stream)} from {source.origin(0)} on"
+            )
+    parts = tuple((count, source.weight) for count, source in zip(sequences.counts, sources, strict=True))
+    return Encoded(sequences, np.full(len(sequences), -1, np.int64), parts, {})
+
+
+def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
+    """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
+    if not cache_dir:
+        return np.concatenate(list(_encode_documents(records, tokenizer)))
+    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for i in range(len(records)):
+        text = records[i]["text"].encode()
+        key.update(len(text).to_bytes(8, "little") + text)
+    folder = pathlib.Path(cache_dir)
+    path = folder / f"{key.hexdigest()[:32]}.uint32"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all, whoever is first
+            for tokens in _encode_documents(records, tokenizer):
+                tokens.tofile(file)
+        os.replace(file.name, path)
+    return np.memmap(path, np.uint32, "r")
+
+
+def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
+    start, eos = tokenizers.start(tokenizer), [tokenizer.eos_token_id]
+    for first in range(0, len(records), _CHUNK):
+        texts = [records[i]["text"] for i in range(first, min(first + _CHUNK, len(records)))]
+        documents = [part for tokens in tokenizers.encode(tokenizer, texts) for part in (start, tokens, eos)]
+        yield np.concatenate(documents).astype(np.uint32)
