@@ -152,8 +152,8 @@ def pack_comparisons(
 
     A segment is one prompt followed by its completions, each of which sees the prompt and itself: `branches` is 0 on
     the prompt and k + 1 on completion k, whose positions continue from the prompt's length. A comparison longer than a
-    row is split into several segments that repeat the prompt. With `shared_prompt=False` every completion is a segment of
-    its own and there are no `branches`.
+    row is split into several segments that repeat the prompt. With `shared_prompt=False` every completion is a segment
+    of its own and there are no `branches`.
 
     Args:
       comparisons: each takes at most `rows` rows (`rows_of_comparison`) and has at most `max_completions` completions.

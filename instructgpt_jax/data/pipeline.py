@@ -14,7 +14,7 @@ same slice.
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import jax
@@ -22,8 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import encoding, packing, sources, splits
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data import encoding, packing
 
 ROWS = PartitionSpec(None, sharding.BATCH)  # (M, B, T) and (M, G, …): rows, and the comparisons of a microbatch
 EXAMPLES = PartitionSpec(sharding.BATCH)  # (B, …)
@@ -35,18 +34,18 @@ class Batches:
     """Random access to the batches of this process.
 
     Attributes:
-      source: the Grain data set of batches, dicts of numpy int32 arrays.
+      source: the batches, dicts of numpy int32 arrays: a Grain data set.
       num_examples: examples of one epoch.
       steps_per_epoch: batches of one epoch, at least 1; batches run on across the end of an epoch.
       left_out: reason -> number of records left out.
-      spec: how every array of a batch lies on the mesh.
+      spec: how every array of a batch lies on the mesh; for `together` one of these for each part.
     """
 
-    source: grain.MapDataset
+    source: Sequence
     num_examples: int
     steps_per_epoch: int
     left_out: dict[str, int]
-    spec: PartitionSpec
+    spec: PartitionSpec | dict[str, PartitionSpec]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -244,6 +243,26 @@ def pretraining(
     return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
 
 
+class _Zip(Sequence):
+    """Batch i of each of several data sets, by name, for as long as the shortest lasts."""
+
+    def __init__(self, parts: dict[str, Batches]):
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return min(len(part) for part in self._parts.values())
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: part[index] for name, part in self._parts.items()}
+
+
+def together(main: str, parts: dict[str, Batches]) -> Batches:
+    """Batches {name: batch of that part}, as PPO takes prompts beside pretraining rows; epochs are counted by `main`."""
+    one = parts[main]
+    spec = {name: part.spec for name, part in parts.items()}
+    return Batches(_Zip(parts), one.num_examples, one.steps_per_epoch, one.left_out, spec)
+
+
 def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
     """The example numbers (from `offset` on) of all epochs, each shuffled anew; sources mixed by their weights.
 
@@ -372,53 +391,3 @@ def global_arrays(batch, mesh: Mesh, spec):
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(layout, array), arrays)
 
     return jax.tree.map(place, spec, batch, is_leaf=lambda node: isinstance(node, PartitionSpec))
-
-
-def datasets(config, options, kind: str, mesh: Mesh):
-    """The training and validation batches of one kind, as a config names them.
-
-    Args:
-      config: `seed` and `data`, which has `tokenizer`, sources of each kind under its name, `data_dir`, `cache_dir`,
-        `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
-      options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
-        called `kind` here: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`; for demonstrations
-        `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions` and `shared_prompt`.
-      kind: "demonstrations", "comparisons", "prompts" or "pretraining".
-      mesh: which processes hold which rows.
-    Returns:
-      (tokenizer, training `Batches`, validation `Batches`); the last in order, once through, and None without
-      validation records.
-    """
-    data = config.data
-    tokenizer = tokenizers.load(data.tokenizer)
-    records = sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
-    train, valid = splits.split(records, data.valid_fraction)
-    process_index, process_count = process_slice(mesh)
-    same = dict(batch_size=options.batch_size, process_index=process_index, process_count=process_count)
-    if kind != "pretraining":
-        same |= dict(max_prompt_tokens=data.max_prompt_tokens, skip_bad=data.skip_bad)
-    if kind != "prompts":
-        same |= dict(row_length=options.row_length, microbatch_rows=options.microbatch_rows)
-    only_train = {}
-    if kind == "demonstrations":
-        build = demonstrations
-        same |= dict(loss_on_prompt=options.loss_on_prompt)
-        if options.pretraining_fraction:
-            text = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
-            only_train = dict(
-                pretraining=splits.split(text, data.valid_fraction)[0],
-                pretraining_fraction=options.pretraining_fraction,
-                cache_dir=data.cache_dir,
-            )
-    elif kind == "comparisons":
-        build = comparisons
-        same |= dict(max_completions=options.max_completions, shared_prompt=options.shared_prompt)
-    elif kind == "prompts":
-        build = prompts
-        same |= dict(max_prompt_length=options.max_prompt_length)
-    else:
-        build = pretraining
-        same |= dict(cache_dir=data.cache_dir)
-    training = build(train, tokenizer, seed=config.seed, num_epochs=options.num_epochs or None, **same, **only_train)
-    validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
-    return tokenizer, training, validation
