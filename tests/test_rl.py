@@ -200,16 +200,16 @@ def test_ratio_is_one_before_the_first_update():
 
 
 def test_value_loss_by_hand():
-    """clip 0.2. Old 0. (V, R): (1, 2): clipped to 0.2, max(1, 3.24) / 2 = 1.62; (1, 0): max(1, 0.04) / 2 = 0.5;
-    (0.1, 1): 0.81 / 2 = 0.405; and a fourth token outside the mask."""
-    values, returns = rows([1, 1, 0.1, 9]), rows([2, 0, 1, 1])
-    total, count, stats = rl.value_loss(values, jnp.zeros((1, 4)), returns, jnp.array([[1, 1, 1, 0]]), 0.2)
-    np.testing.assert_allclose(total, 1.62 + 0.5 + 0.405, rtol=1e-6)
-    assert count == 3 and stats["clipfrac"] == 1
-    gradient = jax.grad(lambda v: rl.value_loss(v, jnp.zeros((1, 4)), returns, jnp.array([[1, 1, 1, 0]]), 0.2)[0])(
-        values
-    )
-    np.testing.assert_allclose(gradient, [[0, 1, -0.9, 0]], rtol=1e-6)  # none through the clipped branch
+    """clip 0.2. Old 2. (V, R) -> half the larger squared error: (3, 4): V clipped to 2.2, max(1, 3.24) / 2 = 1.62;
+    (1, 0.5): clipped to 1.8, max(0.25, 1.69) / 2 = 0.845; (3, 2): max(1, 0.04) / 2 = 0.5; (2.1, 3): not clipped,
+    0.81 / 2 = 0.405; and a fifth token outside the mask. No gradient passes where the clipped error is the larger."""
+    values, returns, old = rows([3, 1, 3, 2.1, 9]), rows([4, 0.5, 2, 3, 1]), jnp.full((1, 5), 2.0)
+    mask = jnp.array([[1, 1, 1, 1, 0]])
+    total, count, stats = rl.value_loss(values, old, returns, mask, 0.2)
+    np.testing.assert_allclose(total, 1.62 + 0.845 + 0.5 + 0.405, rtol=1e-6)
+    assert count == 4 and stats["clipfrac"] == 2
+    gradient = jax.grad(lambda v: rl.value_loss(v, old, returns, mask, 0.2)[0])(values)
+    np.testing.assert_allclose(gradient, [[0, 0, 1, -0.9, 0]], rtol=1e-6)
 
 
 def test_adapt_kl_coef_by_hand():
