@@ -1,0 +1,268 @@
+"""From raw prompts to the paper's prompt sets (section 3.2, appendices A and C), as pure functions over records.
+
+    python -m instructgpt_jax.data.prompts --input='raw/*.jsonl.gz' --output_dir=prompts --tokenizer=gpt2 --split_key=…
+
+`prepare` runs the steps in the paper's order: drop prompts that share a long prefix with an earlier one, keep at most
+200 a user, split by user, drop personal information from the training split, drop prompts over 1,024 tokens. It
+returns the three splits and a report of what each step dropped. What the paper leaves open is decided here: the length
+of the prefix, that the first prompt of a duplicate group and the first 200 of a user stay, the shares of the splits.
+
+A record is `{"prompt": str, "user": str | int (optional), ...}`; records are never changed. Each step returns the
+records that stay, in their order.
+"""
+
+import argparse
+import collections
+import functools
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from instructgpt_jax.data import pii, sources, tokenizer
+
+Record = dict[str, Any]
+_CHUNK = 1_000  # texts given to `count_tokens` at once
+
+
+class Prepared(NamedTuple):
+    """The prompt sets of a run."""
+
+    train: list[Record]
+    valid: list[Record]
+    test: list[Record]
+    report: dict[str, Any]
+
+
+def deduplicate(records: Iterable[Record], prefix_chars: int) -> list[Record]:
+    """Keeps the first of all prompts with the same first `prefix_chars` characters, and of equal shorter prompts.
+
+    White space and case do not count. "Has the same prefix" is transitive, so one pass over a table of 16-byte digests
+    does it: time and memory are linear.
+    """
+    if prefix_chars < 1:
+        raise ValueError(f"prefix_chars must be at least 1, got {prefix_chars!r}")
+    seen, kept = set(), []
+    for record in records:
+        digest = _prefix_digest(record["prompt"], prefix_chars)
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(record)
+    return kept
+
+
+def _prefix_digest(prompt: str, prefix_chars: int) -> bytes:
+    prefix = " ".join(prompt.split()).casefold()[:prefix_chars]
+    return hashlib.blake2b(prefix.encode(), digest_size=16).digest()
+
+
+def cap_per_user(records: Iterable[Record], max_per_user: int) -> list[Record]:
+    """Keeps the first `max_per_user` prompts of each user, and all prompts that name no user."""
+    if max_per_user < 1:
+        raise ValueError(f"max_per_user must be at least 1, got {max_per_user!r}")
+    counts, kept = collections.Counter(), []
+    for record in records:
+        user = record.get("user")
+        if user is not None:
+            counts[str(user)] += 1
+        if user is None or counts[str(user)] <= max_per_user:
+            kept.append(record)
+    return kept
+
+
+def split_of(record: Record, split_key: str, valid_share: float, test_share: float) -> str:
+    """'train', 'valid' or 'test': a keyed hash of the user, who so stays where they are when the data grow.
+
+    A prompt without a user is its own user: equal prompts stay together. The shares are shares of users; a larger
+    `valid_share` only moves users from train to valid.
+    """
+    user = record.get("user")
+    name = f"prompt:{record['prompt']}" if user is None else f"user:{user}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_hash_key(split_key)).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    if place < test_share:
+        return "test"
+    return "valid" if place < test_share + valid_share else "train"
+
+
+@functools.cache
+def _hash_key(split_key: str) -> bytes:
+    return hashlib.blake2b(split_key.encode()).digest()  # 64 bytes, the longest key BLAKE2b takes
+
+
+def drop_pii(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
+    """Drops prompts with personal information; also gives how many prompts held each kind of it (see `data/pii.py`)."""
+    kept, kinds = [], collections.Counter()
+    for record in records:
+        found = {finding.kind for finding in pii.find(record["prompt"])}
+        kinds.update(found)
+        if not found:
+            kept.append(record)
+    return kept, dict(kinds.most_common())
+
+
+def drop_long(
+    records: Sequence[Record], max_tokens: int, count_tokens: Callable[[list[str]], Sequence[int]]
+) -> list[Record]:
+    """Keeps prompts of at most `max_tokens` tokens; `count_tokens` gives the lengths of a list of texts."""
+    kept = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = records[start : start + _CHUNK]
+        lengths = count_tokens([record["prompt"] for record in chunk])
+        kept += [record for record, length in zip(chunk, lengths, strict=True) if length <= max_tokens]
+    return kept
+
+
+def language_shares(records: Sequence[Record], sample: int) -> dict[str, float]:
+    """Share of each language (ISO 639 code) among `sample` evenly spaced prompts, largest first.
+
+    By py3langid, the maintained form of the classifier that the paper used (appendix A.4: 96 % English).
+    """
+    import py3langid  # loads its model of 5 MB, which nothing else needs
+
+    step = max(1, len(records) // sample)
+    texts = [record["prompt"] for record in records[::step][:sample]]
+    counts = collections.Counter(py3langid.classify(text)[0] for text in texts)
+    return {language: count / len(texts) for language, count in counts.most_common()}
+
+
+def few_shot(record: Record, example: str) -> list[Record]:
+    """One instruction with K query/response pairs as K demonstrations, each with the other pairs as context (A.1).
+
+    Args:
+      record: `{"instruction": str, "pairs": [[query, response], …]}`; other fields go into each demonstration.
+      example: how a pair is written, e.g. "Input: {query}\nOutput: {response}"; must end in `{response}`.
+    Returns:
+      K records with `prompt` (instruction, the K - 1 other pairs in their order, the query) and `completion`.
+    """
+    if "{query}" not in example or not example.endswith("{response}"):
+        raise ValueError(f"example must hold {{query}} and end in {{response}}, got {example!r}")
+    question = example.removesuffix("{response}")
+    # A space before the response belongs to its first token, and so to the completion.
+    stem, gap = question.rstrip(" "), question[len(question.rstrip(" ")) :]
+    rest = {field: value for field, value in record.items() if field not in ("instruction", "pairs")}
+    demonstrations = []
+    for k, (query, response) in enumerate(record["pairs"]):
+        others = [pair for j, pair in enumerate(record["pairs"]) if j != k]
+        shots = [_fill(example, q, r) for q, r in others]
+        prompt = "\n\n".join([record["instruction"], *shots, _fill(stem, query, "")])
+        demonstrations.append(rest | {"prompt": prompt, "completion": gap + response})
+    return demonstrations
+
+
+def _fill(example: str, query: str, response: str) -> str:
+    head, tail = example.split("{query}", 1)  # not str.format: braces of a template or a text mean themselves
+    return head + query + tail.removesuffix("{response}") + response
+
+
+def prepare(
+    records: Iterable[Record],
+    *,
+    prefix_chars: int,
+    max_per_user: int,
+    split_key: str,
+    valid_share: float,
+    test_share: float,
+    max_tokens: int,
+    count_tokens: Callable[[list[str]], Sequence[int]],
+    language_sample: int,
+) -> Prepared:
+    """All steps in the paper's order.
+
+    Args:
+      records: prompts, the earlier ones preferred.
+      prefix_chars: two prompts that share so many first characters are duplicates (the paper gives no number).
+      max_per_user: the paper's 200.
+      split_key: any text; keep it for ever, another one shuffles users between the splits.
+      valid_share: share of users; about 0.32 gives the paper's ratio of prompts (table 6).
+      test_share: share of users; about 0.06 gives the paper's ratio (table 9).
+      max_tokens: the paper's 1,024.
+      count_tokens: lengths in tokens of a list of texts.
+      language_sample: prompts that the language classifier sees.
+    Returns:
+      The three splits and the report: `read`, `steps` (each with `dropped` and `left`), `splits`, `languages`.
+    """
+    if not (valid_share >= 0 and test_share >= 0 and valid_share + test_share < 1):
+        raise ValueError(f"valid_share and test_share must leave a training share, got {valid_share!r}, {test_share!r}")
+    records = list(records)
+    report: dict[str, Any] = {"read": len(records), "users": len({str(r["user"]) for r in records if "user" in r})}
+    steps = report["steps"] = []
+
+    def note(step, before, after, **more):
+        steps.append({"step": step, "dropped": before - after, "left": after} | more)
+
+    kept = deduplicate(records, prefix_chars)
+    note("long common prefix", len(records), len(kept))
+    capped = cap_per_user(kept, max_per_user)
+    note(f"over {max_per_user} a user", len(kept), len(capped))
+    splits = {"train": [], "valid": [], "test": []}
+    for record in capped:
+        splits[split_of(record, split_key, valid_share, test_share)].append(record)
+    before = len(splits["train"])
+    splits["train"], kinds = drop_pii(splits["train"])
+    note("personal information (train)", len(capped), len(capped) - before + len(splits["train"]), kinds=kinds)
+    before = sum(map(len, splits.values()))
+    splits = {name: drop_long(split, max_tokens, count_tokens) for name, split in splits.items()}
+    note(f"over {max_tokens} tokens", before, sum(map(len, splits.values())))
+    report["splits"] = {name: len(split) for name, split in splits.items()}
+    left = [record for split in splits.values() for record in split]
+    report["languages"] = language_shares(left, language_sample) if left else {}
+    return Prepared(**splits, report=report)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of this module: writes train, valid and test as .jsonl.gz, and report.json."""
+    parser = argparse.ArgumentParser(
+        "python -m instructgpt_jax.data.prompts", description="Raw prompts to splits."
+    )
+    parser.add_argument("--input", required=True, help="pattern of JSONL files with prompt and user")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--tokenizer", required=True, help="directory or Hub id")
+    parser.add_argument("--split_key", required=True, help="any text; keep it as long as the data grow")
+    parser.add_argument("--prefix_chars", type=int, default=200)
+    parser.add_argument("--max_per_user", type=int, default=200)
+    parser.add_argument("--max_tokens", type=int, default=1024)
+    parser.add_argument("--valid_share", type=float, default=0.32)
+    parser.add_argument("--test_share", type=float, default=0.06)
+    parser.add_argument("--language_sample", type=int, default=10_000)
+    parser.add_argument("--skip_bad", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        records = sources.load((f"jsonl:{args.input}",), "prompts", args.skip_bad)
+        encoder = tokenizer.load(args.tokenizer)
+        prepared = prepare(
+            records,
+            prefix_chars=args.prefix_chars,
+            max_per_user=args.max_per_user,
+            split_key=args.split_key,
+            valid_share=args.valid_share,
+            test_share=args.test_share,
+            max_tokens=args.max_tokens,
+            count_tokens=lambda texts: [len(ids) for ids in tokenizer.encode(encoder, texts)],
+            language_sample=args.language_sample,
+        )
+    except ValueError as error:
+        parser.exit(1, f"{error}\n")
+    folder = pathlib.Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "valid", "test"):
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in getattr(prepared, name))
+        _write_whole(folder / f"{name}.jsonl.gz", lines)
+    report = prepared.report | {"skipped": list(records.skipped)}
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """Writes a gzip file that appears only when it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as file:
+        file.writelines(lines)
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()
