@@ -1,28 +1,42 @@
-"""The training and validation batches that a config names: sources, split, tokenizer and pipeline in one call."""
+"""The data of a stage, as its config names them: sources, split, tokenizer and pipeline in one call."""
 
-import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax.data import pipeline, sources
+from instructgpt_jax.data import pipeline, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 
-def load(config, options, kind: str, mesh: Mesh):
-    """The training and validation batches of one kind, as a config names them.
+class StageData(NamedTuple):
+    """What a stage needs of its data."""
+
+    tokenizer: Any
+    vocab_size: int  # what a model's vocabulary must hold
+    train_batches: pipeline.Batches
+    valid_batches: pipeline.Batches | None  # in order, once through; None without validation records
+    train: Callable[[int], Iterator]  # global batches from that step on
+    valid: dict[str, Callable[[], Iterator]]  # {"valid": once through the validation batches}, or {}
+    num_steps: int  # batches of all epochs
+    steps_per_epoch: int
+    abstract_batch: Callable[[], Any]  # a training batch as ShapeDtypeStructs with shardings
+
+
+def load(config, options, kind: str, mesh: Mesh) -> StageData:
+    """The training and validation batches of one kind.
 
     Args:
       config: `seed` and `data`, which has `tokenizer`, sources of each kind under its name, `data_dir`, `cache_dir`,
         `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
       options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
-        of `data/pipeline.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`; for demonstrations
-        `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions` and `shared_prompt`.
+        of `data/pipeline.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
+        for demonstrations `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions` and
+        `shared_prompt`.
       kind: "demonstrations", "comparisons", "prompts" or "pretraining".
       mesh: which processes hold which rows.
-    Returns:
-      (tokenizer, training `Batches`, validation `Batches`); the last in order, once through, and None without
-      validation records.
     """
     data = config.data
     tokenizer = tokenizers.load(data.tokenizer)
@@ -56,25 +70,51 @@ def load(config, options, kind: str, mesh: Mesh):
         same |= dict(cache_dir=data.cache_dir)
     training = build(train, tokenizer, seed=config.seed, num_epochs=options.num_epochs or None, **same, **only_train)
     validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
-    return tokenizer, training, validation
+    return StageData(
+        tokenizer=tokenizer,
+        vocab_size=tokenizers.vocab_size(tokenizer),
+        train_batches=training,
+        valid_batches=validation,
+        train=lambda start: pipeline.iterate(training, mesh, start),
+        valid={"valid": lambda: pipeline.iterate(validation, mesh, 0)} if validation else {},
+        num_steps=len(training),
+        steps_per_epoch=training.steps_per_epoch,
+        abstract_batch=lambda: abstract(training, mesh),
+    )
+
+
+def abstract(batches: pipeline.Batches, mesh: Mesh):
+    """A global batch as ShapeDtypeStructs with shardings."""
+    _, process_count = pipeline.process_slice(mesh)
+
+    def of(spec, arrays):
+        axis = len(spec) - 1  # the one that is split, see pipeline.ROWS and EXAMPLES
+
+        def one(array):
+            shape = (*array.shape[:axis], array.shape[axis] * process_count, *array.shape[axis + 1 :])
+            return jax.ShapeDtypeStruct(shape, array.dtype, sharding=NamedSharding(mesh, spec))
+
+        return jax.tree.map(one, arrays)
+
+    return jax.tree.map(of, batches.spec, batches[0], is_leaf=lambda node: isinstance(node, PartitionSpec))
 
 
 def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Records, sources.Records]:
-    """Splits records into training and validation by a hash of the user, or of the prompt or text where there is none.
+    """Training and validation records, by a hash of the user, or of the prompt or text where there is none.
 
     All records of a user (or a prompt) are on one side, in every kind of data, and stay there when the data grow.
     """
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"config.data.valid_fraction must be in [0, 1), got {valid_fraction!r}")
-    valid = np.array([_fraction(records[i]) < valid_fraction for i in range(len(records))], bool)
+
+    def is_valid(record):
+        about = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
+        return prompts.split_of(about, "instructgpt_jax", valid_fraction, 0.0) == "valid"
+
+    valid = np.zeros(len(records), bool)
+    if valid_fraction:
+        valid[:] = [is_valid(records[i]) for i in range(len(records))]
     return _subset(records, ~valid), _subset(records, valid)
-
-
-def _fraction(record) -> float:
-    """A number in [0, 1) that is a fixed function of who or what the record is about."""
-    name = record.get("user")
-    name = record.get("prompt", record.get("text")) if name is None else f"user {name}"
-    return int.from_bytes(hashlib.sha256(f"valid|{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def _subset(records: sources.Records, keep: np.ndarray) -> sources.Records:

@@ -8,7 +8,7 @@ processes on the same examples, and the batches of several processes hold togeth
 `batch_size` counts the examples of the global batch (demonstrations, comparison prompts, prompts, pretraining
 sequences), `microbatch_rows` the rows of a global microbatch. A process is told its slice as `process_index` of
 `process_count`, from `process_slice(mesh)`: processes that hold the same rows (tensor parallelism across hosts) get the
-same slice.
+same slice. `data/datasets.py` makes these calls from a config.
 """
 
 import dataclasses
@@ -257,7 +257,7 @@ class _Zip(Sequence):
 
 
 def together(main: str, parts: dict[str, Batches]) -> Batches:
-    """Batches {name: batch of that part}, as PPO takes prompts beside pretraining rows; epochs are counted by `main`."""
+    """Batches {name: batch of that part}, as PPO takes prompts beside pretraining rows; epochs are those of `main`."""
     one = parts[main]
     spec = {name: part.spec for name, part in parts.items()}
     return Batches(_Zip(parts), one.num_examples, one.steps_per_epoch, one.left_out, spec)
