@@ -118,6 +118,14 @@ class ModelConfig:
         unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
         if unknown:
             raise ValueError(f"a model has no fields {sorted(unknown)}; it has {[f.name for f in dataclasses.fields(self)]}")
+        # Fields that follow from others by default follow them again, unless they were set apart.
+        if changes.keys() & {"width", "num_heads"}:
+            if self.head_width * self.num_heads == self.width:
+                changes = {"head_width": None} | changes
+            if self.num_kv_heads == self.num_heads:
+                changes = {"num_kv_heads": None} | changes
+        if "head_width" in changes and self.rotary_width == self.head_width:
+            changes = {"rotary_width": None} | changes
         return dataclasses.replace(self, **changes)
 
     @property

@@ -1,0 +1,170 @@
+"""From an entry of `config.models` to a network on the mesh: fresh, from an earlier stage, or from Hugging Face.
+
+An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys are fields of ModelConfig. `init_from` is the workdir of an
+earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or empty for a fresh model
+of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights of a stage that keeps both.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import models
+from instructgpt_jax.models import ModelConfig, hf
+from instructgpt_jax.sharding import param_shardings
+from instructgpt_jax.training import checkpoint
+
+# What may be set on a network that comes with its architecture: it changes the work or the noise, not the function.
+RUNTIME_FIELDS = ("dtype", "remat", "residual_dropout", "embedding_dropout", "attention_dropout")
+ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
+
+
+class Network(NamedTuple):
+    """A network of known shape whose parameters can be put on the mesh.
+
+    config: its shape.
+    load: () -> parameters, float32, sharded by the training rules.
+    abstract: the same tree as ShapeDtypeStructs with shardings.
+    """
+
+    config: ModelConfig
+    load: Callable[[], dict]
+    abstract: dict
+
+
+class Source(NamedTuple):
+    """Where parameters come from.
+
+    kind: 'fresh', 'stage' or 'hf'.
+    config: the architecture found there.
+    which: the subtree of a stage's state.
+    """
+
+    kind: str
+    config: ModelConfig
+    which: str = ""
+
+
+def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int, seed: int) -> Network:
+    """Resolves `config.models[name]` without reading a weight, and records its architecture there.
+
+    Args:
+      name: entry of config.models.
+      config: the whole configuration; `config.models[name].architecture` is set.
+      head: 'lm' or 'scalar', what the stage needs. A scalar head is grown on a language model where necessary.
+      mesh: where the parameters go.
+      vocab_size: of the tokenizer: the size of a fresh model, the least of a given one.
+      seed: of fresh parameters.
+
+    Raises:
+      ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given as a
+        language model, or a vocabulary too small for the tokenizer.
+    """
+    key = f"config.models.{name}"
+    entry = config.models[name].to_dict()
+    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
+    source = _find(key, entry, fields, vocab_size)
+    if source.config.vocab_size < vocab_size:
+        raise ValueError(
+            f"{key} must have a vocabulary of at least the tokenizer's {vocab_size}, got {source.config.vocab_size}"
+        )
+    if source.config.head == "scalar" and head == "lm":
+        raise ValueError(f"{key} must be a language model, got a reward or value model from {entry['init_from']!r}")
+    source_network = source.config.replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
+    grow = head == "scalar" and source_network.head == "lm"
+    network = source_network.replace(head=head)
+    with config.unlocked():
+        config.models[name].architecture = dataclasses.asdict(network)
+
+    fresh_key = jax.random.key(seed)
+    source_abstract = _abstract(source_network, mesh)
+    abstract = _abstract(network, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def load() -> dict:
+        if source.kind == "fresh":
+            return jax.jit(lambda key: models.init(network, key), out_shardings=shardings)(fresh_key)
+        if source.kind == "hf":
+            _, params = hf.load(entry["init_from"], mesh)
+        else:
+            params = checkpoint.load_params(entry["init_from"], source_abstract, source.which)
+        if not grow:
+            return params
+        grown = jax.jit(lambda params, key: models.with_scalar_head(source_network, params, key)[1], out_shardings=shardings)
+        return grown(params, fresh_key)
+
+    return Network(network, load, abstract)
+
+
+def _abstract(network: ModelConfig, mesh: Mesh) -> dict:
+    """Shapes and shardings of a network's parameters."""
+    shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
+    shardings = param_shardings(mesh, shapes)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
+
+
+def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
+    """Where the parameters of an entry come from, and their architecture."""
+    init_from = entry.get("init_from", "")
+    if not init_from:
+        size = entry.get("size", "")
+        if size not in models.SIZES:
+            raise ValueError(f"{key}.size must be one of {sorted(models.SIZES)}, got {size!r}")
+        return Source("fresh", models.SIZES[size].replace(**{"vocab_size": vocab_size} | fields))
+    foreign = sorted(set(fields) - set(RUNTIME_FIELDS))
+    if foreign:
+        raise ValueError(
+            f"{key} takes its architecture from init_from={init_from!r}: only {RUNTIME_FIELDS} may be set beside it, "
+            f"got {foreign}"
+        )
+    path = epath.Path(init_from)
+    if not path.exists():
+        if is_hub_id(init_from):
+            return Source("hf", hf.read_config(init_from))
+        raise ValueError(f"{key}.init_from must exist, got {init_from!r}{_how_to_make(init_from)}")
+    if (path / "config.json").exists() and "model_type" in json.loads((path / "config.json").read_text()):
+        return Source("hf", hf.read_config(init_from))
+    try:
+        saved = checkpoint.read_metadata(init_from)["config"]
+    except FileNotFoundError:
+        raise ValueError(
+            f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}{_how_to_make(init_from)}"
+        ) from None
+    name, prefix = ("policy", "policy/") if "policy" in saved["models"] else ("model", "")
+    weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")
+    if weights not in _parts(init_from, prefix):
+        raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
+    architecture = ModelConfig(**_tuples(saved["models"][name]["architecture"]))
+    return Source("stage", architecture, prefix + weights)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no directory can be a Hugging Face Hub id, `owner/model`; `runs/…` are our workdirs."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(("runs/", ".", "~"))
+
+
+def _parts(directory: str, prefix: str) -> list[str]:
+    """Which of a stage's weights were saved."""
+    return sorted(set(checkpoint.read_shapes(directory, prefix.rstrip("/"))) & {"ema", "params"})
+
+
+def _how_to_make(init_from: str) -> str:
+    """The command that makes `runs/<name>`, where there is a configuration of that name."""
+    parts = pathlib.PurePosixPath(init_from).parts
+    if len(parts) >= 2 and parts[0] == "runs":
+        return f"; make it with: python -m instructgpt_jax.main --config=configs/{parts[1]}.py"
+    return ""
+
+
+def _tuples(architecture: dict) -> dict:
+    """JSON's lists as the tuples they were."""
+    freeze = lambda value: tuple(map(freeze, value)) if isinstance(value, list | tuple) else value  # noqa: E731
+    return {field: freeze(value) for field, value in architecture.items()}

@@ -1,0 +1,132 @@
+"""What pretraining, supervised fine-tuning and the reward model share: one network, one loss, one update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from instructgpt_jax.data.pipeline import Batches, process_slice
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.sharding import replicated
+from instructgpt_jax.training import optimizer
+from instructgpt_jax.training.state import (
+    TrainState,
+    accumulate_gradients,
+    apply_gradients,
+    count_nonempty,
+    create,
+)
+
+NORMS = ("gradient_norm", "update_norm", "parameter_norm")  # what every update reports
+
+# (params, microbatch, dropout key or None) -> (total to differentiate, sums that add up over microbatches)
+Loss = Callable[[Any, dict, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def update(
+    state: TrainState, frozen: Any, batch: dict, *, loss: Loss, count: str, tx, seed: int, ema_decay: float = 0.0
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser update on the mean of `loss` over a batch of microbatches.
+
+    Args:
+      state: donated by the caller's jit.
+      frozen: not used; every stage's update has this signature.
+      batch: (M, …) arrays, see data.packing.
+      loss: summed over a microbatch.
+      count: the name among its sums of what the total is divided by.
+      tx: the optimiser.
+      seed: of dropout: the key of a microbatch is (seed, step, microbatch).
+      ema_decay: of the average of the weights, where the state keeps one.
+
+    Returns:
+      The new state and the summed `sums`, with the norms of apply_gradients.
+    """
+    del frozen
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def microbatch_loss(params, microbatch, index):
+        return loss(params, microbatch, jax.random.fold_in(key, index))
+
+    trips = count_nonempty(batch["segments"])
+    grads, sums = accumulate_gradients(microbatch_loss, state.params, batch, trips)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(sums[count], 1.0), grads)
+    state, norms = apply_gradients(state, grads, tx, ema_decay)
+    return state, sums | norms
+
+
+def evaluate(params: Any, batch: dict, *, loss: Loss) -> dict[str, jax.Array]:
+    """The sums of `loss` over a batch, without dropout and without gradients."""
+
+    def one(index):
+        return loss(params, jax.tree.map(lambda x: x[index], batch), None)[1]
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
+    trips = count_nonempty(batch["segments"])
+    return jax.lax.fori_loop(0, trips, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
+
+
+def state_shardings(tx, abstract_params: Any, mesh: Mesh, with_ema: bool = False) -> TrainState:
+    """Shardings of a TrainState: moments and average as their parameters."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_params)
+    return TrainState(
+        step=replicated(mesh),
+        params=shardings,
+        opt_state=optimizer.state_shardings(tx, abstract_params, shardings),
+        ema=shardings if with_ema else None,
+    )
+
+
+def init_state(params: Any, tx, shardings: TrainState) -> TrainState:
+    """A state at step 0 around parameters that are on the mesh already (their buffers are reused)."""
+    with_ema = shardings.ema is not None
+    return jax.jit(lambda p: create(p, tx, with_ema), out_shardings=shardings, donate_argnums=0)(params)
+
+
+def abstract_state(abstract_params: Any, tx, shardings: TrainState) -> TrainState:
+    """The state as ShapeDtypeStructs with shardings."""
+    shapes = jax.eval_shape(lambda p: create(p, tx, shardings.ema is not None), abstract_params)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
+
+
+def abstract_batch(batches: Batches, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global arrays of one training batch as ShapeDtypeStructs with shardings."""
+    _, processes = process_slice(mesh)
+    sharding = NamedSharding(mesh, batches.spec)
+    axis = len(batches.spec) - 1  # the axis that processes share
+
+    def describe(x):
+        shape = (*x.shape[:axis], x.shape[axis] * processes, *x.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(describe, batches[0])
+
+
+def num_steps(section: ConfigDict, batches: Batches) -> int:
+    """Updates of the run: `num_steps` of the stage's section, or with 0 as many as its epochs have."""
+    if section.num_steps > len(batches):
+        raise ValueError(f"num_steps must be at most the {len(batches)} batches of the data, got {section.num_steps}")
+    return section.num_steps or len(batches)
+
+
+def per_epoch(config: ConfigDict, batches: Batches) -> None:
+    """Turns -1 in `config.eval_every` and `config.snapshot_every`, once an epoch, into a number of steps."""
+    for name in ("eval_every", "snapshot_every"):
+        if config[name] == -1:
+            config[name] = batches.steps_per_epoch
+
+
+def work(config: ModelConfig, segments: jax.Array, positions: jax.Array, passes: float) -> dict[str, jax.Array]:
+    """Real tokens of some rows, and the model FLOPs spent on them.
+
+    Args:
+      passes: 1 for a forward pass, 3 with the backward.
+    """
+    real = segments > 0
+    tokens = real.sum(dtype=jnp.float32)
+    context = jnp.where(real, positions + 1, 0).sum(dtype=jnp.float32)  # keys seen, summed over tokens
+    per_key = config.flops_per_token(1.0) - config.flops_per_token(0.0)
+    flops = passes * (tokens * config.flops_per_token(0.0) + context * per_key)
+    return {"tokens": tokens, "flops": flops}
