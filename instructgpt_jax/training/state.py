@@ -121,9 +121,9 @@ def apply_gradients(
     if ema is not None:
         ema = jax.tree.map(lambda e, p: ema_decay * e + (1.0 - ema_decay) * p.astype(e.dtype), ema, params)
     norms = {
-        "gradient_norm": optax.global_norm(grads),
-        "update_norm": optax.global_norm(updates),
-        "parameter_norm": optax.global_norm(params),
+        "gradient_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+        "parameter_norm": optax.tree.norm(params),
     }
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), norms
 

@@ -1,0 +1,286 @@
+"""The loop on a toy stage: killed, interrupted, moved to another mesh, poisoned, resumed."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+import toy_stage
+
+from instructgpt_jax.training import checkpoint, loop, metrics
+
+SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoint.best_metric": "validation/loss"}
+
+
+def start(workdir, overrides, *arguments):
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # one device a process
+    command = [sys.executable, toy_stage.__file__, str(workdir), json.dumps(overrides), *arguments]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def lines(workdir, name="metrics.jsonl"):
+    """Lines of a .jsonl file as text, less perf/*, so that equality is equality of what is written."""
+    path = pathlib.Path(workdir) / name
+    if not path.exists():
+        return []
+    parsed = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.dumps({k: v for k, v in line.items() if not k.startswith("perf/")}) for line in parsed]
+
+
+def wait_for_lines(process, workdir, count):
+    deadline = time.monotonic() + 60
+    while len(lines(workdir)) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def assert_same_run(left, right):
+    assert lines(left) == lines(right)
+    assert lines(left, "samples.jsonl") == lines(right, "samples.jsonl")
+    assert_same_state(toy_stage.final_state(left), toy_stage.final_state(right))
+    assert checkpoint.steps(left) == checkpoint.steps(right)
+
+
+def assert_same_state(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of SLOW to its end, by a process of its own like the ones it is compared with."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    process = start(workdir, SLOW | {"toy.sleep": 0.0})
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert "tokens/s" in log and "left 0:00:00" in log
+    return workdir
+
+
+# toy.sleep differs between the two: it stands for the speed of the machine, not for the experiment.
+@pytest.fixture(autouse=True)
+def sleep_is_free(monkeypatch):
+    monkeypatch.setattr(loop, "FREE", (*loop.FREE, "sleep"))
+
+
+def test_killed_twice_and_resumed_is_bit_identical(tmp_path, uninterrupted):
+    moments = random.Random(time.time_ns())
+    for least in (9, 22):  # lines on disk before the blow: after the first checkpoint, after the third
+        process = start(tmp_path, SLOW)
+        wait_for_lines(process, tmp_path, least)
+        time.sleep(moments.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(tmp_path, SLOW)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert "restored step" in log
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_0(tmp_path, uninterrupted, capfd, number):
+    settings = toy_stage.config(**SLOW | {"toy.sleep": 0.0})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+
+    def data(start):
+        for index, batch in enumerate(stage.data(start)):
+            if index == 10:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(SystemExit) as stopped:
+        loop.run(stage._replace(data=data), settings, tmp_path)
+    assert stopped.value.code == 0 and "saved step 11" in capfd.readouterr().err
+    assert checkpoint.steps(tmp_path)[-1] == 11 == max(json.loads(line)["step"] for line in lines(tmp_path))
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    loop.run(stage, settings, tmp_path)
+    assert lines(tmp_path) == lines(uninterrupted)
+    assert_same_state(toy_stage.final_state(tmp_path), toy_stage.final_state(uninterrupted))
+
+
+def test_two_processes_stop_at_the_same_step(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    overrides = SLOW | {"mesh.fsdp": 2}
+    processes = [start(tmp_path, overrides, str(index), port) for index in range(2)]
+    wait_for_lines(processes[0], tmp_path, 9)
+    processes[1].send_signal(signal.SIGTERM)  # only one of them is told
+    logs = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    stopped = checkpoint.steps(tmp_path)[-1]
+    assert 7 < stopped < 40 and f"saved step {stopped}" in logs[0]
+    # What two processes saved, one takes over.
+    toy_stage.run(tmp_path, jax.devices()[:1], **SLOW | {"toy.sleep": 0.0})
+    assert [json.loads(line)["step"] for line in lines(tmp_path) if "toy/loss" in line] == list(range(1, 41))
+
+
+def test_continues_on_another_mesh(tmp_path):
+    mesh = lambda *shape: dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))  # noqa: E731
+    toy_stage.run(tmp_path / "whole", **mesh(8, 1, 1))
+    toy_stage.run(tmp_path / "moved", **mesh(8, 1, 1), **{"toy.num_steps": 6})
+    final = toy_stage.run(tmp_path / "moved", **mesh(1, 2, 4))
+    kernel = final.opt_state[1].mu["in"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (4, 4)
+    whole, moved = ([json.loads(line) for line in lines(tmp_path / name)] for name in ("whole", "moved"))
+    losses = [[line["toy/loss"] for line in run if "toy/loss" in line] for run in (whole, moved)]
+    assert losses[0][:6] == losses[1][:6] and len(losses[1]) == 12
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        toy_stage.final_state(tmp_path / "whole").params,
+        toy_stage.final_state(tmp_path / "moved").params,
+    )
+
+
+@pytest.mark.parametrize("poison", [7, 8])  # found while running, and at the step of a checkpoint
+def test_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path, poison):
+    with pytest.raises(FloatingPointError) as error:
+        toy_stage.run(tmp_path, jax.devices()[:1], **{"toy.poison_step": poison - 1})
+    assert f"toy/loss is nan at step {poison}" in str(error.value) and "of step 4" in str(error.value)
+    assert checkpoint.steps(tmp_path) == [4]
+    assert max(json.loads(line)["step"] for line in lines(tmp_path)) == poison - 1
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
+    events = []
+    settings = toy_stage.config(**{"toy.num_steps": 5, "eval_every": 0, "checkpoint.every": 100})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+
+    def update(*arguments):
+        events.append("update")
+        return stage.update(*arguments)
+
+    to_host = metrics.to_host
+    monkeypatch.setattr(metrics, "to_host", lambda values: (events.append("read"), to_host(values))[1])
+    loop.run(stage._replace(update=update), settings, tmp_path)
+    assert events == ["update", *["update", "read"] * 4, "read"]
+
+
+def test_what_a_run_leaves(tmp_path, capfd):
+    finished = []
+    overrides = {"snapshot_every": 6, "checkpoint.best_metric": "validation/loss", "checkpoint.best_mode": "max"}
+    overrides |= {"eval_every": 4, "log_every": 3, "checkpoint.keep_last": 1}
+    settings = toy_stage.config(**overrides)
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+
+    def finish(state, frozen):
+        finished.append(int(state.step))
+        return state.replace(ema=jax.tree.map(lambda x: 0 * x, state.ema))
+
+    final = loop.run(stage._replace(finish=finish), settings, tmp_path)
+    assert finished == [12] and not np.any(final.ema["out"]["kernel"])
+    parsed = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in parsed if "toy/loss" in line]
+    evaluated = {line["step"]: line["validation/loss"] for line in parsed if "validation/loss" in line}
+    assert [line["step"] for line in trained] == [3, 6, 9, 12] and list(evaluated) == [4, 8, 12]
+    assert [key for key in trained[0] if not key.startswith("perf/")] == [
+        "step", "toy/gradient_norm", "toy/loss", "toy/parameter_norm", "toy/update_norm",
+    ]  # fmt: skip
+    assert "perf/tokens" not in trained[0] and trained[1]["perf/tokens_per_s"] > 0 and "perf/mfu" not in trained[1]
+    np.testing.assert_allclose(evaluated[12], np.mean(np.linspace(-1, 1, 8) ** 2), rtol=1e-6)  # of finish's state
+    best = max(evaluated, key=evaluated.get)
+    assert checkpoint.steps(tmp_path) == sorted({best, 12}) and checkpoint.steps(tmp_path, "snapshots") == [6, 12]
+    assert not np.any(toy_stage.final_state(tmp_path).ema["out"]["kernel"])  # finish came before the save
+    saved = checkpoint.read_metadata(tmp_path)
+    assert saved["step"] == saved["data_index"] == 12 and saved["metadata"] == {"head": "toy"}
+    assert saved["config"] == json.loads((tmp_path / "config.json").read_text()) and saved["config"]["seed"] == 1
+    assert json.loads(lines(tmp_path, "samples.jsonl")[0])["prompt"] == "é"
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+    # Complete: nothing is trained, evaluated or written again.
+    def refuse(*_):
+        raise AssertionError("a complete run must not train")
+
+    again = loop.run(stage._replace(init=refuse, data=refuse, update=refuse, finish=refuse), settings, tmp_path)
+    assert_same_state(jax.tree.map(np.asarray, again), jax.tree.map(np.asarray, final))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(parsed)
+    assert "complete" in capfd.readouterr().err
+
+
+def test_restores_without_an_update_program(tmp_path):
+    settings = toy_stage.config(**{"toy.num_steps": 4})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+    first = loop.run(stage, settings, tmp_path)
+    again = loop.run(stage._replace(programs=lambda: {"learn": ()}), settings, tmp_path)
+    assert_same_state(jax.tree.map(np.asarray, again), jax.tree.map(np.asarray, first))
+
+
+def test_another_experiment_is_refused(tmp_path):
+    workdir = tmp_path / "run"
+    one = jax.devices()[:1]
+    toy_stage.run(workdir, one, **{"toy.num_steps": 4})
+    with pytest.raises(ValueError) as error:
+        toy_stage.run(workdir, one, **{"models.model.size": "large", "data.demonstrations": ("jsonl:b",), "seed": 2})
+    text = str(error.value)
+    assert "models.model.size: 'toy' in the workdir, 'large' asked for" in text
+    assert "data.demonstrations: ['simulated:toy'] in the workdir, ['jsonl:b'] asked for" in text and "seed: 1" in text
+    with pytest.raises(ValueError, match="toy.optimizer.lr: 0.01 in the workdir, 0.02 asked for"):
+        toy_stage.run(workdir, one, **{"toy.optimizer.lr": 0.02})
+    toy_stage.run(workdir, one, **{"toy.num_steps": 5, "data.workers": 1, "log_every": 2, "checkpoint.every": 2})
+    assert json.loads((workdir / "config.json").read_text())["toy"]["num_steps"] == 5
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="must be empty or hold a run's config.json, got \\['thesis.tex'\\]"):
+        toy_stage.run(foreign, one)
+    with pytest.raises(ValueError, match="checkpoint.every must be at least 1, got 0"):
+        toy_stage.run(tmp_path / "new", one, **{"checkpoint.every": 0})
+
+
+def test_jsonl_is_cut_back_to_the_restored_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2}\n{"step": 2, "b": 0.5}\n{"step": 3}\n{"step": 4, "a"')
+    file = metrics.JsonLines(path, 2)
+    file.write(3, {"a": float("nan"), "b": metrics.to_host({"b": np.float32(0.1)})["b"]})
+    file.close()
+    kept = '{"step": 1, "a": 1}\n{"step": 2}\n{"step": 2, "b": 0.5}\n'
+    assert path.read_text() == kept + '{"step": 3, "a": null, "b": 0.1}\n'
+    # A line is complete only with its end: without it the write was cut short, whatever the step says.
+    path.write_text('{"step": 1}\n{"step": 2}')
+    metrics.JsonLines(path, 2).close()
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_floats_are_written_exactly():
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 10.0 ** np.arange(-20, 20).repeat(25)
+    values = values.astype(np.float32)
+    on_host = metrics.to_host({str(i): value for i, value in enumerate(values)})
+    read = np.array([json.loads(json.dumps(on_host[str(i)])) for i in range(1000)]).astype(np.float32)
+    np.testing.assert_array_equal(read.view(np.int32), values.view(np.int32))
+
+
+def test_rates(monkeypatch):
+    clock = iter([0.0, 2.0, 5.0, 9.0, 11.0])  # made, step, step, skip, step
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setitem(metrics.PEAK_FLOPS, jax.devices()[0].device_kind, 1e3)
+    meter = metrics.Meter()
+    step = {"perf/tokens": 50.0, "perf/flops": 8e3, "loss": 1.0}
+    assert meter.step_done(step) == {"loss": 1.0}
+    meter.step_done(step)
+    expected = {"perf/step_seconds": 2.5, "perf/tokens_per_s": 20.0, "perf/mfu": 16e3 / 5 / 1e3 / jax.device_count()}
+    assert meter.rates() == pytest.approx(expected)
+    meter.skip()
+    meter.step_done(step)
+    assert meter.rates()["perf/step_seconds"] == 2.0
+
+
+def test_votes_arrive_one_call_late():
+    received = threading.Event()
+    vote = loop._agreed(received)
+    assert [vote(), vote()] == [False, False]
+    received.set()
+    assert [vote(), vote()] == [False, True]
