@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from instructgpt_jax.data import sources
 
@@ -28,6 +29,7 @@ class _FromRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes `splits` (name -> records): the fields of `FEATURES` as they are, all others as one JSON text."""
 
     VERSION = tfds.core.Version("1.0.0")
+    code_path = epath.Path(__file__)  # TFDS would look for it with a package that it does not depend on
     FEATURES: dict[str, Any]
 
     def __init__(self, *, splits: dict[str, sources.Records], data_dir: str):

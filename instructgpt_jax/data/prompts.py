@@ -107,13 +107,17 @@ def drop_pii(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
 def drop_long(
     records: Sequence[Record], max_tokens: int, count_tokens: Callable[[list[str]], Sequence[int]]
 ) -> list[Record]:
-    """Keeps prompts of at most `max_tokens` tokens; `count_tokens` gives the lengths of a list of texts."""
-    kept = []
-    for start in range(0, len(records), _CHUNK):
-        chunk = records[start : start + _CHUNK]
-        lengths = count_tokens([record["prompt"] for record in chunk])
-        kept += [record for record, length in zip(chunk, lengths, strict=True) if length <= max_tokens]
-    return kept
+    """Keeps prompts of at most `max_tokens` tokens; `count_tokens` gives the lengths of a list of texts.
+
+    A token covers at least one byte of UTF-8 in every byte-level vocabulary, so only texts of more bytes are counted.
+    """
+    suspects = [i for i, record in enumerate(records) if len(record["prompt"].encode()) > max_tokens]
+    long = set()
+    for start in range(0, len(suspects), _CHUNK):
+        chunk = suspects[start : start + _CHUNK]
+        lengths = count_tokens([records[i]["prompt"] for i in chunk])
+        long |= {i for i, length in zip(chunk, lengths, strict=True) if length > max_tokens}
+    return [record for i, record in enumerate(records) if i not in long]
 
 
 def language_shares(records: Sequence[Record], sample: int) -> dict[str, float]:
@@ -259,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
     """Writes a gzip file that appears only when it is complete."""
     partial = path.with_name(path.name + ".partial")
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=6) as file:
+    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
         file.writelines(lines)
     os.replace(partial, path)
 
