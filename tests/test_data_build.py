@@ -96,14 +96,20 @@ def test_a_wrong_split_or_kind_is_named(tmp_path):
 
 def test_writing_and_reading_need_no_tensorflow_and_reading_no_more_than_the_environment_variable(tmp_path):
     write(tmp_path / "a.jsonl", RECORDS["prompts"])
-    program = (
-        "import sys; sys.modules['tensorflow'] = None; "  # as if it were not installed
-        "from instructgpt_jax.data import sources; "
-        "from instructgpt_jax.data import build; "
-        f"build.main(['--kind=prompts', '--input={tmp_path}/a.jsonl', '--data_dir={tmp_path}']); "
-        "records = sources.load(('tfds:prompts:train',), 'prompts', 0); "
-        "print(len(records), records[3]['user'][0])"
-    )
+    program = f"""
+import sys
+
+class NoTensorFlow:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoTensorFlow())
+from instructgpt_jax.data import build, sources
+build.main(["--kind=prompts", "--input={tmp_path}/a.jsonl", "--data_dir={tmp_path}"])
+records = sources.load(("tfds:prompts:train",), "prompts", 0)
+print(len(records), records[3]["user"][0])
+"""
     environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert result.stdout.endswith("15 u\n"), result.stderr
