@@ -1,0 +1,492 @@
+"""Batches: what they hold, that their number alone defines them, and how they reach the devices."""
+
+import collections
+import hashlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from instructgpt_jax import sharding
+from instructgpt_jax.data import datasets, pipeline, sources
+from instructgpt_jax.data import tokenizer as tokenizers
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+WORDS = "red blue small old river stone bird fox sees finds gives takes near far under over again never".split()
+
+
+def text(rng, low, high):
+    return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return f"jsonl:{path}"
+
+
+def make_world(folder):
+    """A tokenizer and small files of every kind; the same wherever it is called."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    prompts = [f"{i}: {text(rng, 1, 6)}" for i in range(53)]
+    completions = [[text(rng, 1, 5) for _ in range(rng.integers(2, 5))] for _ in prompts]
+    world = {
+        "demonstrations": write(
+            folder / "demonstrations.jsonl",
+            [{"prompt": p, "completion": c[0]} for p, c in zip(prompts, completions, strict=True)],
+        ),
+        "comparisons": write(
+            folder / "comparisons.jsonl",
+            [
+                {"prompt": p, "completions": c, "ranking": [1, *range(1, len(c))], "group": i % 3}
+                for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+            ],
+        ),
+        "prompts": write(folder / "prompts.jsonl", [{"prompt": p, "user": f"u{i % 9}"} for i, p in enumerate(prompts)]),
+        "pretraining": write(folder / "pretraining.jsonl", [{"text": text(rng, 20, 80)} for _ in range(30)]),
+    }
+    tokenizer = tokenizers.train([text(rng, 5, 9) for _ in range(200)], 400, folder / "bpe")
+    return world, tokenizer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def build(world, kind, process=(0, 1), **changes):
+    """The batches of one kind with small settings."""
+    files, tokenizer = world
+    options = dict(seed=1, batch_size=8, num_epochs=3, process_index=process[0], process_count=process[1])
+    if kind != "pretraining":
+        options |= dict(max_prompt_tokens=0, skip_bad=0)
+    if kind != "prompts":
+        options |= dict(row_length=64, microbatch_rows=4)
+    if kind == "demonstrations":
+        options |= dict(loss_on_prompt=False)
+    elif kind == "comparisons":
+        options |= dict(max_completions=4, shared_prompt=True)
+    elif kind == "prompts":
+        options |= dict(max_prompt_length=40)
+    records = sources.load((files[kind],), kind, 0)
+    return getattr(pipeline, kind)(records, tokenizer, **(options | changes))
+
+
+KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
+
+
+def contents(batch):
+    """The examples of a batch, whatever rows they stand in, as a sorted list of tuples."""
+    if "prompts" in batch:
+        return sorted(
+            (int(i), tuple(p[:n]))
+            for i, p, n in zip(batch["index"], batch["prompts"], batch["prompt_lengths"], strict=True)
+        )
+    if "ranks" in batch:
+        found = []
+        first_row = 0  # every segment of these tests' comparisons fits one row, so its segment is the whole comparison
+        for m, slot in zip(*np.nonzero(batch["ranks"].any(-1)), strict=True):
+            row, column = batch["ends"][m, slot, 0]
+            row = (row - first_row) % batch["segments"].shape[1]
+            here = batch["segments"][m, row] == batch["segments"][m, row, column]
+            found.append((tuple(batch["tokens"][m, row][here]), tuple(batch["ranks"][m, slot])))
+        return sorted(found)
+    found = []
+    for tokens, segments, mask in zip(
+        *(batch[n].reshape(-1, 64) for n in ("tokens", "segments", "loss_mask")), strict=True
+    ):
+        for segment in range(1, segments.max() + 1):
+            found.append((tuple(tokens[segments == segment]), tuple(mask[segments == segment])))
+    return sorted(found)
+
+
+def test_demonstrations_are_prompt_completion_and_eos(world):
+    files, tokenizer = world
+    for loss_on_prompt in (False, True):
+        batch = build(world, "demonstrations", loss_on_prompt=loss_on_prompt)[0]
+        records = {r["prompt"] + r["completion"]: r for r in map(json.loads, open(files["demonstrations"][6:]))}
+        found = contents(batch)
+        assert len(found) == 8
+        for tokens, mask in found:
+            assert tokens[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in tokens[:-1]
+            record = records[tokenizer.decode(tokens[:-1])]
+            prompt = len(tokenizers.encode(tokenizer, [record["prompt"]])[0])
+            assert list(mask) == [int(i >= (1 if loss_on_prompt else prompt)) for i in range(len(tokens))]
+
+
+def test_comparisons_keep_ranks_ties_groups_and_skip_all_tied(world):
+    files, tokenizer = world
+    batches = build(world, "comparisons", seed=None)
+    records = [r for r in map(json.loads, open(files["comparisons"][6:]))]
+    usable = [r for r in records if len(set(r["ranking"])) > 1]
+    assert batches.left_out == {"all completions tied": len(records) - len(usable)} and len(usable) < len(records)
+    assert batches.num_examples == len(usable)
+    found = sorted(
+        (tuple(ranks[ranks > 0]), int(group))
+        for batch in (batches[i] for i in range(len(batches)))
+        for ranks, group in zip(batch["ranks"].reshape(-1, 4), batch["groups"].reshape(-1), strict=True)
+        if ranks.any()
+    )
+    assert found == sorted((tuple(r["ranking"]), r["group"]) for r in usable)
+    eos = {
+        int(batch["tokens"][m, row, column])
+        for batch in (batches[i] for i in range(len(batches)))
+        for m, slot, k in zip(*np.nonzero(batch["ranks"]), strict=True)
+        for row, column in [batch["ends"][m, slot, k]]
+    }
+    assert eos == {tokenizer.eos_token_id}  # the score is read at EOS
+
+
+def test_prompts_are_padded_on_the_right(world):
+    files, tokenizer = world
+    records = [json.loads(line) for line in open(files["prompts"][6:])]
+    batch = build(world, "prompts")[2]
+    assert batch["prompts"].shape == (8, 40)
+    for index, prompt, length in zip(batch["index"], batch["prompts"], batch["prompt_lengths"], strict=True):
+        assert tokenizer.decode(prompt[:length]) == records[index]["prompt"] and not prompt[length:].any()
+
+
+def test_pretraining_text_is_joined_by_eos_and_cut(world, tmp_path):
+    files, tokenizer = world
+    documents = [json.loads(line)["text"] for line in open(files["pretraining"][6:])]
+    stream = [i for document in documents for i in [*tokenizer(document)["input_ids"], tokenizer.eos_token_id]]
+    wanted = sorted(tuple(stream[i : i + 64]) for i in range(0, len(stream) - 63, 64))
+    for cache in ("", str(tmp_path / "cache"), str(tmp_path / "cache")):  # in memory, written, found again
+        batches = build(world, "pretraining", seed=None, cache_dir=cache)
+        found = [example for i in range(len(batches)) for example in contents(batches[i])]
+        assert sorted(tokens for tokens, _ in found) == wanted
+        assert all(mask == (0,) + (1,) * 63 for _, mask in found)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_example_once_an_epoch_each_in_another_order(world, kind):
+    once = sorted(
+        e for b in (build(world, kind, seed=None),) for i in range(len(b)) for e in contents(b[i]) if e[0] != -1
+    )
+    batches = build(world, kind, batch_size=1, num_epochs=2)
+    count = batches.num_examples
+    assert len(once) == count and len(batches) == 2 * count and batches.steps_per_epoch == count
+    epochs = [[contents(batches[i])[0] for i in range(e * count, (e + 1) * count)] for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == once
+    assert epochs[0] != epochs[1] and epochs[0] != once
+    assert [contents(build(world, kind, batch_size=1, seed=2)[i])[0] for i in range(5)] != epochs[0][:5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_four_processes_hold_what_one_does(world, kind):
+    one = build(world, kind)
+    four = [build(world, kind, (p, 4)) for p in range(4)]
+    assert {len(b) for b in four} == {len(one)}
+    for i in range(len(one)):
+        assert sorted(e for b in four for e in contents(b[i])) == contents(one[i])
+    shapes = [{name: array.shape for name, array in b[0].items()} for b in four]
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_see_each_record_of_an_epoch_once(world, kind):
+    two = [build(world, kind, (p, 2), batch_size=2, num_epochs=1) for p in range(2)]
+    seen = collections.Counter(e for b in two for i in range(len(b)) for e in contents(b[i]))
+    whole = build(world, kind, batch_size=1, num_epochs=1)
+    every = collections.Counter(e for i in range(len(whole)) for e in contents(whole[i]))
+    odd = whole.num_examples % 2  # the one left over has no partner: an epoch of pairs
+    assert sum((every - seen).values()) == odd and not seen - every
+
+
+def test_more_processes_than_examples_of_a_batch(world):
+    parts = [build(world, "demonstrations", (p, 4), batch_size=3) for p in range(4)]
+    assert sorted(e for b in parts for e in contents(b[1])) == contents(build(world, "demonstrations", batch_size=3)[1])
+
+
+def digest(batches, start, count):
+    state = hashlib.sha256()
+    for i in range(start, start + count):
+        for name, array in sorted(batches[i].items()):
+            state.update(name.encode() + str(array.shape).encode() + array.tobytes())
+    return state.hexdigest()
+
+
+def resumed(world, start, count):
+    """Runs in a new process: hashes of the next batches, and of the examples that two processes hold of them."""
+    result = {}
+    for kind in KINDS:
+        whole = build(world, kind, num_epochs=None)
+        halves = [build(world, kind, (p, 2), num_epochs=None) for p in range(2)]
+        lists = [sorted(e for half in halves for e in contents(half[i])) for i in range(start, start + count)]
+        result[kind] = [digest(whole, start, count), hashlib.sha256(repr(lists).encode()).hexdigest()]
+    return result
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder where two new JAX processes of two devices, one program, leave what they hold of a batch."""
+    folder = tmp_path_factory.mktemp("processes")
+    program = """
+import json, pathlib, sys
+import jax
+import numpy as np
+sys.path.insert(0, "tests")
+number, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, number)
+import test_pipeline
+from instructgpt_jax import sharding
+from instructgpt_jax.data import pipeline
+world = test_pipeline.make_world(folder / str(number))
+assert pipeline.process_slice(sharding.make_mesh(dict(data=1, fsdp=1, tensor=4))) == (0, 1)
+for axes in ((2, 2, 1), (1, 2, 2)):
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes)))
+    where = pipeline.process_slice(mesh)
+    assert where == (number, 2)
+    batches = test_pipeline.build(world, "comparisons", where)
+    batch = next(pipeline.iterate(batches, mesh, 2))
+    held = {(name, s.index[1].start or 0): s.data for name, array in batch.items() for s in array.addressable_shards}
+    np.savez(folder / f"{axes[0]}_{number}.npz", **{f"{name}/{start}": piece for (name, start), piece in held.items()})
+if number == 0:
+    (folder / "resumed.json").write_text(json.dumps(test_pipeline.resumed(world, 17, 100)))
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "",
+        "RAYON_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "3",
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(number), port, str(folder)], cwd=ROOT, env=environment)
+        for number in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return folder
+
+
+def test_the_next_100_batches_after_a_restore_in_a_new_process(world, two_processes):
+    here = {}
+    for kind in KINDS:
+        whole = build(world, kind, num_epochs=None)
+        lists = [contents(whole[i]) for i in range(17, 117)]
+        here[kind] = [digest(whole, 17, 100), hashlib.sha256(repr(lists).encode()).hexdigest()]
+    assert json.loads((two_processes / "resumed.json").read_text()) == here
+
+
+def test_pretraining_share_of_demonstration_batches(world):
+    files, _ = world
+    records = sources.load((files["pretraining"],), "pretraining", 0)
+    batches = build(world, "demonstrations", pretraining=records, pretraining_fraction=0.25, num_epochs=4)
+    kinds = [[len(tokens) == 64 and mask[1] == 1 for tokens, mask in contents(batches[i])] for i in range(len(batches))]
+    assert {sum(kind) for kind in kinds} == {2} and {len(kind) for kind in kinds} == {8}  # a quarter of 8, every time
+    assert len(batches) == 53 * 4 // 6 and batches.steps_per_epoch == 8  # 53 / 0.75 examples an epoch
+    with pytest.raises(ValueError, match="pretraining_fraction must be below 1 and come with pretraining records"):
+        build(world, "demonstrations", pretraining_fraction=0.25)
+
+
+def test_weights_of_sources(world, tmp_path):
+    _, tokenizer = world
+    files = [write(tmp_path / f"{n}.jsonl", [{"prompt": f"{n} {i}"} for i in range(40)]) for n in "ab"]
+    records = sources.load((f"{files[0]}@3", f"{files[1]}@1"), "prompts", 0)
+    options = dict(batch_size=8, max_prompt_length=20, max_prompt_tokens=0, skip_bad=0)
+    batches = pipeline.prompts(records, tokenizer, seed=0, num_epochs=1, **options)
+    assert len(batches) == 10
+    for i in range(10):
+        assert (batches[i]["index"] < 40).sum() == 6
+    drawn = [n for i in range(10) for n in batches[i]["index"] if n < 40]
+    assert set(collections.Counter(drawn).values()) == {1, 2} and len(drawn) == 60  # once through, then again
+
+
+def test_together_keeps_the_number(world):
+    parts = {"prompts": build(world, "prompts"), "pretraining": build(world, "pretraining", num_epochs=None)}
+    both = pipeline.together("prompts", parts)
+    assert len(both) == len(parts["prompts"]) and both.steps_per_epoch == 6
+    for name, part in parts.items():
+        assert contents(both[3][name]) == contents(part[3])
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    batch = next(pipeline.iterate(both, mesh, 3))
+    assert batch["prompts"]["prompts"].sharding.spec == pipeline.EXAMPLES
+    assert batch["pretraining"]["tokens"].sharding.spec == pipeline.ROWS
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 1), (1, 2, 4), (2, 2, 2)])
+def test_iterate_gives_global_arrays_from_a_step_on(world, shape):
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
+    assert pipeline.process_slice(mesh) == (0, 1)
+    batches = build(world, "comparisons", microbatch_rows=8)
+    iterator = pipeline.iterate(batches, mesh, len(batches) - 3)
+    given = list(iterator)
+    assert len(given) == 3
+    abstract = datasets.abstract(batches, mesh)
+    for i, batch in enumerate(given, len(batches) - 3):
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, batches[i][name])
+            assert array.sharding.spec == PartitionSpec(None, ("data", "fsdp"))
+            assert (array.shape, array.dtype, array.sharding) == (
+                abstract[name].shape,
+                abstract[name].dtype,
+                abstract[name].sharding,
+            )
+
+
+class Failing:
+    spec = PartitionSpec()
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise RuntimeError("record 2 is damaged")
+        return {"x": np.full(8, index)}
+
+
+def test_errors_of_the_thread_reach_the_consumer():
+    mesh = sharding.make_mesh(dict(data=8, fsdp=1, tensor=1))
+    iterator = pipeline.iterate(Failing(), mesh, 0)
+    assert [int(next(iterator)["x"][0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(RuntimeError, match="record 2 is damaged"):
+        next(iterator)
+
+
+def test_close_stops_the_thread(world):
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=8))
+    iterator = pipeline.iterate(build(world, "prompts", num_epochs=None), mesh, 5)
+    next(iterator)
+    assert any(thread.name == "batches" for thread in threading.enumerate())
+    began = time.monotonic()
+    iterator.close()
+    assert time.monotonic() - began < 5
+    assert not any(thread.name == "batches" for thread in threading.enumerate())
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def test_bad_records_are_named_and_counted(world, tmp_path):
+    files, tokenizer = world
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "red " * 50, "completion": "fox " * 50}]
+    source = write(tmp_path / "long.jsonl", rows)
+    long = (files | {"demonstrations": source}, tokenizer)
+    with pytest.raises(
+        ValueError, match=r"long.jsonl:2: prompt and completion must fit row_length=64 tokens, got \d+ \+ "
+    ):
+        build(long, "demonstrations", batch_size=1)
+    batches = build(long, "demonstrations", batch_size=1, skip_bad=1)
+    assert batches.num_examples == 1 and batches.left_out == {"bad": 1}
+    batches = build(long, "demonstrations", batch_size=1, max_prompt_tokens=20)
+    assert batches.num_examples == 1 and batches.left_out == {"prompt longer than 20 tokens": 1}
+    with pytest.raises(ValueError, match="prompts.jsonl:1: a prompt must have at most max_prompt_length=2 tokens, got"):
+        build(world, "prompts", max_prompt_length=2)
+    with pytest.raises(
+        ValueError, match=r"comparisons.jsonl:\d+: max_completions=3 must be at least its 4 completions"
+    ):
+        build(world, "comparisons", max_completions=3)
+    wide = write(tmp_path / "wide.jsonl", [{"prompt": "red", "completions": ["fox " * 8] * 3, "ranking": [1, 2, 2]}])
+    with pytest.raises(ValueError, match="wide.jsonl:1: microbatch_rows must .* the 3 rows of 16 tokens .* got 2"):
+        build((files | {"comparisons": wide}, tokenizer), "comparisons", (0, 2), row_length=16)
+    with pytest.raises(ValueError, match="pretraining text must fill .* row_length=99999 tokens, got"):
+        build(world, "pretraining", row_length=99999)
+
+
+def test_sizes_that_cannot_work_are_refused(world):
+    with pytest.raises(ValueError, match="microbatch_rows must be a positive multiple of the 3 processes, got 4"):
+        build(world, "demonstrations", (0, 3))
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 8"):
+        build(world, "prompts", (0, 3))
+    with pytest.raises(ValueError, match="at least batch_size=200 examples in all epochs, got 159"):
+        build(world, "prompts", batch_size=200)
+    with pytest.raises(IndexError, match=r"batch index must be in 0\.\.18, got 19"):
+        build(world, "prompts")[19]
+
+
+def test_split_keeps_prompts_together_and_in_place(world, tmp_path):
+    prompts = [f"question {i}" for i in range(400)]
+    small = sources.load((write(tmp_path / "s.jsonl", [{"prompt": p} for p in prompts[:200]]),), "prompts", 0)
+    twice = [{"prompt": p, "completion": c} for p in prompts for c in "ab"]
+    large = sources.load((write(tmp_path / "l.jsonl", twice),), "demonstrations", 0)
+    sides = [[{r["prompt"] for r in half} for half in datasets.split(records, 0.2)] for records in (small, large)]
+    assert not sides[1][0] & sides[1][1]
+    assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
+    assert 50 < len(sides[1][1]) < 110 and sum(map(len, sides[1])) == 400
+    train, valid = datasets.split(large, 0.2)
+    assert len(train) + len(valid) == 800
+    assert train.origin(0).endswith(f"l.jsonl:{1 + twice.index(train[0])}")
+    assert len(datasets.split(large, 0.0)[1]) == 0
+
+
+def test_data_of_a_stage_from_its_config(world, tmp_path):
+    from ml_collections import ConfigDict
+
+    files, tokenizer = world
+    folder = str(pathlib.Path(files["prompts"][6:]).parent / "bpe")
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "data": {kind: (files[kind],) for kind in KINDS}
+            | dict(tokenizer=folder, skip_bad=0, data_dir="", cache_dir="", max_prompt_tokens=0, valid_fraction=0.2),
+            "options": dict(batch_size=8, num_epochs=2, row_length=64, microbatch_rows=8, loss_on_prompt=False)
+            | dict(pretraining_fraction=0.1, max_completions=4, shared_prompt=True, max_prompt_length=40),
+        }
+    )
+    mesh = sharding.make_mesh(dict(data=-1, fsdp=2, tensor=1))
+    for kind in KINDS:
+        data = datasets.load(config, config.options, kind, mesh)
+        batch = next(data.train(1))
+        want = data.train_batches[1]
+        jax.tree.map(np.testing.assert_array_equal, batch, want)
+        assert jax.tree.map(lambda x: x.shape, data.abstract_batch()) == jax.tree.map(lambda x: x.shape, batch)
+        assert len(list(data.valid["valid"]())) == len(data.valid_batches) > 0
+        assert data.num_steps == len(data.train_batches) and data.vocab_size == tokenizers.vocab_size(tokenizer)
+
+
+@pytest.mark.parametrize("data", [2, 1])
+def test_two_real_processes_build_one_global_batch(world, two_processes, data):
+    """The shards that both hold are the rows one process counts, in its order."""
+    parts = [build(world, "comparisons", (p, 2))[2] for p in range(2)]
+    for name in parts[0]:
+        pieces = {}
+        for number in range(2):
+            with np.load(two_processes / f"{data}_{number}.npz") as file:
+                pieces |= {int(key.split("/")[1]): file[key] for key in file if key.split("/")[0] == name}
+        whole = np.concatenate([pieces[start] for start in sorted(pieces)], axis=1)
+        np.testing.assert_array_equal(whole, np.concatenate([part[name] for part in parts], axis=1))
+    rows = [part["ends"][part["ranks"] > 0][:, 0] for part in parts]
+    assert rows[0].max() < 2 <= rows[1].min()  # rows are numbered within the global microbatch
+
+
+def test_real_data(shared_data):
+    tokenizer = tokenizers.load(shared_data / "gpt2_bpe")
+    options = dict(seed=0, num_epochs=1, max_prompt_tokens=1024)
+    rows = dict(row_length=2048, microbatch_rows=8)
+    for name, kind, extra in (
+        ("comparisons/oasst_kwise", "comparisons", dict(max_completions=9, shared_prompt=True)),
+        ("comparisons/gsm8k*", "comparisons", dict(max_completions=4, shared_prompt=False)),
+        ("comparisons/pandalm*", "comparisons", dict(max_completions=2, shared_prompt=True)),
+        ("comparisons/hh_rlhf_helpful-base", "comparisons", dict(max_completions=2, shared_prompt=True)),
+        ("demonstrations/e2e_nlg", "demonstrations", dict(loss_on_prompt=False)),
+        ("demonstrations/oasst", "demonstrations", dict(loss_on_prompt=False)),
+    ):
+        source = f"jsonl:{shared_data}/{name.rstrip('*')}*.jsonl.gz"
+        records = sources.load((source,), kind, 0)
+        batches = getattr(pipeline, kind)(
+            records, tokenizer, batch_size=32, skip_bad=3, process_index=0, process_count=1, **options, **rows, **extra
+        )
+        assert batches.num_examples + sum(batches.left_out.values()) == len(records)
+        texts = {records[i]["prompt"] for i in range(len(records))}
+        batch = batches[len(batches) - 1]
+        m, row = np.argwhere(batch["segments"] == 1)[0][:2]
+        first = batch["tokens"][m, row][batch["segments"][m, row] == 1]
+        assert any(tokenizer.decode(first).startswith(prompt) for prompt in texts)
+    tied = pipeline.comparisons(
+        sources.load((f"jsonl:{shared_data}/comparisons/gsm8k*.jsonl.gz",), "comparisons", 0),
+        tokenizer, batch_size=32, max_completions=4, shared_prompt=True, skip_bad=0, **options, **rows,
+    )  # fmt: skip
+    assert tied.left_out["all completions tied"] > 0
