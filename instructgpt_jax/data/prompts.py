@@ -192,7 +192,10 @@ def prepare(
     if not (valid_share >= 0 and test_share >= 0 and valid_share + test_share < 1):
         raise ValueError(f"valid_share and test_share must leave a training share, got {valid_share!r}, {test_share!r}")
     records = list(records)
-    report: dict[str, Any] = {"read": len(records), "users": len({str(r["user"]) for r in records if "user" in r})}
+    report: dict[str, Any] = {
+        "read": len(records),
+        "users": len({str(r["user"]) for r in records if r.get("user") is not None}),
+    }
     steps = report["steps"] = []
 
     def note(step, before, after, **more):
@@ -219,9 +222,7 @@ def prepare(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this module: writes train, valid and test as .jsonl.gz, and report.json."""
-    parser = argparse.ArgumentParser(
-        "python -m instructgpt_jax.data.prompts", description="Raw prompts to splits."
-    )
+    parser = argparse.ArgumentParser("python -m instructgpt_jax.data.prompts", description="Raw prompts to splits.")
     parser.add_argument("--input", required=True, help="pattern of JSONL files with prompt and user")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--tokenizer", required=True, help="directory or Hub id")
