@@ -171,7 +171,7 @@ def _prefill(config: ModelConfig, params: dict, cache: Cache, prompts: jax.Array
         return jnp.where(((ends >= 0) & (ends < C))[:, None], here, last), cache
 
     chunks = (jnp.max(lengths) + C - 1) // C
-    empty = jnp.zeros((b, config.width), config.dtype)
+    empty = jnp.zeros((b, config.embedding_width), config.dtype)
     last, cache = jax.lax.fori_loop(0, chunks, chunk, (empty, cache))
     return last, cache, chunks * C
 

@@ -25,6 +25,8 @@ BATCH = ("data", "fsdp")  # the axes that share out the rows of a batch
 TRAIN_RULES = (
     (r"embed/tokens", P("tensor", "fsdp")),  # (V, D)
     (r"embed/positions", P(None, "fsdp")),  # (T, D)
+    (r"embed/project_in", P(None, "fsdp")),  # (E, D)
+    (r"embed/project_out", P("fsdp", None)),  # (D, E)
     (r"blocks/attention/(query|key|value)/kernel", P(None, "fsdp", "tensor", None)),  # (L, D, N, H)
     (r"blocks/attention/(query|key|value)/bias", P(None, "tensor", None)),  # (L, N, H)
     (r"blocks/attention/out/kernel", P(None, "tensor", None, "fsdp")),  # (L, N, H, D)

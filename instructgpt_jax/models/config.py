@@ -6,7 +6,7 @@ import math
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("layernorm", "rmsnorm")
-RESIDUALS = ("sequential", "parallel", "parallel_shared_norm")
+RESIDUALS = ("sequential", "parallel", "parallel_shared_norm", "post_norm")
 REMAT = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16")
 HEADS = ("lm", "scalar")
@@ -22,14 +22,18 @@ class ModelConfig:
       max_length: the context in tokens; learned positions have this many rows.
       num_kv_heads: key/value heads, each shared by num_heads / num_kv_heads queries; None = num_heads.
       head_width: H; None = width / num_heads.
+      embedding_width: E; None = width. Otherwise tokens are embedded in E channels and projected to D, and back to E
+        after the last layer (OPT-350M).
       positions: `learned` (added to the embedding), `rotary` (queries and keys are rotated), or `none`.
+      position_offset: rows of the learned positions that stand unused before the row of position 0 (OPT has 2).
       rotary_width: how many of the H channels are rotated; None = all.
       rotary_interleaved: pairs are neighbours (2i, 2i+1), as in GPT-J; otherwise halves (i, i + rotary_width/2), as in Llama.
       rotary_theta: the base of the rotary wavelengths.
       rotary_scaling: () or the context extension as sorted (name, value) pairs, `kind` among them: see attention.rotary.
       norm, norm_eps: LayerNorm with bias, or RMSNorm.
       activation, gated_mlp: act(x·up)·down, or (act(x·gate) * x·up)·down (SwiGLU with `silu`).
-      residual: `sequential`; `parallel` (attention and MLP read the same x through a norm each); `parallel_shared_norm`.
+      residual: `sequential`; `parallel` (attention and MLP read the same x through a norm each);
+        `parallel_shared_norm`; `post_norm` (sequential, a norm after each addition and none at the end).
       qkv_bias, out_bias, mlp_bias, head_bias: which projections have a bias.
       qk_norm: RMSNorm over H on queries and keys, before the rotation.
       tied_embeddings: the unembedding is the token embedding.
@@ -50,7 +54,9 @@ class ModelConfig:
     max_length: int
     num_kv_heads: int | None = None
     head_width: int | None = None
+    embedding_width: int | None = None
     positions: str = "learned"
+    position_offset: int = 0
     rotary_width: int | None = None
     rotary_interleaved: bool = False
     rotary_theta: float = 10_000.0
@@ -97,6 +103,8 @@ class ModelConfig:
             if self.width % self.num_heads:
                 raise ValueError(f"width must be a multiple of num_heads, got {self.width} and {self.num_heads}")
             object.__setattr__(self, "head_width", self.width // self.num_heads)
+        if self.embedding_width is None:
+            object.__setattr__(self, "embedding_width", self.width)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
         if self.rotary_width is None:
@@ -122,6 +130,8 @@ class ModelConfig:
         if changes.keys() & {"width", "num_heads"}:
             if self.head_width * self.num_heads == self.width:
                 changes = {"head_width": None} | changes
+            if self.embedding_width == self.width:
+                changes = {"embedding_width": None} | changes
             if self.num_kv_heads == self.num_heads:
                 changes = {"num_kv_heads": None} | changes
         if "head_width" in changes and self.rotary_width == self.head_width:
@@ -142,17 +152,18 @@ class ModelConfig:
     def num_params(self) -> int:
         """Parameters of the published form: the vocabulary not padded, and with this configuration's head."""
         D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
+        E, P = self.embedding_width, self.max_length + self.position_offset
         norm = D * (2 if self.norm == "layernorm" else 1)
         attention = D * H * (N + 2 * M) + self.qkv_bias * H * (N + 2 * M) + N * H * D + self.out_bias * D
         attention += self.qk_norm * 2 * H
         mlp = D * F * (3 if self.gated_mlp else 2) + self.mlp_bias * (F * (2 if self.gated_mlp else 1) + D)
         block = attention + mlp + norm * (1 if self.residual == "parallel_shared_norm" else 2)
-        embed = self.vocab_size * D + (self.max_length * D if self.positions == "learned" else 0)
+        embed = self.vocab_size * E + (P * D if self.positions == "learned" else 0) + (2 * D * E if E != D else 0)
         if self.head == "scalar":
-            head = D + 1
+            head = E + 1
         else:
-            head = (not self.tied_embeddings) * self.vocab_size * D + self.head_bias * self.vocab_size
-        return embed + self.num_layers * block + norm + head
+            head = (not self.tied_embeddings) * self.vocab_size * E + self.head_bias * self.vocab_size
+        return embed + self.num_layers * block + (norm if self.residual != "post_norm" else 0) + head
 
     def flops_per_token(self, context: float = 0.0) -> float:
         """Model FLOPs of one token's forward pass: 2 a weight that multiplies it, and attention over `context` keys.
@@ -162,7 +173,9 @@ class ModelConfig:
         """
         D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
         block = D * H * (N + 2 * M) + N * H * D + D * F * (3 if self.gated_mlp else 2)
-        head = D if self.head == "scalar" else D * self.vocab_size
+        E = self.embedding_width
+        head = E if self.head == "scalar" else E * self.vocab_size
+        head += 2 * D * E if E != D else 0
         return 2.0 * (self.num_layers * (block + 2 * N * H * context) + head)
 
 

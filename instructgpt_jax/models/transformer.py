@@ -2,7 +2,7 @@
 
 Axis letters, used throughout the project:
   B rows · T tokens of a row · S keys · Q prompt · R response · C tokens of a chunk · D width · N heads · M key/value heads ·
-  H head width · F feed-forward · V vocabulary · L layers · K ranked completions · P prompts
+  H head width · E embedding width (mostly D) · F feed-forward · V vocabulary · L layers · K ranked completions · P prompts
 
 A `Block` is the one Flax module that sees the residual stream; its parameters are stacked over the layers (axis 0) and
 visited by `lax.scan`, so compile time does not grow with depth and only one layer's weights are gathered at a time. Training
@@ -131,18 +131,24 @@ class Block(nn.Module):
             key = layer.dropout_key
             return y if key is None else dropout(y, c.residual_dropout, jax.random.fold_in(key, part))
 
-        normed = norm(name="norm1")(x)
+        normed = x if c.residual == "post_norm" else norm(name="norm1")(x)
         with jax.named_scope("attention"):
             y, cache = Attention(c, name="attention")(normed, layer, cache)
         if c.residual == "sequential":
             x = x + drop(y, 1)
-            y = 0.0
             normed = norm(name="norm2")(x)
+        elif c.residual == "post_norm":
+            x = normed = norm(name="norm1")(x + drop(y, 1))
         elif c.residual == "parallel":
             normed = norm(name="norm2")(x)
         with jax.named_scope("mlp"):
             z = Mlp(c, name="mlp")(normed)
-        x = x + drop(z, 2) if c.residual == "sequential" else x + drop(y, 1) + drop(z, 2)
+        if c.residual == "sequential":
+            x = x + drop(z, 2)
+        elif c.residual == "post_norm":
+            x = norm(name="norm2")(x + drop(z, 2))
+        else:
+            x = x + drop(y, 1) + drop(z, 2)
         return constrain(x, BATCH, None, None), cache
 
 
@@ -163,7 +169,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     real_row = jnp.arange(c.padded_vocab_size)[:, None] < c.vocab_size
 
     def vocabulary(key):
-        return INIT_STD * jnp.where(real_row, jax.random.normal(key, (c.padded_vocab_size, c.width)), 0)
+        return INIT_STD * jnp.where(real_row, jax.random.normal(key, (c.padded_vocab_size, c.embedding_width)), 0)
 
     def block(key):
         x = jnp.zeros((1, 1, c.width))
@@ -172,11 +178,17 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
     params = {"embed": {"tokens": vocabulary(keys[0])}}
     if c.positions == "learned":
-        params["embed"]["positions"] = POSITIONS_INIT_STD * jax.random.normal(keys[1], (c.max_length, c.width))
+        rows = c.max_length + c.position_offset
+        params["embed"]["positions"] = POSITIONS_INIT_STD * jax.random.normal(keys[1], (rows, c.width))
+    if c.embedding_width != c.width:
+        into, out = jax.random.split(jax.random.fold_in(keys[0], 1))
+        params["embed"]["project_in"] = INIT_STD * jax.random.normal(into, (c.embedding_width, c.width))
+        params["embed"]["project_out"] = INIT_STD * jax.random.normal(out, (c.width, c.embedding_width))
     params["blocks"] = jax.vmap(block)(jax.random.split(keys[2], c.num_layers))
-    params["final_norm"] = {"scale": jnp.ones(c.width)}
-    if c.norm == "layernorm":
-        params["final_norm"]["bias"] = jnp.zeros(c.width)
+    if c.residual != "post_norm":
+        params["final_norm"] = {"scale": jnp.ones(c.width)}
+        if c.norm == "layernorm":
+            params["final_norm"]["bias"] = jnp.zeros(c.width)
     if c.head == "scalar":
         params["scalar_head"] = scalar_head(c, keys[3])
     elif not c.tied_embeddings:
@@ -190,7 +202,8 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
 def scalar_head(config: ModelConfig, key: jax.Array) -> dict:
     """A fresh projection to one scalar: kernel (D,) of std 1/sqrt(D+1), bias () 0."""
-    return {"kernel": jax.random.normal(key, (config.width,)) / (config.width + 1) ** 0.5, "bias": jnp.zeros(())}
+    width = config.embedding_width
+    return {"kernel": jax.random.normal(key, (width,)) / (width + 1) ** 0.5, "bias": jnp.zeros(())}
 
 
 def with_scalar_head(config: ModelConfig, params: dict, key: jax.Array) -> tuple[ModelConfig, dict]:
@@ -227,7 +240,8 @@ def hidden(
       dropout_key: turns on the configuration's dropout.
 
     Returns:
-      (B, T, D) in the compute dtype; unspecified (finite) where segments is 0.
+      (B, T, D) in the compute dtype; unspecified (finite) where segments is 0. (B, T, E) where embedding_width is not
+      width, as in every function that takes these states.
     """
     chex.assert_rank(tokens, 2)
     chex.assert_equal_shape([x for x in (tokens, positions, segments, branches) if x is not None])
@@ -356,13 +370,19 @@ def extend(
 
 def _embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     x = jnp.take(params["embed"]["tokens"], tokens, axis=0)
+    if config.embedding_width != config.width:
+        x = x @ params["embed"]["project_in"]
     if config.positions == "learned":
-        x = x + jnp.take(params["embed"]["positions"], positions, axis=0)
+        x = x + jnp.take(params["embed"]["positions"], positions + config.position_offset, axis=0)
     return constrain(x.astype(config.dtype), BATCH, None, None)
 
 
 def _final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
-    return Norm(config.norm, config.norm_eps, config.dtype).apply({"params": params["final_norm"]}, x)
+    if config.residual != "post_norm":
+        x = Norm(config.norm, config.norm_eps, config.dtype).apply({"params": params["final_norm"]}, x)
+    if config.embedding_width != config.width:
+        x = x @ params["embed"]["project_out"]
+    return x
 
 
 def _layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs:
