@@ -305,16 +305,25 @@ def test_weights_of_sources(world, tmp_path):
     assert set(collections.Counter(drawn).values()) == {1, 2} and len(drawn) == 60  # once through, then again
 
 
-def test_together_keeps_the_number(world):
-    parts = {"prompts": build(world, "prompts"), "pretraining": build(world, "pretraining", num_epochs=None)}
-    both = pipeline.together("prompts", parts)
-    assert len(both) == len(parts["prompts"]) and both.steps_per_epoch == 6
-    for name, part in parts.items():
-        assert contents(both[3][name]) == contents(part[3])
+def test_iterate_lays_out_the_parts_of_a_batch_each_in_its_own_way(world):
+    class Both:
+        spec = {"prompts": pipeline.EXAMPLES, "pretraining": pipeline.ROWS}
+        parts = {name: build(world, name, num_epochs=None) for name in spec}
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {name: part[index] for name, part in self.parts.items()}
+
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    batch = next(pipeline.iterate(both, mesh, 3))
+    [batch] = pipeline.iterate(Both(), mesh, 3)
     assert batch["prompts"]["prompts"].sharding.spec == pipeline.EXAMPLES
     assert batch["pretraining"]["tokens"].sharding.spec == pipeline.ROWS
+    abstract = datasets.abstract(Both(), mesh)
+    assert jax.tree.map(lambda x: (x.shape, x.sharding), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.sharding), batch
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 1), (1, 2, 4), (2, 2, 2)])

@@ -69,7 +69,10 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         build = pipeline.pretraining
         same |= dict(cache_dir=data.cache_dir)
     training = build(train, tokenizer, seed=config.seed, num_epochs=options.num_epochs or None, **same, **only_train)
-    validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
+    try:
+        validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
+    except ValueError as error:
+        raise ValueError(f"validation data (config.data.valid_fraction={data.valid_fraction}): {error}") from error
     return StageData(
         tokenizer=tokenizer,
         vocab_size=tokenizers.vocab_size(tokenizer),
@@ -83,8 +86,8 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
     )
 
 
-def abstract(batches: pipeline.Batches, mesh: Mesh):
-    """A global batch as ShapeDtypeStructs with shardings."""
+def abstract(batches, mesh: Mesh):
+    """A global batch of what `pipeline.iterate` takes, as ShapeDtypeStructs with shardings."""
     _, process_count = pipeline.process_slice(mesh)
 
     def of(spec, arrays):

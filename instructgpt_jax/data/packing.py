@@ -44,22 +44,22 @@ def first_fit(lengths: Iterable[int], row_length: int, window: int) -> Iterator[
     Args:
       lengths: tokens of each sequence, at most `row_length`.
       row_length: columns of a row.
-      window: number of open rows.
+      window: number of open rows, at least 1.
     Yields:
       the sequence numbers of one row, in the order of arrival.
     """
-    free, rows = [], []
+    free, rows = np.zeros(window, np.int64), []  # a row that is not open has no room
     for number, length in enumerate(lengths):
         if not 0 < length <= row_length:
             raise ValueError(f"sequence {number} must have 1 to row_length={row_length} tokens, got {length}")
-        row = next((row for row, room in enumerate(free) if room >= length), None)
-        if row is None:
+        row = int(np.argmax(free >= length))
+        if free[row] < length:
             if len(rows) == window:
-                fullest = free.index(min(free))
-                free.pop(fullest)
+                fullest = int(np.argmin(free))
+                free[fullest:-1] = free[fullest + 1 :]
                 yield rows.pop(fullest)
             row = len(rows)
-            free.append(row_length)
+            free[row] = row_length
             rows.append([])
         free[row] -= length
         rows[row].append(number)

@@ -38,14 +38,14 @@ class Batches:
       num_examples: examples of one epoch.
       steps_per_epoch: batches of one epoch, at least 1; batches run on across the end of an epoch.
       left_out: reason -> number of records left out.
-      spec: how every array of a batch lies on the mesh; for `together` one of these for each part.
+      spec: how every array of a batch lies on the mesh.
     """
 
     source: Sequence
     num_examples: int
     steps_per_epoch: int
     left_out: dict[str, int]
-    spec: PartitionSpec | dict[str, PartitionSpec]
+    spec: PartitionSpec
 
     def __len__(self) -> int:
         return len(self.source)
@@ -241,26 +241,6 @@ def pretraining(
 
     numbers = _numbers(encoded, seed, num_epochs)
     return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
-
-
-class _Zip(Sequence):
-    """Batch i of each of several data sets, by name, for as long as the shortest lasts."""
-
-    def __init__(self, parts: dict[str, Batches]):
-        self._parts = parts
-
-    def __len__(self) -> int:
-        return min(len(part) for part in self._parts.values())
-
-    def __getitem__(self, index: int) -> dict:
-        return {name: part[index] for name, part in self._parts.items()}
-
-
-def together(main: str, parts: dict[str, Batches]) -> Batches:
-    """Batches {name: batch of that part}, as PPO takes prompts beside pretraining rows; epochs are those of `main`."""
-    one = parts[main]
-    spec = {name: part.spec for name, part in parts.items()}
-    return Batches(_Zip(parts), one.num_examples, one.steps_per_epoch, one.left_out, spec)
 
 
 def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
