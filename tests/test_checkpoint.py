@@ -104,9 +104,7 @@ def test_parameters_alone(tmp_path):
     assert_same(checkpoint.load_params(tmp_path, abstract, "policy/params"), saved.policy.params)
     assert_same(checkpoint.load_params(tmp_path, abstract, "policy/ema"), saved.policy.ema)
     assert_same(checkpoint.load_params(tmp_path, abstract, "policy/params", step=4), pair(4).policy.params)
-    assert_same(
-        checkpoint.load_params(tmp_path / "snapshots" / "4", abstract, "value/params"), pair(4).value.params
-    )
+    assert_same(checkpoint.load_params(tmp_path / "snapshots" / "4", abstract, "value/params"), pair(4).value.params)
     assert checkpoint.read_metadata(tmp_path, step=4) == {"step": 4}
     assert checkpoint.steps(tmp_path, "snapshots") == [4]
     # A snapshot has no optimiser.

@@ -76,7 +76,7 @@ def build(config, mesh):
             total = jnp.mean((predict(params, microbatch + 0.1 * noise) - frozen["scale"] * microbatch) ** 2)
             return total, {"loss": total}
 
-        grads, sums = state.accumulate_gradients(loss_fn, current.params, batch, jnp.int32(2), shardings)
+        grads, sums = state.accumulate_gradients(loss_fn, current.params, batch, jnp.int32(2))
         poison = jnp.where(current.step == config.toy.poison_step, jnp.nan, 0.0)
         current, norms = state.apply_gradients(current, grads, tx, ema_decay=0.9)
         metrics = {"toy/loss": sums["loss"] + poison, "perf/tokens": jnp.float32(32), "perf/flops": jnp.float32(1e4)}

@@ -186,7 +186,7 @@ def load_params(directory: epath.PathLike, abstract: PyTree, which: str = "param
     Args:
       directory, step: as for `find`.
       abstract: tree of ShapeDtypeStruct with shardings; dtypes may differ from the saved ones.
-      which: path of the subtree, such as 'params', 'ema' or 'policy/params'.
+      which: path of the subtree, such as 'params', 'ema' or 'policy/params'; '' = all.
 
     Raises:
       FileNotFoundError: no checkpoint there.
@@ -203,7 +203,7 @@ def load_params(directory: epath.PathLike, abstract: PyTree, which: str = "param
     if differences:
         raise ValueError(f"{which} of {path} must have the parameters of the model:\n" + "\n".join(differences))
     nested = abstract
-    for key in reversed(which.split("/")):
+    for key in filter(None, reversed(which.split("/"))):
         nested = {key: nested}
     context = ocp.Context()
     context.pytree.loading.partial_load = True

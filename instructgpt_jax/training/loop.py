@@ -28,10 +28,13 @@ PyTree = Any
 
 # A workdir belongs to one experiment. These parts of the config, and the section named like the stage, must stay the
 # same when it is run again ...
-FIXED = ("stage", "seed", "models", "tokenizer", "data", "rollout")
-# ... except, inside them, the length of the run and what changes speed alone. All else (mesh, logging, checkpoints,
-# evaluation) may change freely.
-FREE = ("num_steps", "epochs", "iterations", "wave", "workers", "prefetch")
+FIXED = ("stage", "seed", "models", "data", "rollout")
+# ... except, inside them, the length of the run, what changes speed or memory alone, and places (the tokenizer that
+# counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
+FREE = (
+    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "workers", "prefetch", "remat",
+    "tokenizer", "cache_dir", "data_dir",
+)  # fmt: skip
 
 
 class Stage(NamedTuple):
@@ -178,7 +181,7 @@ def claim_workdir(config, workdir: epath.Path) -> dict:
                 f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
             )
     elif workdir.is_dir():
-        names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith("."))
+        names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith((".", "tokenizer")))
         if names:
             raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
     if jax.process_index() == 0:

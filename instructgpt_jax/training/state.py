@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from instructgpt_jax.sharding import TRAIN_RULES, constrain_params
+
 PyTree = Any
 
 
@@ -56,13 +58,13 @@ def accumulate_gradients(
     params: PyTree,
     microbatches: PyTree,
     trip_count: jax.Array,
-    shardings: PyTree | None = None,
     start: PyTree | None = None,
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     """Sums the gradients of `loss_fn` over the first `trip_count` microbatches.
 
     The loop's trip count is a traced scalar, so empty microbatches at the end cost nothing although their shapes
-    are static; each gradient is taken inside the loop's body, so only one microbatch's activations are alive.
+    are static; each gradient is taken inside the loop's body, so only one microbatch's activations are alive. Under a
+    mesh the running sum is sharded like the parameters.
 
     Args:
       loss_fn: `(params, microbatch, index) -> (total, sums)`; `total` () float32 is what is differentiated, a sum
@@ -70,7 +72,6 @@ def accumulate_gradients(
       params: parameter tree.
       microbatches: tree of arrays with the same leading axis M.
       trip_count: () int32, `count_nonempty` of the batch. With M = 1 there is no loop and it is not read.
-      shardings: tree like `params` of shardings for the running sum, or None to leave them to the compiler.
       start: gradients to add to (another loss of the same network), or None for zeros.
 
     Returns:
@@ -81,21 +82,19 @@ def accumulate_gradients(
         raise ValueError(f"microbatches must share one leading axis, got lengths {sorted(lengths)}")
     gradient_fn = jax.grad(loss_fn, has_aux=True)
 
-    def constrained(grads):
-        return grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)
-
     def one(index):
         microbatch = jax.tree.map(
             lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), microbatches
         )
         grads, sums = gradient_fn(params, microbatch, index)
-        return constrained(_float32(grads)), _float32(sums)
+        # Left to the compiler, each device would hold and add the whole gradient when the rows are sharded.
+        return constrain_params(_float32(grads), TRAIN_RULES), _float32(sums)
 
     if lengths == {1}:
         grads, sums = one(jnp.zeros((), jnp.int32))
         return (grads if start is None else jax.tree.map(jnp.add, start, grads)), sums
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros((), jnp.int32)))
-    carry = (constrained(zeros[0] if start is None else start), zeros[1])
+    carry = (constrain_params(zeros[0], TRAIN_RULES) if start is None else start, zeros[1])
     return jax.lax.fori_loop(0, trip_count, lambda index, carry: jax.tree.map(jnp.add, carry, one(index)), carry)
 
 
