@@ -104,6 +104,13 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     return Network(network, load, abstract)
 
 
+def check_context(key: str, length: int, *nets: ModelConfig) -> None:
+    """Refuses rows that are longer than the context of a network that reads them."""
+    for net in nets:
+        if length > net.max_length:
+            raise ValueError(f"{key} must be at most the model's context of {net.max_length} tokens, got {length}")
+
+
 def _abstract(network: ModelConfig, mesh: Mesh) -> dict:
     """Shapes and shardings of a network's parameters."""
     shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
@@ -153,7 +160,8 @@ def is_hub_id(name: str) -> bool:
 
 def _parts(directory: str, prefix: str) -> list[str]:
     """Which of a stage's weights were saved."""
-    return sorted(set(checkpoint.read_shapes(directory, prefix.rstrip("/"))) & {"ema", "params"})
+    saved = checkpoint.read_shapes(directory, prefix.rstrip("/"))
+    return sorted(name for name in ("ema", "params") if jax.tree.leaves(saved.get(name)))
 
 
 def _how_to_make(init_from: str) -> str:

@@ -13,23 +13,30 @@ One iteration, `update`, is the paper's, from top to bottom:
 `rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `build`; `update` may be jitted whole.
 """
 
+import contextlib
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import rl
+from instructgpt_jax import networks, ppo_inputs, rl
+from instructgpt_jax.data import datasets, pipeline
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.rollout import generate
-from instructgpt_jax.training import supervised
-from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty
+from instructgpt_jax.sharding import replicated
+from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training.loop import Stage
+from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
 
 
 class PPOState(flax.struct.PyTreeNode):
@@ -141,7 +148,7 @@ def experience(
 
     # 3. Rewards.
     score = raw_score if not c.score_clip else rl.clip_score(raw_score, c.score_clip)
-    ended = jnp.any((episodes.responses == ppo.eos_id) & mask, axis=1)
+    ended = jnp.any((episodes.responses == (-1 if ppo.eos_id is None else ppo.eos_id)) & mask, axis=1)
     if c.missing_eos_score is not None:
         score = rl.replace_score_without_eos(score, ended, c.missing_eos_score)
     rewards = rl.kl_rewards(score, old_logprobs, ref_logprobs, mask, state.kl_coef)
@@ -310,12 +317,31 @@ def experience_work(ppo: Algorithm, packed: ep.Packed) -> Metrics:
     return {"perf/tokens": policy["tokens"], "perf/flops": flops}
 
 
+class Validation(NamedTuple):
+    """Answers to validation prompts: episodes, and (B,) float32 scores and KL from the reference (sum over tokens)."""
+
+    episodes: Episodes
+    score: jax.Array
+    kl: jax.Array
+
+
+def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validation:
+    """Answers prompts with the same randomness every time, so that only the policy changes between evaluations."""
+    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(-1))
+    packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
+    ref_logprobs = ep.forward_episodes(
+        lambda rows: ep.row_logprobs(ppo.policy, frozen["ref_policy"], rows, ppo.config.temperature), episodes, packed
+    )
+    k1, _, _ = rl.kl_estimates(logprobs, ref_logprobs, episodes.response_mask)
+    return Validation(episodes, ep.scores(ppo.reward, frozen["reward"], episodes, packed), k1.sum(axis=1))
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
-    tokenizer, prompts, valid = datasets.load(config, c, "prompts", mesh)
-    vocab_size = tokenizers.vocab_size(tokenizer)
-    nets = build_networks(config, mesh, vocab_size)
+    data = datasets.load(config, c, "prompts", mesh)
+    nets = ppo_inputs.build_networks(config, mesh, data.vocab_size)
+    networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
     updates = c.num_minibatches * c.inner_epochs
     ppo = Algorithm(
         c,
@@ -324,30 +350,32 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         reward=nets["reward"].config,
         policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
         value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
-        eos_id=tokenizer.eos_token_id,
+        eos_id=data.tokenizer.eos_token_id,
         seed=config.seed,
         wave=config.rollout.wave or None,
     )
-    batches = Iterations(prompts, pretraining_batches(config, mesh) if c.ptx_coef else None, updates)
+    text = ppo_inputs.pretraining_batches(config, mesh) if c.ptx_coef else None
+    batches = ppo_inputs.Iterations(data.train_batches, text, updates)
+    shardings = PPOState(
+        step=replicated(mesh),
+        policy=supervised.state_shardings(ppo.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
+        value=supervised.state_shardings(ppo.value_tx, nets["value"].abstract, mesh),
+        kl_coef=replicated(mesh),
+    )
 
-    policy_shardings = supervised.state_shardings(ppo.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay))
-    value_shardings = supervised.state_shardings(ppo.value_tx, nets["value"].abstract, mesh)
-    shardings = PPOState(replicated(mesh), policy_shardings, value_shardings, replicated(mesh))
-
-    def wrap(policy, value):
+    def start(policy, value):
+        policy = create(policy, ppo.policy_tx, bool(c.ema_decay))
+        value = create(value, ppo.value_tx, False)
         return PPOState(jnp.zeros((), jnp.int32), policy, value, jnp.float32(c.kl_coef))
 
     def init():
-        policy = supervised.init_state(nets["policy"].load(), ppo.policy_tx, policy_shardings)
-        value = supervised.init_state(nets["value"].load(), ppo.value_tx, value_shardings)
-        return jax.jit(wrap, out_shardings=shardings, donate_argnums=(0, 1))(policy, value)
-
-    def frozen():
-        return {name: freeze(nets[name]) for name in ("ref_policy", "reward")}
+        parameters = nets["policy"].load(), nets["value"].load()
+        return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
 
     rollout_ = jax.jit(functools.partial(rollout, ppo))
     experience_ = jax.jit(functools.partial(experience, ppo))
     learn_ = jax.jit(functools.partial(learn, ppo), donate_argnums=0, out_shardings=(shardings, None))
+    validate_ = jax.jit(functools.partial(validate, ppo))
 
     def step(state, frozen, batch):
         """`update`, in three programs: the sampling copy of the policy is gone before learning begins."""
@@ -355,24 +383,29 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         experience, metrics = experience_(state, frozen, episodes, logprobs)
         return learn_(state, experience, batch.get("pretraining"), metrics)
 
+    def evaluate(state, frozen):
+        if not data.valid or not c.eval_batches:
+            return {}, []
+        params = state.policy.params if state.policy.ema is None else state.policy.ema
+        answers = []
+        with contextlib.closing(data.valid["valid"]()) as prompts:
+            for batch in itertools.islice(prompts, c.eval_batches):
+                answers.append((np.asarray(batch["index"]) >= 0, jax.device_get(validate_(params, frozen, batch))))
+        return ppo_inputs.summarise(answers, data.tokenizer, c.num_samples)
+
     def programs():
-        state = jax.eval_shape(
-            wrap,
-            supervised.abstract_state(nets["policy"].abstract, ppo.policy_tx, policy_shardings),
-            supervised.abstract_state(nets["value"].abstract, ppo.value_tx, value_shardings),
-        )
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-        networks_ = {name: abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
-        batch = supervised.abstract_batch(batches, mesh)
+        abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        frozen = {name: ppo_inputs.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
         whole = jax.jit(functools.partial(update, ppo), donate_argnums=0, out_shardings=(shardings, None))
-        return {"update": (whole, (state, networks_, batch))}
+        return {"update": (whole, (state, frozen, datasets.abstract(batches, mesh)))}
 
     return Stage(
         init=init,
-        frozen=frozen,
+        frozen=lambda: {name: ppo_inputs.freeze(nets[name]) for name in ("ref_policy", "reward")},
         update=step,
         data=lambda start: pipeline.iterate(batches, mesh, start),
-        evaluate=lambda state, frozen: ([], {}),
+        evaluate=evaluate,
         programs=programs,
         num_steps=c.iterations,
     )

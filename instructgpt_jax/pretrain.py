@@ -8,8 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, models, networks
-from instructgpt_jax.data import datasets, pipeline
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data import datasets
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import optimizer, supervised
 from instructgpt_jax.training.loop import Stage
@@ -49,10 +48,11 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
       kind: of its data.
     """
     section = config[name]
-    tokenizer, train, valid = datasets.load(config, section, kind, mesh)
-    supervised.per_epoch(config, train)
-    num_steps = supervised.num_steps(section, train)
-    network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    data = datasets.load(config, section, kind, mesh)
+    supervised.per_epoch(config, data)
+    num_steps = supervised.num_steps(section, data)
+    network = networks.build("model", config, "lm", mesh, data.vocab_size, config.seed)
+    networks.check_context(f"config.{name}.row_length", section.row_length, network.config)
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)
     shardings = supervised.state_shardings(tx, network.abstract, mesh)
@@ -75,23 +75,23 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
     evaluate_batch = jax.jit(functools.partial(supervised.evaluate, loss=loss))
 
     def evaluate(state, frozen):
-        if valid is None:
+        if not data.valid:
             return {}, []
         total = count = 0.0
-        for batch in pipeline.iterate(valid, mesh, 0):
+        for batch in data.valid["valid"]():
             sums = evaluate_batch(state.params, batch)
             total, count = total + float(sums["loss"]), count + float(sums["loss_tokens"])
         return {f"{name}/valid_loss": total / max(count, 1.0)}, []
 
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
-        return {"update": (update, (state, {}, supervised.abstract_batch(train, mesh)))}
+        return {"update": (update, (state, {}, data.abstract_batch()))}
 
     return Stage(
         init=lambda: supervised.init_state(network.load(), tx, shardings),
         frozen=dict,
         update=update,
-        data=lambda start: pipeline.iterate(train, mesh, start),
+        data=data.train,
         evaluate=evaluate,
         programs=programs,
         num_steps=num_steps,

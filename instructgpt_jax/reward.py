@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, models, networks
-from instructgpt_jax.data import datasets, pipeline
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data import datasets
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import optimizer, supervised
 from instructgpt_jax.training.loop import Stage
@@ -52,15 +51,16 @@ def comparison_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Arra
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
     section = config.reward
-    tokenizer, train, valid = datasets.load(config, section, "comparisons", mesh)
-    supervised.per_epoch(config, train)
-    num_steps = supervised.num_steps(section, train)
-    network = networks.build("model", config, "scalar", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    data = datasets.load(config, section, "comparisons", mesh)
+    supervised.per_epoch(config, data)
+    num_steps = supervised.num_steps(section, data)
+    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
             "config.reward.shared_prompt must be False for a model with local attention windows, got windows "
             f"{network.config.windows}"
         )
+    networks.check_context("config.reward.row_length", section.row_length, network.config)
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)
     shardings = supervised.state_shardings(tx, network.abstract, mesh)
@@ -84,20 +84,20 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     score_batch = jax.jit(functools.partial(batch_scores, network.config))
 
     def evaluate(state, frozen):
-        if valid is None:
+        if not data.valid:
             return {}, []
-        scored = [(np.asarray(score_batch(state.params, batch)), batch) for batch in pipeline.iterate(valid, mesh, 0)]
-        return accuracy_report(scored), []
+        scored = [(np.asarray(score_batch(state.params, batch)), batch) for batch in data.valid["valid"]()]
+        return {"reward/valid_n": float(len(scored))}, []
 
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
-        return {"update": (update, (state, {}, supervised.abstract_batch(train, mesh)))}
+        return {"update": (update, (state, {}, data.abstract_batch()))}
 
     return Stage(
         init=lambda: supervised.init_state(network.load(), tx, shardings),
         frozen=dict,
         update=update,
-        data=lambda start: pipeline.iterate(train, mesh, start),
+        data=data.train,
         evaluate=evaluate,
         programs=programs,
         num_steps=num_steps,

@@ -16,6 +16,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tokenizers
 import transformers
+from etils import epath
+
+from instructgpt_jax.data import sources
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -112,3 +115,29 @@ def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     # The backend is called directly: the wrapper's offsets and masks cost a third of the time and nobody reads them.
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+
+def prepare(config, workdir: str | os.PathLike) -> None:
+    """Settles `config.data.tokenizer` and keeps a copy in `workdir/tokenizer`, for later stages and for export.
+
+    `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
+    `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy.
+    """
+    kept = epath.Path(workdir) / "tokenizer"
+    wanted = config.data.tokenizer
+    if not wanted:
+        network = "policy" if "policy" in config.models else "model"
+        init_from = config.models[network].get("init_from", "")
+        if not init_from:
+            raise ValueError(
+                f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
+            )
+        workdir_tokenizer = epath.Path(init_from) / "tokenizer"
+        wanted = str(workdir_tokenizer) if workdir_tokenizer.exists() else init_from
+    if not (kept / "tokenizer.json").exists():
+        if wanted.startswith("train:"):
+            records = sources.load(tuple(config.data.pretraining), "pretraining", config.data.skip_bad, config.data.data_dir)
+            train((record["text"] for record in records), int(wanted.removeprefix("train:")), kept)
+        else:
+            load(wanted).save_pretrained(os.fspath(kept))
+    config.data.tokenizer = str(kept)

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax.data.pipeline import Batches, process_slice
+from instructgpt_jax.data.datasets import StageData
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer
@@ -91,31 +91,18 @@ def abstract_state(abstract_params: Any, tx, shardings: TrainState) -> TrainStat
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
 
 
-def abstract_batch(batches: Batches, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global arrays of one training batch as ShapeDtypeStructs with shardings."""
-    _, processes = process_slice(mesh)
-    sharding = NamedSharding(mesh, batches.spec)
-    axis = len(batches.spec) - 1  # the axis that processes share
-
-    def describe(x):
-        shape = (*x.shape[:axis], x.shape[axis] * processes, *x.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, batches[0])
-
-
-def num_steps(section: ConfigDict, batches: Batches) -> int:
+def num_steps(section: ConfigDict, data: StageData) -> int:
     """Updates of the run: `num_steps` of the stage's section, or with 0 as many as its epochs have."""
-    if section.num_steps > len(batches):
-        raise ValueError(f"num_steps must be at most the {len(batches)} batches of the data, got {section.num_steps}")
-    return section.num_steps or len(batches)
+    if not 0 <= section.num_steps <= data.num_steps:
+        raise ValueError(f"num_steps must be at most the {data.num_steps} batches of the data, got {section.num_steps}")
+    return section.num_steps or data.num_steps
 
 
-def per_epoch(config: ConfigDict, batches: Batches) -> None:
-    """Turns -1 in `config.eval_every` and `config.snapshot_every`, once an epoch, into a number of steps."""
+def per_epoch(config: ConfigDict, data: StageData) -> None:
+    """Turns -1 (once an epoch) in `config.eval_every` and `config.snapshot_every` into a number of steps."""
     for name in ("eval_every", "snapshot_every"):
         if config[name] == -1:
-            config[name] = batches.steps_per_epoch
+            config[name] = data.steps_per_epoch
 
 
 def work(config: ModelConfig, segments: jax.Array, positions: jax.Array, passes: float) -> dict[str, jax.Array]:

@@ -1,0 +1,122 @@
+"""What PPO is given: its four networks, its prompts, and the pretraining text of the ptx term."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from instructgpt_jax import models, networks
+from instructgpt_jax.data import datasets
+from instructgpt_jax.data.pipeline import Batches
+from instructgpt_jax.networks import Network
+
+# What each network must be, and whose entry stands in for an empty one: the reference is the policy that PPO starts from, the
+# value model starts from the reward model (section 3.5).
+HEADS = {"policy": "lm", "ref_policy": "lm", "reward": "scalar", "value": "scalar"}
+STAND_INS = {"ref_policy": "policy", "value": "reward"}
+
+
+def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str, Network]:
+    """`policy`, `ref_policy`, `reward` and `value`.
+
+    Raises:
+      ValueError: a reference or value model that cannot stand beside the policy or start from the reward model.
+    """
+    for name, other in STAND_INS.items():
+        entry = config.models[name]
+        if not entry.get("init_from", "") and not entry.get("size", ""):
+            with config.unlocked():
+                config.models[name] = ConfigDict(config.models[other].to_dict() | entry.to_dict())
+    nets = {name: networks.build(name, config, head, mesh, vocab_size, config.seed) for name, head in HEADS.items()}
+    for name in ("ref_policy", "reward", "value"):
+        if nets[name].config.vocab_size != nets["policy"].config.vocab_size:
+            raise ValueError(
+                f"config.models.{name} must share the policy's vocabulary of {nets['policy'].config.vocab_size}, "
+                f"got {nets[name].config.vocab_size}"
+            )
+    return nets
+
+
+def freeze(network: Network) -> dict:
+    """Parameters that will not train, in the dtype they compute in; never the buffers of a network that trains."""
+    cast = jax.jit(lambda params: models.cast(params, network.config.dtype), donate_argnums=0)
+    return cast(network.load())
+
+
+def abstract_frozen(network: Network) -> dict:
+    """Shapes and shardings of `freeze`."""
+    shapes = jax.eval_shape(lambda params: models.cast(params, network.config.dtype), network.abstract)
+    return jax.tree.map(
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), shapes, network.abstract
+    )
+
+
+class Iterations(NamedTuple):
+    """Batches of PPO iterations: prompts, and the pretraining rows of each of their `updates` policy updates.
+
+    prompts: Batches of prompts.
+    pretraining: Batches of rows, one batch an update, or None without the ptx term.
+    updates: policy updates of an iteration.
+    """
+
+    prompts: Batches
+    pretraining: Batches | None
+    updates: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> dict:
+        batch = dict(self.prompts[index])
+        if self.pretraining is not None:
+            rows = [self.pretraining[index * self.updates + update] for update in range(self.updates)]
+            batch["pretraining"] = jax.tree.map(lambda *x: np.stack(x), *rows)
+        return batch
+
+    @property
+    def spec(self):
+        """PartitionSpecs of a batch, a prefix tree."""
+        spec = dict.fromkeys(("prompts", "prompt_lengths", "index"), self.prompts.spec)
+        return spec if self.pretraining is None else spec | {"pretraining": P(None, *self.pretraining.spec)}
+
+
+def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
+    """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
+    c = config.ppo
+    if not tuple(config.data.pretraining):
+        raise ValueError(f"config.data.pretraining must name a source for the ptx term (ptx_coef={c.ptx_coef}), got none")
+    options = ConfigDict(
+        {
+            "batch_size": c.ptx_ratio * c.batch_size // c.num_minibatches,
+            "row_length": c.ptx_row_length,
+            "microbatch_rows": c.ptx_microbatch_rows,
+            "num_epochs": 0,
+        }
+    )
+    return datasets.load(config, options, "pretraining", mesh).train_batches
+
+
+def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, float], list[dict]]:
+    """Means over validation prompts, and the first few answers as a table.
+
+    Args:
+      answers: (real (B,) bool, ppo.Validation on the host) of each batch; rows that are not real only fill it.
+    """
+    real = np.concatenate([keep for keep, _ in answers])
+    score, kl, length = (
+        np.concatenate(x)[real]
+        for x in zip(*((v.score, v.kl, v.episodes.response_mask.sum(axis=1)) for _, v in answers), strict=True)
+    )
+    metrics = {"valid/score": score.mean(), "valid/kl": kl.mean(), "valid/length": length.mean()}
+    samples = []
+    for keep, answer in answers:
+        for row in np.flatnonzero(keep)[: num_samples - len(samples)]:
+            episode = jax.tree.map(lambda x: x[row], answer.episodes)  # noqa: B023
+            prompt = tokenizer.decode(episode.prompts[: episode.prompt_lengths])
+            response = tokenizer.decode(episode.responses[episode.response_mask])
+            sample = {"prompt": prompt, "response": response, "score": float(answer.score[row])}
+            samples.append(sample | {"kl": float(answer.kl[row])})
+    return metrics, samples
