@@ -1,7 +1,7 @@
 """Episodes in packed rows: the one seam between (B, R) arrays of responses and the rows that networks read.
 
-An episode is a prompt with its response. Episodes are packed into rows on the device, inside the jitted step, because their
-lengths are only known there; everything outside this module sees (B, R) and (B,).
+An episode is a prompt with its response. Episodes are packed into rows on the device, inside the jitted step, because
+their lengths are only known there; everything outside this module sees (B, R) and (B,).
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def first_fit_decreasing(lengths: jax.Array, row_length: int) -> tuple[jax.Array
       row_length: T.
 
     Returns:
-      row, column, segment: each (B,) int32; segments count from 1 within a row. At most B rows are used, the first ones.
+      row, column, segment: each (B,) int32; segments count from 1 within a row. At most B rows are used, the first.
     """
     (B,) = lengths.shape
 
@@ -121,8 +121,8 @@ def unpack(packed: Packed, values: jax.Array, episodes: Episodes, microbatch: ja
       values: (m, b, T), one value a token for m microbatches, `microbatch` the first.
 
     Returns:
-      (B, R) the value at the column that predicts each response token, and a (B, R) bool mask: response tokens of the episodes
-      that lie in these rows. Values outside the mask are 0.
+      (B, R) the value at the column that predicts each response token, and a (B, R) bool mask: response tokens of the
+      episodes that lie in these rows. Values outside the mask are 0.
     """
     m, b, T = values.shape
     R = episodes.responses.shape[1]
@@ -133,12 +133,6 @@ def unpack(packed: Packed, values: jax.Array, episodes: Episodes, microbatch: ja
     flat = constrain(values.reshape(m * b, T), None, None)  # few numbers; rows and episodes lie on different devices
     gathered = flat[jnp.clip(row, 0, m * b - 1)[:, None], jnp.minimum(column, T - 1)]
     return jnp.where(mask, gathered, 0), mask
-
-
-def at_end(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """(B,) the last of each response's values (B, R): here a value of the column *before* the last token."""
-    last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-    return jnp.take_along_axis(values, last[:, None], axis=1)[:, 0]
 
 
 def forward(function: Callable[[dict], Any], packed: Packed, trip_count: jax.Array):
@@ -155,7 +149,7 @@ def forward(function: Callable[[dict], Any], packed: Packed, trip_count: jax.Arr
 
 
 def row_logprobs(config: ModelConfig, params: dict, rows: dict, temperature: float, with_entropy: bool = False):
-    """(b, T) float32: the log-probability, at each column that predicts a response token, of that token; 0 elsewhere."""
+    """(b, T) float32: at each column that predicts a response token, the log-probability of that token; 0 elsewhere."""
     hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"])
     kernel, bias = models.unembedding(config, params)
     return losses.token_logprobs(

@@ -1,8 +1,9 @@
 """From an entry of `config.models` to a network on the mesh: fresh, from an earlier stage, or from Hugging Face.
 
-An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys are fields of ModelConfig. `init_from` is the workdir of an
-earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or empty for a fresh model
-of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights of a stage that keeps both.
+An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys are fields of ModelConfig. `init_from` is the
+workdir of an earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or
+empty for a fresh model of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights
+of a stage that keeps both.
 """
 
 import dataclasses
@@ -65,8 +66,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
       seed: of fresh parameters.
 
     Raises:
-      ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given as a
-        language model, or a vocabulary too small for the tokenizer.
+      ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
+        as a language model, or a vocabulary too small for the tokenizer.
     """
     key = f"config.models.{name}"
     entry = config.models[name].to_dict()
@@ -98,8 +99,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
             params = checkpoint.load_params(entry["init_from"], source_abstract, source.which)
         if not grow:
             return params
-        grown = jax.jit(lambda params, key: models.with_scalar_head(source_network, params, key)[1], out_shardings=shardings)
-        return grown(params, fresh_key)
+        grown = lambda params, key: models.with_scalar_head(source_network, params, key)[1]  # noqa: E731
+        return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
     return Network(network, load, abstract)
 
@@ -114,8 +115,8 @@ def check_context(key: str, length: int, *nets: ModelConfig) -> None:
 def _abstract(network: ModelConfig, mesh: Mesh) -> dict:
     """Shapes and shardings of a network's parameters."""
     shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
-    shardings = param_shardings(mesh, shapes)
-    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
+    describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
 
 
 def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
@@ -143,7 +144,8 @@ def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
         saved = checkpoint.read_metadata(init_from)["config"]
     except FileNotFoundError:
         raise ValueError(
-            f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}{_how_to_make(init_from)}"
+            f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}"
+            + _how_to_make(init_from)
         ) from None
     name, prefix = ("policy", "policy/") if "policy" in saved["models"] else ("model", "")
     weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")

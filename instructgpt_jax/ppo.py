@@ -3,14 +3,16 @@
 One iteration, `update`, is the paper's, from top to bottom:
 
   rollout      1. the policy answers a batch of prompts (512 episodes), sampled at temperature 1
-  experience   2. the reward model scores each answer; the frozen reference gives its log-probabilities, the value model its
-                  values
+  experience   2. the reward model scores each answer; the frozen reference gives its log-probabilities, the value
+                  model its values
                3. rewards = -kl_coef · (logprobs - ref_logprobs) at each token, plus the score at the last
                4. advantages by GAE, whitened
-  learn        5. for each of 8 random minibatches: the gradient of the clipped policy loss, plus ptx_coef times the gradient of
-                  the pretraining loss on 8 times as many examples, in one buffer: one policy update; one value update
+  learn        5. for each of 8 random minibatches: the gradient of the clipped policy loss, plus ptx_coef times the
+                  gradient of the pretraining loss on 8 times as many examples, in one buffer: one policy update; one
+                  value update
 
-`rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `build`; `update` may be jitted whole.
+`rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `build`; `update` may be jitted
+whole.
 """
 
 import contextlib
@@ -37,6 +39,9 @@ from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer, supervised
 from instructgpt_jax.training.loop import Stage
 from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
+
+SHUFFLE = 2**31 - 1  # the stream of the minibatches; sampling uses the numbers of the iterations
+VALIDATION = 2**31 - 2  # the "iteration" that samples answers to validation prompts
 
 
 class PPOState(flax.struct.PyTreeNode):
@@ -95,8 +100,8 @@ def update(ppo: Algorithm, state: PPOState, frozen: dict, batch: dict) -> tuple[
 
     Args:
       frozen: `ref_policy` and `reward`, parameters.
-      batch: `prompts` (B, Q) and `prompt_lengths` (B,) int32, and with ptx_coef > 0 `pretraining`: rows of (N, M, b, T), one
-        entry for each of the N minibatches.
+      batch: `prompts` (B, Q) and `prompt_lengths` (B,) int32, and with ptx_coef > 0 `pretraining`: rows of
+        (N, M, b, T), one entry for each of the N minibatches.
 
     Returns:
       The state after one more step, and the iteration's metrics.
@@ -191,7 +196,7 @@ def learn(
     """
     c = ppo.config
     B = experience.episodes.prompts.shape[0]
-    key = jax.random.fold_in(jax.random.key(ppo.seed), state.step)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ppo.seed), SHUFFLE), state.step)
     order = jnp.stack(
         [jax.random.permutation(jax.random.fold_in(key, epoch), B) for epoch in range(c.inner_epochs)]
     ).reshape(c.inner_epochs * c.num_minibatches, B // c.num_minibatches)
@@ -300,8 +305,8 @@ def value_step(
 def samples_are_old(ppo: Algorithm) -> bool:
     """Whether `old_logprobs` are those the tokens were sampled with, or come from the training forward pass.
 
-    In float32 decoding and training agree to rounding, and a forward pass is saved. In bfloat16 they do not: PPO's ratio must
-    be 1 before the first update, so the old log-probabilities come from the program that computes the new ones.
+    In float32 decoding and training agree to rounding, and a forward pass is saved. In bfloat16 they do not: PPO's
+    ratio must be 1 before the first update, so the old log-probabilities come from the program that computes the new.
     """
     if ppo.config.old_logprobs == "auto":
         return ppo.policy.dtype == "float32"
@@ -327,7 +332,7 @@ class Validation(NamedTuple):
 
 def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validation:
     """Answers prompts with the same randomness every time, so that only the policy changes between evaluations."""
-    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(-1))
+    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(VALIDATION))
     packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
     ref_logprobs = ep.forward_episodes(
         lambda rows: ep.row_logprobs(ppo.policy, frozen["ref_policy"], rows, ppo.config.temperature), episodes, packed

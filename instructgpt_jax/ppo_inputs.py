@@ -13,8 +13,8 @@ from instructgpt_jax.data import datasets
 from instructgpt_jax.data.pipeline import Batches
 from instructgpt_jax.networks import Network
 
-# What each network must be, and whose entry stands in for an empty one: the reference is the policy that PPO starts from, the
-# value model starts from the reward model (section 3.5).
+# What each network must be, and whose entry stands in for an empty one: the reference is the policy that PPO starts
+# from, the value model starts from the reward model (section 3.5).
 HEADS = {"policy": "lm", "ref_policy": "lm", "reward": "scalar", "value": "scalar"}
 STAND_INS = {"ref_policy": "policy", "value": "reward"}
 
@@ -29,7 +29,8 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
         entry = config.models[name]
         if not entry.get("init_from", "") and not entry.get("size", ""):
             with config.unlocked():
-                config.models[name] = ConfigDict(config.models[other].to_dict() | entry.to_dict())
+                own = {field: value for field, value in entry.to_dict().items() if value != ""}
+                config.models[name] = ConfigDict(config.models[other].to_dict() | own)
     nets = {name: networks.build(name, config, head, mesh, vocab_size, config.seed) for name, head in HEADS.items()}
     for name in ("ref_policy", "reward", "value"):
         if nets[name].config.vocab_size != nets["policy"].config.vocab_size:
@@ -87,7 +88,7 @@ def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
     """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
     c = config.ppo
     if not tuple(config.data.pretraining):
-        raise ValueError(f"config.data.pretraining must name a source for the ptx term (ptx_coef={c.ptx_coef}), got none")
+        raise ValueError(f"config.data.pretraining must have a source for the ptx term (ptx_coef={c.ptx_coef}), got none")
     options = ConfigDict(
         {
             "batch_size": c.ptx_ratio * c.batch_size // c.num_minibatches,
