@@ -10,6 +10,7 @@ Exits 1 with the differences. On a GPU set XLA's deterministic flags.
 
 import argparse
 import json
+import os
 import pathlib
 import random
 import signal
@@ -37,8 +38,17 @@ def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
         sys.exit(f"the run failed with {process.returncode}:\n" + pathlib.Path(f"{workdir}.log").read_text()[-4000:])
 
 
+def run_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders with a metrics.jsonl: the workdir itself, or the stages of a pipeline."""
+    found = []
+    for folder, inside, files in os.walk(workdir):  # passes over what vanishes while it looks
+        inside[:] = [name for name in inside if name not in ("checkpoints", "snapshots", "tensorboard")]
+        found += [pathlib.Path(folder)] if "metrics.jsonl" in files else []
+    return sorted(found)
+
+
 def count_lines(workdir: pathlib.Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in workdir.rglob("metrics.jsonl"))
+    return sum((folder / "metrics.jsonl").read_bytes().count(b"\n") for folder in run_folders(workdir))
 
 
 def read_log(path: pathlib.Path) -> list[dict]:
@@ -56,10 +66,9 @@ def read_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
-    """What differs between two complete workdirs; those of a pipeline have several runs inside."""
+    """What differs between two complete workdirs."""
     found = []
-    for path in sorted(whole.rglob("metrics.jsonl")):
-        folder = path.parent.relative_to(whole)
+    for folder in (path.relative_to(whole) for path in run_folders(whole)):
         for name in LOGS:
             left, right = (read_log(root / folder / name) for root in (whole, killed))
             pairs = enumerate(zip(left, right, strict=False), start=1)
