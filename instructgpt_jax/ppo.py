@@ -18,6 +18,7 @@ whole.
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -341,6 +342,30 @@ def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validati
     return Validation(episodes, ep.scores(ppo.reward, frozen["reward"], episodes, packed), k1.sum(axis=1))
 
 
+def start(ppo: Algorithm, policy: Any, value: Any) -> PPOState:
+    """The state before the first iteration, around the parameters of the policy and of the value model."""
+    policy = create(policy, ppo.policy_tx, bool(ppo.config.ema_decay))
+    value = create(value, ppo.value_tx, False)
+    return PPOState(jnp.zeros((), jnp.int32), policy, value, jnp.float32(ppo.config.kl_coef))
+
+
+class Phases(NamedTuple):
+    """`rollout`, `experience` and `learn` of one algorithm, jitted one by one; learn donates the state."""
+
+    rollout: Callable
+    experience: Callable
+    learn: Callable
+
+
+def compile_phases(ppo: Algorithm, shardings: PPOState | None = None) -> Phases:
+    """The programs of an iteration; `shardings` are the state's after it."""
+    return Phases(
+        jax.jit(functools.partial(rollout, ppo)),
+        jax.jit(functools.partial(experience, ppo)),
+        jax.jit(functools.partial(learn, ppo), donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
@@ -368,25 +393,18 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         kl_coef=replicated(mesh),
     )
 
-    def start(policy, value):
-        policy = create(policy, ppo.policy_tx, bool(c.ema_decay))
-        value = create(value, ppo.value_tx, False)
-        return PPOState(jnp.zeros((), jnp.int32), policy, value, jnp.float32(c.kl_coef))
-
     def init():
         parameters = nets["policy"].load(), nets["value"].load()
-        return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
+        return jax.jit(functools.partial(start, ppo), out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
 
-    rollout_ = jax.jit(functools.partial(rollout, ppo))
-    experience_ = jax.jit(functools.partial(experience, ppo))
-    learn_ = jax.jit(functools.partial(learn, ppo), donate_argnums=0, out_shardings=(shardings, None))
+    phases = compile_phases(ppo, shardings)
     validate_ = jax.jit(functools.partial(validate, ppo))
 
     def step(state, frozen, batch):
         """`update`, in three programs: the sampling copy of the policy is gone before learning begins."""
-        episodes, logprobs = rollout_(state.policy.params, batch, state.step)
-        experience, metrics = experience_(state, frozen, episodes, logprobs)
-        return learn_(state, experience, batch.get("pretraining"), metrics)
+        episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
+        experience, metrics = phases.experience(state, frozen, episodes, logprobs)
+        return phases.learn(state, experience, batch.get("pretraining"), metrics)
 
     def evaluate(state, frozen):
         if not data.valid or not c.eval_batches:
@@ -399,7 +417,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         return ppo_inputs.summarise(answers, data.tokenizer, c.num_samples)
 
     def programs():
-        abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
+        abstract = jax.eval_shape(functools.partial(start, ppo), nets["policy"].abstract, nets["value"].abstract)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         frozen = {name: ppo_inputs.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
         whole = jax.jit(functools.partial(update, ppo), donate_argnums=0, out_shardings=(shardings, None))
