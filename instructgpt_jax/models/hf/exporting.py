@@ -1,0 +1,141 @@
+"""From parameters to a directory in Hugging Face format that `transformers` loads without a word."""
+
+import copy
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from instructgpt_jax.models import transformer
+from instructgpt_jax.models.config import ModelConfig
+from instructgpt_jax.models.hf import fields, layout, storage
+from instructgpt_jax.models.hf.families import Family, family_of
+from instructgpt_jax.models.hf.loading import file_tensors, flatten
+
+SHARD_BYTES = 5_000_000_000
+
+
+def save(
+    directory: str | os.PathLike, config: ModelConfig, params: dict, tokenizer=None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes config.json, float32 safetensors and the tokenizer.
+
+    The family is the first that computes exactly this network (gpt2 for GPT-3's shapes, gpt_neo with unscaled scores and
+    local windows, …). A language model opens with `AutoModelForCausalLM`; a scalar head with
+    `AutoModelForSequenceClassification`, whose logit at the last token that is not PAD, plus `reward_bias` of config.json, is
+    the score.
+
+    A PAD id beyond the vocabulary: a scalar head gets embedding rows of zeros up to it, since HF's classifiers feed it; a
+    language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead.
+
+    Args:
+      directory: made if it is not there; an earlier export in it is replaced, in one go at the end.
+      params: as trained (stacked, vocabulary padded), on any mesh. With several processes all of them call this with the
+        same arguments, and the first one writes.
+      tokenizer: of transformers; its EOS, BOS and PAD ids go into config.json. A scalar head needs a PAD of its own.
+      shard_bytes: a file's size above which there are several, with an index.
+
+    Raises:
+      ValueError: no family computes this network, parameters of other shapes than `config` has, a tokenizer that does not
+        fit, or a directory that is not local.
+    """
+    if "://" in os.fspath(directory):
+        raise ValueError(f"directory must be a local one, got {os.fspath(directory)!r}")
+    family = family_of(config)
+    flat = flatten(params)
+    abstract = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+    wanted = {name: x.shape for name, x in flatten(abstract).items()}
+    got = {name: np.shape(x) for name, x in flat.items()}
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            raise ValueError(f"params must have {name} of shape {wanted.get(name)}, got {got.get(name)}")
+
+    raw = fields.write(family, config) | {"dtype": "float32"}
+    rows = config.vocab_size
+    if tokenizer is not None:
+        tokenizer, ids = _special_tokens(config, tokenizer)
+        raw |= ids
+        if config.head == "scalar":
+            rows = raw["vocab_size"] = max(rows, ids["pad_token_id"] + 1)
+    elif config.head == "scalar":
+        raw["pad_token_id"] = None  # HF then takes the last token of a single sequence
+    if config.head == "scalar":
+        raw["reward_bias"] = float(_fetch(flat["scalar_head/bias"]))
+
+    axis_sizes = layout.sizes(config)
+    held = file_tensors(family, config, list(wanted))
+    file_sizes = axis_sizes | {"V": rows}
+    shapes = {tensor: layout.shape(parts[0][2], file_sizes) for tensor, parts in held.items()}
+    arrays = _arrays(family, flat, held, axis_sizes, rows)
+    if jax.process_index() == 0:
+        _write(pathlib.Path(directory), raw, shapes, arrays, tokenizer, shard_bytes)
+    else:
+        for _ in arrays:  # gathering an array is the work of all processes
+            pass
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {directory}")
+
+
+def _special_tokens(config: ModelConfig, tokenizer) -> tuple[Any, dict[str, int | None]]:
+    """The tokenizer to save and its ids for config.json, checked against the model's vocabulary."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    for name, index in (("eos_token_id", eos), ("bos_token_id", tokenizer.bos_token_id)):
+        if index is not None and index >= config.vocab_size:
+            raise ValueError(f"tokenizer.{name} must be below vocab_size={config.vocab_size}, got {index}")
+    if config.head == "scalar" and (pad is None or pad == eos):
+        raise ValueError(
+            f"tokenizer.pad_token_id must be an id of its own, or a classifier cannot tell EOS from padding; got {pad} with "
+            f"eos_token_id {eos}"
+        )
+    if config.head == "lm" and pad is not None and pad >= config.vocab_size:
+        if eos is None:
+            raise ValueError(f"tokenizer.pad_token_id must be below vocab_size={config.vocab_size}, got {pad}")
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token, pad = tokenizer.eos_token, eos
+    return tokenizer, {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos, "pad_token_id": pad}
+
+
+def _arrays(family: Family, flat: dict, held: dict, axis_sizes: dict[str, int], rows: int) -> Iterator[np.ndarray]:
+    """The file's tensors in order, one at a time on the host."""
+    for parts in held.values():
+        ours = []
+        for name, layer, _ in parts:
+            x = flat[name]
+            x = _fetch(x if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
+            if layout.OURS[name].startswith("V"):
+                x = x[: axis_sizes["V"]]
+                x = np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]), np.float32)]) if rows > len(x) else x
+            ours.append(x)
+        name, _, file_layout = parts[0]
+        sizes = axis_sizes | {"V": len(ours[0])} if layout.OURS[name].startswith("V") else axis_sizes
+        yield layout.assemble(ours, file_layout, layout.OURS[name], sizes)
+
+
+def _fetch(x) -> np.ndarray:
+    """An array of any mesh, whole and float32 on the host."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x, np.float32)
+
+
+def _write(directory: pathlib.Path, raw: dict, shapes: dict, arrays: Iterator, tokenizer, shard_bytes: int) -> None:
+    """Writes everything beside its place, and moves it there when it is whole."""
+    partial = directory / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    storage.write_safetensors(partial, shapes, arrays, shard_bytes)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
+        for old in directory.glob(pattern):  # another number of files would leave some of the old beside the new
+            old.unlink()
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, directory / file.name)
+    partial.rmdir()

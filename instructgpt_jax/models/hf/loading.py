@@ -1,0 +1,197 @@
+"""From a directory in Hugging Face format to parameters on the devices, tensor by tensor.
+
+Everything that can be wrong is looked for in the headers first; then each device's shard of each tensor is cut out of the
+memory-mapped file, so that the host never holds more than one tensor. Layers are written into their stacked array one at a
+time, on the devices.
+"""
+
+import functools
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructgpt_jax.models import transformer
+from instructgpt_jax.models.config import ModelConfig
+from instructgpt_jax.models.hf import fields, layout, storage
+from instructgpt_jax.models.hf.families import FAMILIES, Family
+from instructgpt_jax.models.hf.storage import Stored
+from instructgpt_jax.sharding import param_shardings, path_name
+
+REWARD_BIAS = "scalar_head/bias"  # lives in config.json, key `reward_bias`: HF's classes have no place for it
+
+
+def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelConfig, dict]:
+    """Reads a checkpoint of any family of families.py.
+
+    Args:
+      directory: holds config.json and safetensors (or, with torch installed, `.bin`), in one file or in several with an
+        index; or a Hub id `owner/model`.
+      mesh: where the parameters go, by the training rules; None = the default device.
+
+    Returns:
+      The configuration, and float32 parameters whatever the files' dtype. Embeddings have `padded_vocab_size` rows, those
+      beyond the vocabulary zero. A checkpoint for sequence classification with one label has a scalar head.
+
+    Raises:
+      ValueError: an unsupported architecture or option, a tensor that is missing, of the wrong shape or unexpected, a file
+        that is missing or not whole, a mesh that does not divide the parameters. Raised before any device memory is taken.
+    """
+    path = storage.find(directory, weights=True)
+    family, config, raw = _configuration(path)
+    shapes = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+    shardings = None if mesh is None else flatten(param_shardings(mesh, shapes))
+    shapes = {name: x.shape for name, x in flatten(shapes).items()}
+    stored = _match(family, config, list(shapes), storage.tensors(path), path)
+    bias = raw.get("reward_bias", 0.0)
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+        raise ValueError(f"{path / 'config.json'}: reward_bias must be a finite number, got {bias!r}")
+
+    axis_sizes = layout.sizes(config)
+
+    def put(name: str, layer: int | None = None) -> jax.Array:
+        """One parameter, or one layer of it, on the devices."""
+        sharding = None if shardings is None else shardings[name]
+        shape = shapes[name]
+        if layer is not None:
+            shape = shape[1:]
+            sharding = sharding and NamedSharding(mesh, P(*sharding.spec[1:]))
+        if name == REWARD_BIAS:
+            read = lambda index: np.array(bias, np.float32)  # noqa: E731
+        else:
+            tensor, file_layout = stored[name if layer is None else f"{name}:{layer}"]
+            read = functools.partial(_read, tensor, file_layout, layout.OURS[name], axis_sizes, shape)
+        return jax.block_until_ready(_put(shape, sharding, read))
+
+    flat = {name: put(name) for name in shapes if not name.startswith("blocks/")}
+    blocks = {
+        name: jnp.zeros(shape, jnp.float32, device=None if shardings is None else shardings[name])
+        for name, shape in shapes.items()
+        if name.startswith("blocks/")
+    }
+    for layer in range(config.num_layers):
+        # Waited for, so that at most one layer is on its way and the host's copies of it are gone.
+        blocks = jax.block_until_ready(_place(blocks, {name: put(name, layer) for name in blocks}, np.int32(layer)))
+    return config, unflatten(flat | blocks)
+
+
+def read_config(directory: str | os.PathLike) -> ModelConfig:
+    """The configuration alone, from config.json of a directory or Hub id; no weight is read.
+
+    Raises:
+      ValueError: as `load`, for what config.json says.
+    """
+    return _configuration(storage.find(directory, weights=False))[1]
+
+
+def _configuration(path: pathlib.Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    file = path / "config.json"
+    raw = storage.read_json(file)
+    if raw.get("model_type") not in FAMILIES:
+        raise ValueError(f"{file}: model_type must be one of {list(FAMILIES)}, got {raw.get('model_type')!r}")
+    family = FAMILIES[raw["model_type"]]
+    return family, fields.read(family, raw, str(file)), raw
+
+
+def file_tensors(family: Family, config: ModelConfig, names: list[str]) -> dict[str, list[tuple[str, int | None, str]]]:
+    """Every tensor of the file, and which parameters (name, layer, layout in the file) it holds, in the order of its parts."""
+    held: dict[str, list[tuple[str, int | None, str]]] = {}
+    for name in names:
+        if name == REWARD_BIAS:
+            continue
+        pattern, file_layout = family.tensors[name]
+        for layer in range(config.num_layers) if name.startswith("blocks/") else [None]:
+            held.setdefault(pattern.format(layer), []).append((name, layer, file_layout))
+    return {tensor: sorted(parts, key=lambda part: layout.part(part[2])) for tensor, parts in held.items()}
+
+
+def _match(
+    family: Family, config: ModelConfig, names: list[str], found: Mapping[str, Stored], path: pathlib.Path
+) -> dict[str, tuple[Stored, str]]:
+    """Finds every parameter's tensor, and no other, each of the shape that config.json implies.
+
+    Returns:
+      parameter, or `parameter:layer` -> its tensor and that tensor's layout.
+    """
+    expected = file_tensors(family, config, names)
+    # A checkpoint of the base model alone has the same names without the prefix.
+    found = {family.prefix + name if family.prefix + name in expected else name: x for name, x in found.items()}
+    axis_sizes = layout.sizes(config)
+    matched = {}
+    for tensor, parts in expected.items():
+        shape = layout.shape(parts[0][2], axis_sizes)
+        if tensor not in found:
+            raise ValueError(f"{path} must hold the tensor {tensor!r} of shape {shape}, got none of that name")
+        if found[tensor].shape != shape:
+            raise ValueError(f"{found[tensor].file}: tensor {tensor!r} must have shape {shape}, got {found[tensor].shape}")
+        for name, layer, file_layout in parts:
+            matched[name if layer is None else f"{name}:{layer}"] = (found[tensor], file_layout)
+    head = family.tensors["head/kernel"][0]
+    for tensor in sorted(set(found) - set(expected)):
+        if tensor == head and config.head == "lm":
+            # Tied, and stored twice. Where the two differ, config.json is wrong about the network.
+            if not np.array_equal(found[head].open(), matched["embed/tokens"][0].open()):
+                raise ValueError(
+                    f"{found[head].file}: tensor {head!r} must equal the embedding under tie_word_embeddings, got another "
+                    f"one; set tie_word_embeddings to false in {path / 'config.json'}"
+                )
+        elif not re.search(family.buffers, tensor):
+            raise ValueError(
+                f"{found[tensor].file}: tensor {tensor!r} of shape {found[tensor].shape} is unexpected: no part of the "
+                f"{family.model_type} network that config.json describes"
+            )
+    return matched
+
+
+def _read(
+    tensor: Stored, file_layout: str, ours: str, axis_sizes: Mapping[str, int], shape: tuple[int, ...], index: tuple
+) -> np.ndarray:
+    """A float32 copy of the region `index` of a parameter of `shape`, zero beyond the tensor (the padded vocabulary)."""
+    whole = layout.view(tensor.open(), file_layout, ours, axis_sizes)
+    ranges = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+    inside = whole[tuple(slice(start, stop) for start, stop in ranges)]
+    region = tuple(stop - start for start, stop in ranges)
+    if inside.shape == region:
+        return np.array(inside, np.float32, order="C")
+    copy = np.zeros(region, np.float32)
+    copy[tuple(slice(size) for size in inside.shape)] = inside
+    return copy
+
+
+def _put(shape: tuple[int, ...], sharding: NamedSharding | None, read: Callable[[tuple], np.ndarray]) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _place(stacked: dict, layers: dict, index: jax.Array) -> dict:
+    """Writes one layer of every stacked parameter, in place."""
+    return {
+        name: jax.lax.dynamic_update_index_in_dim(x, layers[name], index, axis=0) for name, x in stacked.items()
+    }
+
+
+def flatten(params) -> dict[str, Any]:
+    """A nested dict as one dict by path, `blocks/mlp/up/kernel`."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict:
+    """The nested dict of `flatten`."""
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree

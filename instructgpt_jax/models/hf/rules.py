@@ -1,0 +1,175 @@
+"""Rules that the families' tables share: activations, biases, rotary positions, windows."""
+
+from instructgpt_jax.models.config import ModelConfig
+from instructgpt_jax.models.hf.fields import Rule
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def activation(key: str, default: str) -> Rule:
+    """The feed-forward activation under its name in transformers."""
+
+    def read(raw, fields):
+        value = raw.get(key) or default
+        if value not in ACTIVATIONS:
+            raise ValueError(f"{key} must be one of {sorted(ACTIVATIONS)}, got {value!r}")
+        return {"activation": ACTIVATIONS[value]}
+
+    def write(config: ModelConfig):
+        return {key: next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)}
+
+    return Rule((key,), read, write)
+
+
+def flag(key: str, default: bool, **choices: tuple) -> Rule:
+    """A switch that decides several fields: each choice is (value if true, value if false)."""
+
+    def read(raw, fields):
+        value = raw.get(key, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} must be true or false, got {value!r}")
+        return {field: choice[not value] for field, choice in choices.items()}
+
+    def write(config: ModelConfig):
+        field, choice = next(iter(choices.items()))
+        return {key: getattr(config, field) == choice[0]}
+
+    return Rule((key,), read, write)
+
+
+def _number(key: str, value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number, got {value!r}")
+    return value
+
+
+def rotary(theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor", fraction: float | None = None) -> Rule:
+    """Rotary positions: base, share of the channels, scaling; flat keys, or all in `rope_parameters` (transformers 5).
+
+    Args:
+      theta_key: the flat key of the base.
+      fraction_key: the flat key of the share of a head's channels that is rotated.
+      fraction: the family's share where none is given; None = it rotates all and has no such option.
+    """
+
+    def read(raw, fields):
+        where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+        options = dict(raw.get(where) or {})
+        theta = options.pop("rope_theta", None) or raw.get(theta_key) or raw.get("rope_theta") or 10_000.0
+        legacy_kind = options.pop("type", "default")
+        kind = options.pop("rope_type", legacy_kind)
+        share = options.pop("partial_rotary_factor", raw.get(fraction_key, raw.get("partial_rotary_factor")))
+        share = (fraction or 1.0) if share is None else share
+        if fraction is None and share != 1:
+            raise ValueError(f"{fraction_key} must be 1, the only value that is computed here, got {share!r}")
+        if kind not in ("default", *SCALINGS):
+            raise ValueError(f"{where}.rope_type must be 'default', 'linear' or 'llama3', got {kind!r}")
+        expected = SCALINGS.get(kind, ())
+        if kind == "llama3":
+            options.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+        if set(options) != set(expected):
+            raise ValueError(f"{where} of type {kind!r} must have the options {expected}, got {sorted(options)}")
+        scaling = {name: _number(f"{where}.{name}", value) for name, value in options.items()}
+        if "original_max_position_embeddings" in scaling:
+            scaling["original_max_position"] = scaling.pop("original_max_position_embeddings")
+        head_width = fields.get("head_width") or fields["width"] // fields["num_heads"]
+        return {
+            "positions": "rotary",
+            "rotary_theta": float(_number(theta_key, theta)),
+            "rotary_width": int(head_width * _number(fraction_key, share)),
+            "rotary_scaling": tuple(sorted((scaling | {"kind": kind}).items())) if scaling else (),
+        }
+
+    def write(config: ModelConfig):
+        scaling = dict(config.rotary_scaling)
+        if "original_max_position" in scaling:
+            scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
+        if "kind" in scaling:
+            scaling["rope_type"] = scaling.pop("kind")
+        raw = {theta_key: config.rotary_theta, "rope_scaling": scaling or None}
+        return raw if fraction is None else raw | {fraction_key: config.rotary_width / config.head_width}
+
+    return Rule((theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters"), read, write)
+
+
+def _gpt_neo_windows() -> Rule:
+    """Local attention in the layers that `attention_types` names: [[[kinds of a few layers], how often], …]."""
+
+    def read(raw, fields):
+        types = raw.get("attention_types") or [[["global", "local"], 12]]
+        try:
+            kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
+        except (TypeError, ValueError):
+            raise ValueError(f"attention_types must be [[[kind, …], times], …], got {types!r}") from None
+        if len(kinds) != fields["num_layers"] or not set(kinds) <= {"global", "local"}:
+            raise ValueError(
+                f"attention_types must give 'global' or 'local' for each of {fields['num_layers']} layers, got {types!r}"
+            )
+        if raw.get("attention_layers", kinds) != kinds:
+            raise ValueError(f"attention_layers must say the same as attention_types, got {raw['attention_layers']!r}")
+        window = raw.get("window_size", 256)
+        return {"windows": tuple(0 if kind == "global" else _number("window_size", window) for kind in kinds)}
+
+    def write(config: ModelConfig):
+        kinds = ["local" if window else "global" for window in config.layer_windows]
+        return {"attention_types": [[kinds, 1]], "window_size": max(config.layer_windows) or 256}
+
+    return Rule(("attention_types", "attention_layers", "window_size"), read, write)
+
+
+def _mistral_window() -> Rule:
+    """The same sliding window in every layer, or none."""
+
+    def read(raw, fields):
+        window = raw.get("sliding_window", 4_096)
+        if raw.get("layer_types") is not None and len(set(raw["layer_types"])) != 1:
+            raise ValueError(f"layer_types must be the same for every layer, got {raw['layer_types']!r}")
+        return {"windows": (0 if window is None else _number("sliding_window", window),)}
+
+    return Rule(("sliding_window", "layer_types"), read, lambda config: {"sliding_window": config.windows[0] or None})
+
+
+def _qwen_windows() -> Rule:
+    """A sliding window in the layers from `max_window_layers` on, or in those that `layer_types` names."""
+    full, sliding = "full_attention", "sliding_attention"
+
+    def read(raw, fields):
+        layers = fields["num_layers"]
+        window = raw.get("sliding_window", 4_096) if raw.get("use_sliding_window", False) else None
+        first = raw.get("max_window_layers", 28)
+        kinds = raw.get("layer_types")
+        if kinds is None:
+            kinds = [full if window is None or layer < first else sliding for layer in range(layers)]
+        if len(kinds) != layers or not set(kinds) <= {full, sliding} or (window is None and sliding in kinds):
+            raise ValueError(
+                f"layer_types must be {full!r} or {sliding!r} (with use_sliding_window) for {layers} layers, got {kinds!r}"
+            )
+        return {"windows": tuple(0 if kind == full else _number("sliding_window", window) for kind in kinds)}
+
+    def write(config: ModelConfig):
+        window = max(config.windows)
+        return {
+            "use_sliding_window": window > 0,
+            "sliding_window": window or None,
+            "layer_types": [sliding if w else full for w in config.layer_windows],
+        }
+
+    return Rule(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), read, write)
+
+
+GPT_NEO_WINDOWS = _gpt_neo_windows()
+MISTRAL_WINDOW = _mistral_window()
+QWEN_WINDOWS = _qwen_windows()

@@ -1,0 +1,73 @@
+"""Small random checkpoints of every family, written by transformers and torch (imported only when called)."""
+
+import pathlib
+
+_SHAPE = {"vocab_size": 64, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+_SHAPE |= {"intermediate_size": 40}
+_GPT = {"vocab_size": 64, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_GROUPED = _SHAPE | {"num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+# Name -> (class of transformers, configuration). Together they switch every option that the tables know.
+CASES = {
+    "gpt2": ("GPT2", _GPT),
+    "gpt_neo": (
+        "GPTNeo",
+        _SHAPE | {"num_hidden_layers": None, "num_layers": 2, "num_attention_heads": None, "num_heads": 4}
+        | {"attention_types": [[["global", "local"], 1]], "window_size": 5},
+    ),
+    "gptj": ("GPTJ", _GPT | {"rotary_dim": 4}),
+    "gpt_neox": ("GPTNeoX", _SHAPE | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.34}}),
+    "gpt_neox_sequential": ("GPTNeoX", _SHAPE | {"use_parallel_residual": False, "attention_bias": False}),
+    "opt": ("OPT", _SHAPE | {"ffn_dim": 40}),
+    "opt_projected": ("OPT", _SHAPE | {"ffn_dim": 40, "word_embed_proj_dim": 12, "do_layer_norm_before": False}),
+    "llama": ("Llama", _GROUPED),
+    "llama_options": (
+        "Llama",
+        _GROUPED | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 8}
+        | {"rope_parameters": LLAMA3},
+    ),
+    "llama_linear": ("Llama", _SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "mistral": ("Mistral", _GROUPED | {"sliding_window": 5}),
+    "qwen2": (
+        "Qwen2",
+        _GROUPED | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    "qwen3": ("Qwen3", _GROUPED | {"head_dim": 8}),
+}
+
+
+def build(case: str, head: str = "ForCausalLM", seed: int = 0, **changes):
+    """A torch model with every parameter random: biases and norms too are away from their defaults."""
+    import torch
+    import transformers
+
+    name, options = CASES[case]
+    options = {key: value for key, value in (options | changes).items() if value is not None}
+    options |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": options.get("pad_token_id", 0)}
+    config = getattr(transformers, f"{name}Config")(**options, attn_implementation="eager")
+    head = "LMHeadModel" if name == "GPT2" and head == "ForCausalLM" else head
+    torch.manual_seed(seed)
+    model = getattr(transformers, name + head)(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            if "norm" in parameter_name or "ln_" in parameter_name:
+                parameter.copy_(0.3 * noise + (1 if parameter_name.endswith("weight") else 0))
+            else:
+                parameter.copy_(noise * (0.3 if parameter.ndim == 1 else 1.5 / parameter.shape[-1] ** 0.5))
+    return model
+
+
+def write(case: str, directory: pathlib.Path, **options) -> object:
+    """Builds a model, saves it with transformers and returns it."""
+    model = build(case, **options)
+    model.save_pretrained(directory)
+    return model
