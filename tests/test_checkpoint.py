@@ -92,6 +92,11 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, best):
         for step in (9, 10, 11):
             checkpoints.save(step, pair(step), {}, {"loss": 2.6})
     assert checkpoint.steps(tmp_path) == [best, 10, 11]
+    # By another metric from here on: what has none of it loses to what has.
+    with opened(tmp_path, keep_last=1, best_metric="score", best_mode=mode) as checkpoints:
+        checkpoints.save(12, pair(12), {}, {"score": 1.0})
+        checkpoints.save(13, pair(13), {}, {})
+    assert checkpoint.steps(tmp_path) == [12, 13]
 
 
 def test_parameters_alone(tmp_path):

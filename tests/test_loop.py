@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import toy_stage
+from etils import epath
 
 from instructgpt_jax.training import checkpoint, loop, metrics
 
@@ -253,6 +254,23 @@ def test_jsonl_is_cut_back_to_the_restored_step(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}')
     metrics.JsonLines(path, 2).close()
     assert path.read_text() == '{"step": 1}\n'
+
+
+def test_an_object_store_gets_whole_files(tmp_path):
+    def local(path):
+        return str(path).replace("gs://bucket", str(tmp_path))
+
+    def opened(original, path, mode):
+        assert mode in ("r", "w"), "an object store cannot append"
+        return original(local(path), mode)
+
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    with epath.testing.mock_epath(open=opened, exists=lambda original, path: original(local(path))):
+        file = metrics.JsonLines("gs://bucket/metrics.jsonl", 2)
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+        file.write(3, {"a": 1.5})
+        file.flush()
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "a": 1.5}\n'
 
 
 def test_floats_are_written_exactly():

@@ -19,6 +19,7 @@ The loop does 1 through `Checkpoints.restore`; a stage's `init` does 2 and 3 and
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -53,8 +54,9 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(keep_last)]
         if best_metric:
+            worst = math.inf if best_mode == "min" else -math.inf  # of what was saved under another best_metric
             best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics[best_metric],
+                get_metric_fn=lambda metrics: metrics.get(best_metric, worst),
                 reverse=best_mode == "min",
                 n=1,
                 keep_checkpoints_without_metrics=False,

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from rich import progress
+from rich import console, progress
 
 # Peak matrix-product rate of one JAX device, FLOP/s in bfloat16 with float32 sums, dense, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, "System architecture" (v2 and v3: a device is one of the chip's two cores; TPU7x: one
@@ -180,7 +180,7 @@ class Writer:
                 progress.MofNCompleteColumn(),
                 progress.TextColumn("{task.fields[text]}"),
             )
-            self._bar = progress.Progress(*columns, transient=False)
+            self._bar = progress.Progress(*columns, console=console.Console(stderr=True))
             self._task = self._bar.add_task(name, total=num_steps, completed=start_step, text="")
             self._bar.start()
 
@@ -241,8 +241,9 @@ def _open_events(folder: epath.Path, start_step: int):
 
 
 def _progress_text(values: dict[str, float], steps_left: int) -> str:
-    """`loss 2.31  1.2e+04 tokens/s  mfu 41 %  left 0:03:12`."""
-    parts = [f"{key} {value:.4g}" for key, value in values.items() if key.endswith(("loss", "score", "kl"))]
+    """`sft/loss 2.31  1.2e+04 tokens/s  mfu 41 %  left 0:03:12`."""
+    shown = ("/loss", "/accuracy", "/score", "/kl")
+    parts = [f"{key} {value:.4g}" for key, value in values.items() if key.endswith(shown)]
     parts.append(f"{values['perf/tokens_per_s']:.3g} tokens/s")
     if "perf/mfu" in values:
         parts.append(f"mfu {100 * values['perf/mfu']:.0f} %")
