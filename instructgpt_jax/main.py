@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs:/
 STAGES = {"pretrain": pretrain.build, "sft": sft.build, "reward": reward.build, "ppo": ppo.build}
 
 # What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
-CLUSTER = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 
 
 def run(config, workdir: str) -> None:
@@ -38,9 +38,16 @@ def default_workdir(config_file: str) -> str:
     return f"runs/{pathlib.Path(file).stem}" + (f"_{argument}" if argument else "")
 
 
-def in_cluster() -> bool:
-    """Whether this is one of several processes of a job."""
-    return any(os.environ.get(name) for name in CLUSTER) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+def join_cluster() -> None:
+    """Joins the other processes of a job: a TPU pod, Slurm, Open MPI, or by hand with three variables.
+
+    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last one different in each.
+    """
+    by_hand = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
+    if all(by_hand):
+        jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
+    elif any(map(os.environ.get, CLUSTER)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
 
 
 def main(argv: list[str]) -> None:
@@ -48,8 +55,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    if in_cluster():
-        jax.distributed.initialize()
+    join_cluster()
     try:
         run(CONFIG.value, WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
