@@ -1,6 +1,8 @@
-"""What every configuration has, in one place; the numbers of an experiment stand in its own file."""
+"""What the configurations share; the numbers of an experiment stand in its own file."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
+
+BASE = "runs/pretrain_tiny_tiny"  # where every `:tiny` chain starts
 
 
 def config(stage: str) -> ConfigDict:
@@ -14,19 +16,26 @@ def config(stage: str) -> ConfigDict:
             "eval_every": -1,  # updates between evaluations; -1 = once an epoch, 0 = at the end
             "snapshot_every": 0,  # updates between params-only snapshots; -1 = once an epoch, 0 = never
             "checkpoint": {"every": 200, "keep_last": 1, "best_metric": "", "best_mode": "min"},
-            "data": {
-                "tokenizer": "",  # directory, Hub id or train:SIZE; empty = what init_from brings
-                "demonstrations": (),
-                "comparisons": (),
-                "prompts": (),
-                "pretraining": (),
-                "valid_fraction": 0.05,  # by user, else by prompt
-                "max_prompt_tokens": 1024,  # longer prompts are dropped (appendix C)
-                "skip_bad": 0,
-                "data_dir": "",
-                "cache_dir": "",
-            },
+            "data": data(),
             "models": {},
+        }
+    )
+
+
+def data() -> ConfigDict:
+    """No sources yet: a full-size run names its own, `:tiny` uses the simulated ones."""
+    return ConfigDict(
+        {
+            "tokenizer": "",  # directory, Hub id or train:SIZE; empty = what init_from brings
+            "demonstrations": (),
+            "comparisons": (),
+            "prompts": (),
+            "pretraining": (),
+            "valid_fraction": 0.05,  # by user, else by prompt
+            "max_prompt_tokens": 1024,  # longer prompts are dropped (appendix C)
+            "skip_bad": 0,
+            "data_dir": "",
+            "cache_dir": "",
         }
     )
 
@@ -37,7 +46,7 @@ def network(size: str = "", init_from: str = "", **fields) -> ConfigDict:
 
 
 def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:
-    """AdamW with the betas of appendix C; what the paper leaves open as in GPT-3 (clip 1.0, eps 1e-8), no weight decay."""
+    """AdamW with the betas of appendix C; what the paper leaves open as in GPT-3 (clip 1.0, eps 1e-8); no decay."""
     settings = ConfigDict(
         {
             "lr": lr,
@@ -54,4 +63,100 @@ def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:
         }
     )
     settings.update(changes)
+    return settings
+
+
+def fine_tuning(lr: float, batch_size: int, num_epochs: int, pretraining_fraction: float) -> ConfigDict:
+    """`config.sft`: cosine to 10 % without warm-up (appendix C.1), in rows of the whole context."""
+    return ConfigDict(
+        {
+            "batch_size": batch_size,
+            "num_epochs": num_epochs,
+            "num_steps": 0,  # 0 = all the epochs have
+            "row_length": 2048,
+            "microbatch_rows": 8,
+            "loss_on_prompt": False,
+            "pretraining_fraction": pretraining_fraction,
+            "optimizer": optimizer(lr, "cosine"),
+        }
+    )
+
+
+def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
+    """A PPO run of appendix C.4: what is the same for the three sizes, with and without the pretraining term.
+
+    The paper leaves open: lam, clip_range_value and the whitening of advantages (as in its predecessors), and whether the
+    average of the weights moves with each update or each iteration (here: update).
+    """
+    settings = config("ppo")
+    settings.log_every = 1
+    settings.eval_every = 20
+    settings.checkpoint.every = 10
+    settings.models.ref_policy = network()  # empty: a frozen copy of the policy that PPO starts from
+    settings.models.value = network()  # empty: starts from the reward model
+    settings.rollout = {"wave": 128}  # sequences decoded at once: bounds the cache
+    settings.ppo = {
+        "iterations": 500,  # 256,000 episodes
+        "batch_size": 512,
+        "num_epochs": 0,  # prompts repeat without end
+        "max_prompt_length": 1024,
+        "response_length": 1024,
+        "temperature": 1.0,
+        "num_minibatches": 8,  # of 64
+        "inner_epochs": 1,
+        "row_length": 2048,
+        "microbatch_rows": 8,
+        "kl_coef": 0.02,
+        "adaptive_kl": {"target": 0.0, "horizon": 10_000},  # off
+        "gamma": 1.0,
+        "lam": 0.95,
+        "clip_range": 0.2,
+        "clip_range_value": 0.2,
+        "whiten_advantages": "batch",
+        "whiten_rewards": False,
+        "score_clip": 0.0,  # off
+        "missing_eos_score": config_dict.placeholder(float),  # a score for answers that do not end; none = the model's
+        "ptx_coef": ptx_coef,
+        "ptx_ratio": 8,  # pretraining sequences an episode
+        "ptx_row_length": 2048,
+        "ptx_microbatch_rows": 8,
+        "ema_decay": 0.992,
+        "old_logprobs": "auto",
+        "eval_batches": 1,
+        "num_samples": 8,
+        # Warm-up from a tenth over 10 iterations of 8 updates, then constant.
+        "policy_optimizer": optimizer(policy_lr, "constant", warmup_steps=80),
+        "value_optimizer": optimizer(value_lr, "constant"),
+    }
+    return settings
+
+
+def shrink(settings: ConfigDict) -> ConfigDict:
+    """`:tiny`: the same run on simulated data, from the tiny runs of earlier stages, in seconds on a laptop's CPU."""
+    settings.log_every = 1
+    settings.eval_every = settings.eval_every and -1  # once an epoch, or at the end
+    settings.checkpoint.every = 4
+    settings.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    settings.data.tokenizer = ""
+    settings.data.max_prompt_tokens = 96
+    for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
+        settings.data[kind] = (f"simulated:{kind}",)
+    for entry in settings.models.values():
+        if entry.init_from.startswith("runs/"):
+            entry.init_from += "_tiny"
+        elif entry.init_from or entry.size:
+            entry.update(network(init_from=BASE))
+        if "dtype" in entry:
+            entry.update({"dtype": "float32", "remat": "none"})
+    if settings.stage == "sft":
+        settings.sft.update({"batch_size": 16, "num_epochs": 1, "num_steps": 8, "row_length": 512})
+    elif settings.stage == "reward":
+        settings.reward.update({"batch_size": 8, "num_steps": 8, "row_length": 512})
+    elif settings.stage == "ppo":
+        settings.eval_every = 2
+        settings.checkpoint.every = 2
+        settings.rollout.wave = 0
+        settings.ppo.update({"iterations": 4, "batch_size": 32, "num_minibatches": 4, "num_samples": 4})
+        settings.ppo.update({"max_prompt_length": 96, "response_length": 32, "row_length": 128, "ptx_row_length": 128})
+        settings.ppo.policy_optimizer.warmup_steps = 4
     return settings

@@ -1,6 +1,7 @@
 """A base model of a million parameters from running text, on a laptop.
 
-Paper:    GPT-3's recipe in small (Brown et al. 2020, appendix B): Adam 0.9 / 0.95, clip 1.0, weight decay 0.1, cosine to 10 %.
+Paper:    GPT-3's recipe in small (Brown et al. 2020, appendix B): Adam 0.9 / 0.95, clip 1.0, weight decay 0.1, cosine
+          to 10 %.
 Command:  python -m instructgpt_jax.main --config=configs/pretrain_tiny.py
 Hardware: two CPU cores, a few minutes. `:tiny` is a smoke test of seconds.
 """

@@ -60,7 +60,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     Args:
       name: entry of config.models.
       config: the whole configuration; `config.models[name].architecture` is set.
-      head: 'lm' or 'scalar', what the stage needs. A scalar head is grown on a language model where necessary.
+      head: 'lm' or 'scalar', what the stage needs, or '' for the one found there. A scalar head is grown on a language
+        model where necessary.
       mesh: where the parameters go.
       vocab_size: of the tokenizer: the size of a fresh model, the least of a given one.
       seed: of fresh parameters.
@@ -81,7 +82,7 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
         raise ValueError(f"{key} must be a language model, got a reward or value model from {entry['init_from']!r}")
     source_network = source.config.replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
     grow = head == "scalar" and source_network.head == "lm"
-    network = source_network.replace(head=head)
+    network = source_network.replace(head=head or source_network.head)
     with config.unlocked():
         config.models[name].architecture = dataclasses.asdict(network)
 

@@ -117,6 +117,15 @@ def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
 
+def beside(init_from: str | os.PathLike) -> str:
+    """Where a model's tokenizer is: in the workdir of the checkpoint or snapshot, else with the Hugging Face model."""
+    directory = epath.Path(init_from)
+    for workdir in (directory, directory.parent.parent):
+        if (workdir / "tokenizer" / "tokenizer.json").exists():
+            return str(workdir / "tokenizer")
+    return os.fspath(init_from)
+
+
 def prepare(config, workdir: str | os.PathLike) -> None:
     """Settles `config.data.tokenizer` and keeps a copy in `workdir/tokenizer`, for later stages and for export.
 
@@ -132,8 +141,7 @@ def prepare(config, workdir: str | os.PathLike) -> None:
             raise ValueError(
                 f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
             )
-        workdir_tokenizer = epath.Path(init_from) / "tokenizer"
-        wanted = str(workdir_tokenizer) if workdir_tokenizer.exists() else init_from
+        wanted = beside(init_from)
     if not (kept / "tokenizer.json").exists():
         if wanted.startswith("train:"):
             records = sources.load(tuple(config.data.pretraining), "pretraining", config.data.skip_bad, config.data.data_dir)

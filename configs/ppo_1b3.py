@@ -1,0 +1,22 @@
+"""PPO without the pretraining term, with a policy of 1.3B parameters.
+
+Paper:    appendix C.4: 256k episodes = 500 iterations of 512, 8 minibatches of 64, KL coefficient 0.02, clip 0.2, EMA
+          0.992, 6B reward and value models; ptx_coef 0.
+Rates:    policy 8e-6: without ptx every run above 8.05e-6 diverged (appendix E.9). Value 9e-6.
+Command:  python -m instructgpt_jax.main --config=configs/ppo_1b3.py --config.data.prompts=jsonl:FILES
+Sweep:    python -m instructgpt_jax.sweep --config=configs/ppo_1b3.py --key=ppo.policy_optimizer.lr \
+              --values=2.55e-6:2.55e-5:7 --metric=valid/score [--config.KEY=VALUE …]   (the paper's grid)
+Starts:   from runs/rlhf_init_1b3 (configs/rlhf_init_1b3.py) and runs/reward_6b (configs/reward_6b.py).
+Hardware: 150 GB for the four networks: 4 GPUs of 80 GB, or 4 TPU v5p.
+Expected: objective/score rises over the 500 iterations; SQuADv2, DROP, HellaSwag and translation fall: the alignment
+          tax (section 4.2, figure 29).
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    config = common.ppo(policy_lr=8e-6, value_lr=9e-6, ptx_coef=0.0)
+    config.models.policy = common.network(init_from="runs/rlhf_init_1b3", dtype="bfloat16", remat="full")
+    config.models.reward = common.network(init_from="runs/reward_6b", dtype="bfloat16", remat="full")
+    return common.shrink(config) if arg == "tiny" else config

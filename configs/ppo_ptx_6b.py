@@ -1,0 +1,22 @@
+"""PPO-ptx with a policy of 6B parameters: InstructGPT.
+
+Paper:    appendix C.4: 256k episodes = 500 iterations of 512, 8 minibatches of 64, KL coefficient 0.02, clip 0.2, EMA
+          0.992, 6B reward and value models, 8 pretraining sequences an episode with coefficient 27.8.
+Rates:    policy 1e-5: not printed in the paper; near the best of its sweep 2.55e-6 … 2.55e-5 (appendix E.9, figure
+          38). Value 9e-6.
+Command:  python -m instructgpt_jax.main --config=configs/ppo_ptx_6b.py --config.data.prompts=jsonl:FILES \
+              --config.data.pretraining=jsonl:FILES
+Starts:   from runs/rlhf_init_6b (configs/rlhf_init_6b.py) and runs/reward_6b (configs/reward_6b.py).
+Hardware: about 270 GB for the four networks: 8 GPUs of 80 GB, or 8 TPU v5p.
+Expected: objective/score rises over the 500 iterations; the alignment tax is mostly repaired: HellaSwag above GPT-3,
+          SQuADv2, DROP and translation closer to it than with PPO (section 4.2, figure 29).
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    config = common.ppo(policy_lr=1e-5, value_lr=9e-6, ptx_coef=27.8)
+    config.models.policy = common.network(init_from="runs/rlhf_init_6b", dtype="bfloat16", remat="full")
+    config.models.reward = common.network(init_from="runs/reward_6b", dtype="bfloat16", remat="full")
+    return common.shrink(config) if arg == "tiny" else config

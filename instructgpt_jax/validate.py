@@ -1,0 +1,230 @@
+"""One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
+
+What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_inputs.py, what needs the records in
+data/, all of it before any compute.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax.data import sources
+from instructgpt_jax.sharding import batch_shards
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def integer(least: int) -> Rule:
+    return Rule(
+        f"an integer of at least {least}", lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least
+    )
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Rule:
+    text = "a number" + (f" in [{low:g}, {high:g}]" if high < math.inf else f" of at least {low:g}" * (low > -math.inf))
+    return Rule(text, lambda x: _is_number(x) and low <= x <= high)
+
+
+def choice(*options: str) -> Rule:
+    return Rule(f"one of {options}", lambda x: x in options)
+
+
+def optional(rule: Rule) -> Rule:
+    return Rule(f"{rule.expected}, or None", lambda x: x is None or rule.holds(x))
+
+
+def _is_number(x) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+POSITIVE = Rule("a positive number", lambda x: _is_number(x) and x > 0)
+SHARE = Rule("a number of at least 0 and below 1", lambda x: _is_number(x) and 0 <= x < 1)
+FLAG = Rule("True or False", lambda x: isinstance(x, bool))
+TEXT = Rule("a string", lambda x: isinstance(x, str))
+TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x))
+
+OPTIMIZER = {
+    "lr": POSITIVE, "schedule": TEXT, "final_fraction": number(0, 1), "warmup_steps": integer(0),
+    "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": TEXT, "weight_decay": number(0),
+    "max_grad_norm": number(0),
+}  # fmt: skip
+MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
+DATA = {
+    "tokenizer": TEXT, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
+    "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT, "cache_dir": TEXT,
+}  # fmt: skip
+TRAINING = {
+    "log_every": integer(1), "eval_every": integer(-1), "snapshot_every": integer(-1),
+    "checkpoint": {
+        "every": integer(1), "keep_last": integer(1), "best_metric": TEXT, "best_mode": choice("min", "max"),
+    },
+}  # fmt: skip
+ROWS = {
+    "batch_size": integer(1), "num_epochs": integer(0), "num_steps": integer(0), "row_length": integer(2),
+    "microbatch_rows": integer(1), "optimizer": OPTIMIZER,
+}  # fmt: skip
+ANSWERS = {
+    "batch_size": integer(1), "response_length": integer(1), "temperature": number(0), "top_k": integer(0),
+    "top_p": Rule("a number above 0 and at most 1", lambda x: _is_number(x) and 0 < x <= 1),
+}  # fmt: skip
+SECTIONS = {
+    "pretrain": ROWS,
+    "sft": ROWS | {"loss_on_prompt": FLAG, "pretraining_fraction": SHARE},
+    "reward": ROWS | {"max_completions": integer(2), "shared_prompt": FLAG},
+    "ppo": {
+        "iterations": integer(1), "batch_size": integer(1),
+        "num_epochs": Rule("0 (prompts repeat, config.ppo.iterations ends the run)", lambda x: x == 0),
+        "max_prompt_length": integer(1), "response_length": integer(1), "temperature": POSITIVE,
+        "num_minibatches": integer(1), "inner_epochs": integer(1), "row_length": integer(2),
+        "microbatch_rows": integer(1), "kl_coef": number(0),
+        "adaptive_kl": {"target": number(0), "horizon": POSITIVE}, "gamma": number(0, 1), "lam": number(0, 1),
+        "clip_range": POSITIVE, "clip_range_value": POSITIVE,
+        "whiten_advantages": choice("batch", "minibatch", "none"), "whiten_rewards": FLAG, "score_clip": number(0),
+        "missing_eos_score": optional(number()), "ptx_coef": number(0), "ptx_ratio": integer(1),
+        "ptx_row_length": integer(2), "ptx_microbatch_rows": integer(1), "ema_decay": SHARE,
+        "old_logprobs": choice("auto", "sampling", "forward"), "eval_batches": integer(0), "num_samples": integer(0),
+        "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,
+    },
+    "select": ANSWERS | {
+        "by": choice("score", "loss"), "num_batches": integer(1), "max_prompt_length": integer(1),
+        "row_length": integer(2), "microbatch_rows": integer(1), "num_samples": integer(0),
+    },
+    "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
+    "export": {},
+}  # fmt: skip
+TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
+NETWORKS = {  # entries of config.models
+    "ppo": ("policy", "ref_policy", "value", "reward"),
+    "select": ("model", "reward"),
+}
+SOURCES = {"pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts"}
+
+
+def validate(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a configuration that cannot run.
+
+    Args:
+      config: of one stage.
+      mesh: the mesh it will run on.
+
+    Raises:
+      ValueError: names the key, what it must be and what it is; where two numbers disagree, both.
+    """
+    stage = config.get("stage", None)
+    if stage not in SECTIONS:
+        raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
+    rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
+    rules |= TRAINING if stage in TRAINED else {}
+    rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
+    for name, rule in rules.items():
+        check(config, name, rule, "config")
+    _check_networks(config)
+    if stage != "export":
+        for name, rule in DATA.items():
+            check(config.get("data", None), name, rule, "config.data")
+    _check_sources(config)
+    if stage in ("ppo", "select"):
+        _check_episodes(config, stage, mesh)
+    elif stage in TRAINED:
+        _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
+
+
+def check(parent: Any, name: str, rule: Any, path: str) -> None:
+    """One key against its rule, or a section against all of its own, and no others."""
+    if not isinstance(parent, ConfigDict):
+        raise ValueError(f"{path} must be a section of the configuration, got {parent!r}")
+    if name not in parent:
+        raise ValueError(f"{path} must have the key {name!r}, got {sorted(parent)}")
+    value = parent[name]
+    if isinstance(rule, Rule):
+        if not rule.holds(value):
+            raise ValueError(f"{path}.{name} must be {rule.expected}, got {value!r}")
+        return
+    for inner, inner_rule in rule.items():
+        check(value, inner, inner_rule, f"{path}.{name}")
+    unknown = sorted(set(value) - set(rule))
+    if unknown:
+        raise ValueError(f"{path}.{name} must have no keys but {sorted(rule)}, got {unknown}")
+
+
+def _check_networks(config: ConfigDict) -> None:
+    wanted = NETWORKS.get(config.stage, ("model",))
+    if config.stage == "select" and config.select.by == "loss":
+        wanted = ("model",)
+    for name in wanted:
+        entry = config.get("models", ConfigDict()).get(name, None)
+        if not isinstance(entry, ConfigDict):
+            raise ValueError(f"config.models must have the entry {name!r}, got {sorted(config.get('models', {}))}")
+        for field in ("size", "init_from", "weights"):
+            if not isinstance(entry.get(field, ""), str):
+                raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
+    if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
+        raise ValueError(
+            f"config.models.model.init_from must name what to {config.stage}: a workdir or a Hugging Face directory, got ''"
+        )
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """The sources a stage reads are named and well formed."""
+    stage = config.stage
+    needs = {SOURCES[stage]: ""} if stage in SOURCES else {}
+    if stage == "select" and config.select.by == "score":
+        needs["prompts"] = " (config.select.by='score')"
+        if not config.data.valid_fraction:
+            raise ValueError("config.data.valid_fraction must be above 0: validation prompts choose the snapshot, got 0")
+    if stage == "sft" and config.sft.pretraining_fraction:
+        needs["pretraining"] = f" (config.sft.pretraining_fraction={config.sft.pretraining_fraction})"
+    if stage == "ppo" and config.ppo.ptx_coef:
+        needs["pretraining"] = f" for the ptx term (config.ppo.ptx_coef={config.ppo.ptx_coef})"
+    for kind, why in needs.items():
+        if not config.data[kind]:
+            raise ValueError(
+                f"config.data.{kind} must name at least one source{why}, got (); for example "
+                f"--config.data.{kind}=jsonl:data/{kind}.jsonl"
+            )
+        for source in config.data[kind]:
+            try:
+                sources.parse(source)
+            except ValueError as error:
+                raise ValueError(f"config.data.{kind}: {error}") from None
+
+
+def _check_episodes(config: ConfigDict, stage: str, mesh: Mesh) -> None:
+    """Batches of episodes: how they split into minibatches, waves, microbatches and shards."""
+    section, path = config[stage], f"config.{stage}"
+    name, shards = _shards(mesh)
+    _divides(f"{path}.batch_size", section.batch_size, name, shards)
+    if config.rollout.wave:
+        _divides(f"{path}.batch_size", section.batch_size, "config.rollout.wave", config.rollout.wave)
+        _divides("config.rollout.wave", config.rollout.wave, name, shards)
+    if stage == "ppo":
+        _divides(f"{path}.batch_size", section.batch_size, f"{path}.num_minibatches", section.num_minibatches)
+        minibatch = section.batch_size // section.num_minibatches
+        _divides(f"{path}.batch_size / {path}.num_minibatches", minibatch, name, shards)
+    _divides(f"{path}.microbatch_rows", section.microbatch_rows, name, shards)
+    longest = section.max_prompt_length + section.response_length
+    if longest > section.row_length:
+        raise ValueError(
+            f"{path}.row_length must hold {path}.max_prompt_length + {path}.response_length = {longest} tokens, "
+            f"got {section.row_length}"
+        )
+    if stage == "ppo" and section.ptx_coef:
+        _divides(f"{path}.ptx_microbatch_rows", section.ptx_microbatch_rows, name, shards)
+
+
+def _divides(name: str, value: int, by_name: str, by: int) -> None:
+    if value % by:
+        raise ValueError(f"{name} must be a multiple of {by_name} = {by}, got {value}")
+
+
+def _shards(mesh: Mesh) -> tuple[str, int]:
+    """The number of batch shards, and what to call it."""
+    return "config.mesh.data x config.mesh.fsdp", batch_shards(mesh)
