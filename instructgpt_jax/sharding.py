@@ -6,10 +6,11 @@ One mesh, three axes:
 * `fsdp`    rows of the batch and slices of the parameters (gathered layer by layer when used),
 * `tensor`  heads, feed-forward units and vocabulary (Megatron-style tensor parallelism).
 
-Two tables say how a parameter of a given path is laid out: `TRAIN_RULES` shards over fsdp × tensor, `ROLLOUT_RULES` over
-tensor only, because sampling reads every weight for every token and cannot afford to gather them each time.
+Two tables say how a parameter of a given path is laid out: `TRAIN_RULES` shards over fsdp × tensor, `ROLLOUT_RULES`
+over tensor only, because sampling reads every weight for every token and cannot afford to gather them each time.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -64,14 +65,14 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     sizes = [int(shape[axis]) for axis in AXES]
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
         raise ValueError(f"config.mesh must have positive sizes and at most one -1, got {dict(shape)}")
-    known = 1
-    for size in sizes:
-        known *= 1 if size == -1 else size
+    known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
         known = len(devices)
     if known != len(devices):
-        raise ValueError(f"config.mesh {dict(shape)} must multiply to the number of devices, {len(devices)}, got {known}")
+        raise ValueError(
+            f"config.mesh must multiply to the number of devices, {len(devices)}, got {known} of {dict(shape)}"
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -125,10 +126,20 @@ def param_shardings(mesh: Mesh, params, rules: Sequence[tuple[str, P]] = TRAIN_R
 
 
 def constrain(x: jax.Array, *spec) -> jax.Array:
-    """Pins the layout of an intermediate array under the mesh of `jax.set_mesh`; does nothing without one."""
+    """Pins the layout of an intermediate array under the mesh of `jax.set_mesh`; does nothing without one.
+
+    Raises:
+      ValueError: a dimension that its mesh axes do not divide; names both numbers.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    for dimension, axes in zip(x.shape, spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        if dimension % shards:
+            name = " × ".join(f"config.mesh.{axis}" for axis in axes)
+            raise ValueError(f"{name} = {shards} must divide every dimension it shards, got {dimension} in {x.shape}")
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 

@@ -1,21 +1,9 @@
-"""The networks: one decoder-only transformer, its heads and its cache; pure functions over plain dicts of parameters."""
+"""The networks: one decoder-only transformer, its heads and its cache; pure functions of plain dicts of parameters."""
 
+from instructgpt_jax.models.cache import Cache, extend, init_cache, unstack
 from instructgpt_jax.models.config import SIZES, ModelConfig
-from instructgpt_jax.models.transformer import (
-    Cache,
-    cast,
-    extend,
-    hidden,
-    init,
-    init_cache,
-    logits,
-    project,
-    scalar,
-    scalar_head,
-    unembedding,
-    unstack,
-    with_scalar_head,
-)
+from instructgpt_jax.models.heads import project, scalar, scalar_head, unembedding, with_scalar_head
+from instructgpt_jax.models.transformer import cast, hidden, init, logits
 
 __all__ = [
     "SIZES",

@@ -17,8 +17,8 @@ class Layout(NamedTuple):
 
     positions: within its own sequence, from 0; also what windows and rotary angles count.
     segments: which sequence of the row it belongs to; 0 = padding; None = one sequence a row.
-    branches: 0 = seen by its whole segment (a shared prompt), k > 0 = seen by branch k of its segment only (one of several
-      completions of that prompt); None = no branches.
+    branches: 0 = seen by its whole segment (a shared prompt), k > 0 = seen by branch k of its segment only (one of
+      several completions of that prompt); None = no branches.
     """
 
     positions: jax.Array
@@ -45,9 +45,9 @@ def within_window(query: Layout, key: Layout, window: jax.Array) -> jax.Array:
 def rotary_frequencies(width: int, theta: float, scaling: tuple[tuple[str, float | str], ...]) -> jax.Array:
     """(width/2,) float32 angles per position: theta^(-2i/width), stretched for a longer context by `scaling`.
 
-    Su et al. 2021, eq. 15. Scaling kinds: `linear` (all angles divided by `factor`) and `llama3` (Llama 3.1: wavelengths
-    beyond original_max_position / low_freq_factor are divided by `factor`, those below original_max_position /
-    high_freq_factor stay, and between the two the change is interpolated).
+    Su et al. 2021, eq. 15. Scaling kinds: `linear` (all angles divided by `factor`) and `llama3` (Llama 3.1:
+    wavelengths beyond original_max_position / low_freq_factor are divided by `factor`, those below
+    original_max_position / high_freq_factor stay, and between the two the change is interpolated).
     """
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     options = dict(scaling)

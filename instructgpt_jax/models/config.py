@@ -27,9 +27,11 @@ class ModelConfig:
       positions: `learned` (added to the embedding), `rotary` (queries and keys are rotated), or `none`.
       position_offset: rows of the learned positions that stand unused before the row of position 0 (OPT has 2).
       rotary_width: how many of the H channels are rotated; None = all.
-      rotary_interleaved: pairs are neighbours (2i, 2i+1), as in GPT-J; otherwise halves (i, i + rotary_width/2), as in Llama.
+      rotary_interleaved: pairs are neighbours (2i, 2i+1), as in GPT-J; otherwise halves (i, i + rotary_width/2), as in
+        Llama.
       rotary_theta: the base of the rotary wavelengths.
-      rotary_scaling: () or the context extension as sorted (name, value) pairs, `kind` among them: see attention.rotary.
+      rotary_scaling: () or the context extension as sorted (name, value) pairs, `kind` among them: see
+        attention.rotary_frequencies.
       norm, norm_eps: LayerNorm with bias, or RMSNorm.
       activation, gated_mlp: act(x·up)·down, or (act(x·gate) * x·up)·down (SwiGLU with `silu`).
       residual: `sequential`; `parallel` (attention and MLP read the same x through a norm each);
@@ -38,11 +40,14 @@ class ModelConfig:
       qk_norm: RMSNorm over H on queries and keys, before the rotation.
       tied_embeddings: the unembedding is the token embedding.
       windows: the local attention window of each layer, repeated over the layers; 0 = dense. A token sees the keys less
-        than `window` positions back, itself included. GPT-3's alternation is `(0, 256)` (its band width is unpublished).
+        than `window` positions back, itself included. GPT-3's alternation is `(0, 256)` (its band width is
+        unpublished).
       attention_scale: multiplies q·k; None = 1/sqrt(H).
       residual_dropout, embedding_dropout, attention_dropout: rates, active where a dropout key is given.
       dtype: of activations and matrix products. Parameters are kept in float32, norms and softmax computed in it.
-      remat: what the backward pass recomputes: `none`, `dots` (all but the matrix products), `full` (all but each block's input).
+      remat: what the backward pass recomputes: `none` (nothing but norms, activations and softmax: keeping them costs
+        more than computing them), `dots` (also attention: all but the products with weights), `full` (all but each
+        block's input).
       head: `lm` (logits) or `scalar` (a reward or value a token).
     """
 
@@ -106,11 +111,15 @@ class ModelConfig:
         if self.embedding_width is None:
             object.__setattr__(self, "embedding_width", self.width)
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+            )
         if self.rotary_width is None:
             object.__setattr__(self, "rotary_width", self.head_width)
         if self.positions == "rotary" and (self.rotary_width % 2 or self.rotary_width > self.head_width):
-            raise ValueError(f"rotary_width must be even and at most head_width={self.head_width}, got {self.rotary_width}")
+            raise ValueError(
+                f"rotary_width must be even and at most head_width={self.head_width}, got {self.rotary_width}"
+            )
         if not self.windows or any(window < 0 for window in self.windows):
             raise ValueError(f"windows must be one or more sizes of at least 0 (0 = dense), got {self.windows!r}")
         for name in ("residual_dropout", "embedding_dropout", "attention_dropout"):
@@ -123,9 +132,10 @@ class ModelConfig:
         Raises:
           ValueError: an unknown field.
         """
-        unknown = set(changes) - {field.name for field in dataclasses.fields(self)}
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(fields))
         if unknown:
-            raise ValueError(f"a model has no fields {sorted(unknown)}; it has {[f.name for f in dataclasses.fields(self)]}")
+            raise ValueError(f"fields of a model must be among {fields}, got {unknown}")
         # Fields that follow from others by default follow them again, unless they were set apart.
         if changes.keys() & {"width", "num_heads"}:
             if self.head_width * self.num_heads == self.width:
@@ -168,8 +178,8 @@ class ModelConfig:
     def flops_per_token(self, context: float = 0.0) -> float:
         """Model FLOPs of one token's forward pass: 2 a weight that multiplies it, and attention over `context` keys.
 
-        The backward pass costs twice as much. The usual accounting of the field (Kaplan et al. 2020, section 2.1); embedding
-        look-ups are free and the unembedding counts.
+        The backward pass costs twice as much. The usual accounting of the field (Kaplan et al. 2020, section 2.1);
+        embedding look-ups are free and the unembedding counts.
         """
         D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
         block = D * H * (N + 2 * M) + N * H * D + D * F * (3 if self.gated_mlp else 2)
@@ -180,14 +190,12 @@ class ModelConfig:
 
 
 def _gpt3(num_layers: int, width: int, num_heads: int) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=50_257, num_layers=num_layers, width=width, num_heads=num_heads, mlp_width=4 * width, max_length=2_048
-    )
+    return ModelConfig(50_257, num_layers, width, num_heads, mlp_width=4 * width, max_length=2_048)
 
 
-# The named sizes. GPT-3's are those of Brown et al. 2020, table 2.1, with dense attention in every layer and tied embeddings;
-# the table prints 24 heads of 128 for the 1.3B model, which do not fill its width of 2,048: 16 do, and Stiennon et al. 2020
-# (table 3) use 16. InstructGPT calls the 6.7B model "6B".
+# The named sizes. GPT-3's are those of Brown et al. 2020, table 2.1, with dense attention in every layer and tied
+# embeddings; the table prints 24 heads of 128 for the 1.3B model, which do not fill its width of 2,048: 16 do, and
+# Stiennon et al. 2020 (table 3) use 16. InstructGPT calls the 6.7B model "6B".
 #
 #   name          layers  width   heads  parameters
 #   tiny               2     64       4      165,632   (a vocabulary of 512, a context of 512)
@@ -197,7 +205,7 @@ def _gpt3(num_layers: int, width: int, num_heads: int) -> ModelConfig:
 #   gpt3-1.3b         24  2,048      16  1,315,723,264
 #   gpt3-2.7b         32  2,560      32  2,651,553,280
 #   gpt3-6.7b         32  4,096      32  6,658,404,352
-#   gpt3-13b          40  5,120      40  12,853,386,240 (width 5,120: 40 heads of 128; the table's 5,140 is not divisible)
+#   gpt3-13b          40  5,120      40  12,853,386,240  (the paper prints a width of 5,140: 40 heads of 128 fill 5,120)
 #   gpt3-175b         96 12,288      96  174,604,259,328
 SIZES = {
     "tiny": ModelConfig(vocab_size=512, num_layers=2, width=64, num_heads=4, mlp_width=256, max_length=512),

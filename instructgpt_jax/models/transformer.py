@@ -1,12 +1,13 @@
 """One decoder-only transformer for every family, as pure functions over a plain dict of parameters.
 
 Axis letters, used throughout the project:
-  B rows · T tokens of a row · S keys · Q prompt · R response · C tokens of a chunk · D width · N heads · M key/value heads ·
-  H head width · E embedding width (mostly D) · F feed-forward · V vocabulary · L layers · K ranked completions · P prompts
+  B rows · T tokens of a row · S keys · Q prompt · R response · C tokens of a chunk · D width · N heads ·
+  M key/value heads · H head width · E embedding width (mostly D) · F feed-forward · V vocabulary · L layers ·
+  K ranked completions · P prompts
 
 A `Block` is the one Flax module that sees the residual stream; its parameters are stacked over the layers (axis 0) and
-visited by `lax.scan`, so compile time does not grow with depth and only one layer's weights are gathered at a time. Training
-runs packed rows (`hidden`); sampling runs the same blocks against a key/value cache (`extend`).
+visited by `lax.scan`, so compile time does not grow with depth and only one layer's weights are gathered at a time.
+Training runs packed rows (`hidden`); sampling runs the same blocks against a key/value cache (cache.py).
 """
 
 import functools
@@ -17,8 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax.models import attention
-from instructgpt_jax.models.attention import EMPTY, Layout
+from instructgpt_jax.models import attention, heads
+from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, constrain, path_name
 
@@ -30,6 +31,13 @@ ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+}
+
+
+SAVED = {  # by the forward pass for the backward
+    "none": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -174,7 +182,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     def block(key):
         x = jnp.zeros((1, 1, c.width))
         positions = jnp.zeros((1, 1), jnp.int32)
-        return Block(c).init(key, x, _layer_inputs(c, Layout(positions), Layout(positions)))["params"]
+        return Block(c).init(key, x, layer_inputs(c, Layout(positions), Layout(positions)))["params"]
 
     params = {"embed": {"tokens": vocabulary(keys[0])}}
     if c.positions == "learned":
@@ -190,7 +198,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
         if c.norm == "layernorm":
             params["final_norm"]["bias"] = jnp.zeros(c.width)
     if c.head == "scalar":
-        params["scalar_head"] = scalar_head(c, keys[3])
+        params["scalar_head"] = heads.scalar_head(c, keys[3])
     elif not c.tied_embeddings:
         params["head"] = {"kernel": vocabulary(keys[3])}
         if c.head_bias:
@@ -200,18 +208,6 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     return params
 
 
-def scalar_head(config: ModelConfig, key: jax.Array) -> dict:
-    """A fresh projection to one scalar: kernel (D,) of std 1/sqrt(D+1), bias () 0."""
-    width = config.embedding_width
-    return {"kernel": jax.random.normal(key, (width,)) / (width + 1) ** 0.5, "bias": jnp.zeros(())}
-
-
-def with_scalar_head(config: ModelConfig, params: dict, key: jax.Array) -> tuple[ModelConfig, dict]:
-    """The same body with the unembedding replaced by a fresh scalar head (paper, section 3.5 and appendix C)."""
-    body = {name: tree for name, tree in params.items() if name not in ("head", "scalar_head")}
-    return config.replace(head="scalar"), body | {"scalar_head": scalar_head(config, key)}
-
-
 def cast(params: dict, dtype: str) -> dict:
     """The parameters in the compute dtype, norms kept in float32 (they compute in it).
 
@@ -219,9 +215,7 @@ def cast(params: dict, dtype: str) -> dict:
     """
     if dtype == "float32":
         return params
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if "norm" in path_name(path) else x.astype(dtype), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, x: x if "norm" in path_name(path) else x.astype(dtype), params)
 
 
 def hidden(
@@ -246,11 +240,13 @@ def hidden(
     chex.assert_rank(tokens, 2)
     chex.assert_equal_shape([x for x in (tokens, positions, segments, branches) if x is not None])
     params = cast(params, config.dtype)
-    x = _embed(config, params, tokens, positions)
+    if segments is not None:  # whatever stands in padding, what it leads to must be finite
+        tokens, positions = (jnp.where(segments > 0, x, 0) for x in (tokens, positions))
+    x = embed(config, params, tokens, positions)
     if dropout_key is not None:
         x = dropout(x, config.embedding_dropout, jax.random.fold_in(dropout_key, config.num_layers))
     layout = Layout(positions, segments, branches)
-    shared = _layer_inputs(config, layout, layout)
+    shared = layer_inputs(config, layout, layout)
 
     def layer(x, scanned):
         blocks, window, index = scanned
@@ -261,20 +257,10 @@ def hidden(
             inputs = inputs._replace(dropout_key=jax.random.fold_in(dropout_key, index))
         return Block(config).apply({"params": blocks}, x, inputs)[0], None
 
-    if config.remat == "full":
-        layer = jax.checkpoint(layer)
-    elif config.remat == "dots":
-        layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    layer = jax.checkpoint(layer, policy=SAVED[config.remat], prevent_cse=False)  # a scan needs no barrier
     windows = jnp.array(config.layer_windows, jnp.int32)
     x, _ = jax.lax.scan(layer, x, (params["blocks"], windows, jnp.arange(config.num_layers)))
-    return _final_norm(config, params, x)
-
-
-def unembedding(config: ModelConfig, params: dict) -> tuple[jax.Array, jax.Array | None]:
-    """The output matrix (padded V, D) in the compute dtype, and its bias (padded V,) float32 or None."""
-    head = params.get("head", {})
-    kernel = head["kernel"] if "kernel" in head else params["embed"]["tokens"]
-    return kernel.astype(config.dtype), head.get("bias")
+    return final_norm(config, params, x)
 
 
 def logits(config: ModelConfig, params: dict, tokens, positions=None, segments=None) -> jax.Array:
@@ -284,91 +270,10 @@ def logits(config: ModelConfig, params: dict, tokens, positions=None, segments=N
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    return project(config, params, hidden(config, params, tokens, positions, segments))
+    return heads.project(config, params, hidden(config, params, tokens, positions, segments))
 
 
-def project(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
-    """Logits (…, V) float32 of hidden states (…, D)."""
-    kernel, bias = unembedding(config, params)
-    y = jnp.einsum("...d,vd->...v", x, kernel, preferred_element_type=jnp.float32)
-    return (y if bias is None else y + bias)[..., : config.vocab_size]
-
-
-def scalar(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
-    """The scalar head (…,) float32 of hidden states (…, D): a value a token, or the score where a sequence ends."""
-    head = params["scalar_head"]
-    return jnp.einsum("...d,d->...", x.astype(jnp.float32), head["kernel"].astype(jnp.float32)) + head["bias"]
-
-
-# ---------------------------------------------------------------------------------------------------------------- sampling
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, one slot a sequence.
-
-    keys, values: a tuple over the layers, each (B, M, S, H).
-    positions: (B, S) int32, the position of each slot's column; EMPTY where it holds no token.
-    """
-
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    positions: jax.Array
-
-
-def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` sequences of at most `length` tokens."""
-    shape = (batch, config.num_kv_heads, length, config.head_width)
-    empty = tuple(constrain(jnp.zeros(shape, config.dtype), BATCH, "tensor", None, None) for _ in range(config.num_layers))
-    return Cache(empty, empty, jnp.full((batch, length), EMPTY, jnp.int32))
-
-
-def unstack(config: ModelConfig, params: dict) -> dict:
-    """Parameters in the compute dtype with a tuple of layers in place of the stacked blocks, ready for `extend`.
-
-    Sampling reads each weight once a token: slices of a stacked array would be copied out each time (on a CPU three times
-    the traffic), so they are made once, outside the loop.
-    """
-    params = cast(params, config.dtype)
-    layers = tuple(jax.tree.map(lambda x: x[layer], params["blocks"]) for layer in range(config.num_layers))
-    return params | {"blocks": layers}
-
-
-def extend(
-    config: ModelConfig, params: dict, cache: Cache, tokens: jax.Array, positions: jax.Array, column: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Runs C more tokens of each sequence against the cache, and adds them to it: a chunk of a prompt, or one sampled token.
-
-    Args:
-      params: from `unstack`.
-      tokens, positions: (B, C) int32; position -1 marks padding, which nothing ever sees.
-      column: () int32, where the chunk goes in the cache (the same column for every sequence: rows are aligned by column,
-        and their positions say how far each one is).
-
-    Returns:
-      hidden states (B, C, D) after the final norm, and the longer cache.
-    """
-    chex.assert_equal_shape([tokens, positions])
-    query = Layout(positions)
-    slots = jnp.where(positions < 0, EMPTY, positions)
-    slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, slots, column, axis=1)
-    shared = _layer_inputs(config, query, Layout(slots))
-    x = _embed(config, params, tokens, jnp.maximum(positions, 0))
-    keys, values = [], []
-    for layer, window in enumerate(config.layer_windows):
-        inputs = shared
-        if window:
-            inputs = shared._replace(mask=shared.mask & attention.within_window(query, Layout(slots), window))
-        past = (cache.keys[layer], cache.values[layer], column)
-        x, (k, v) = Block(config).apply({"params": params["blocks"][layer]}, x, inputs, past)
-        keys.append(k)
-        values.append(v)
-    return _final_norm(config, params, x), Cache(tuple(keys), tuple(values), slots)
-
-
-# ---------------------------------------------------------------------------------------------------------------- helpers
-
-
-def _embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+def embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     x = jnp.take(params["embed"]["tokens"], tokens, axis=0)
     if config.embedding_width != config.width:
         x = x @ params["embed"]["project_in"]
@@ -377,7 +282,7 @@ def _embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.
     return constrain(x.astype(config.dtype), BATCH, None, None)
 
 
-def _final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
+def final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
     if config.residual != "post_norm":
         x = Norm(config.norm, config.norm_eps, config.dtype).apply({"params": params["final_norm"]}, x)
     if config.embedding_width != config.width:
@@ -385,7 +290,7 @@ def _final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
     return x
 
 
-def _layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs:
+def layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs:
     """Mask and rotary angles, the same in every layer (but for windows)."""
     rotary = None
     if config.positions == "rotary":
