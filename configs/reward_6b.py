@@ -26,6 +26,9 @@ def get_config(arg=""):
         microbatch_rows=8,
         max_completions=9,
         shared_prompt=True,
+        bias_examples=2048,  # demonstrations that get mean score 0
+        folds=0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1)
+        held_out_groups=(),
         optimizer=common.optimizer(9e-6, "cosine"),
     )
     return common.shrink(config) if arg == "tiny" else config

@@ -1,8 +1,10 @@
 """Step 2: the reward model, trained on K-wise rankings (Ouyang et al. 2022, section 3.5, eq. 1 and appendix C.2).
 
 All pairs of a prompt's K completions are one batch element, and each completion goes through the network once. With
-`config.reward.shared_prompt` the prompt does too: its completions follow it in the row, each on a branch of its own that sees the
-prompt and itself. After training, a bias is stored that gives demonstrations the mean score 0.
+`config.reward.shared_prompt` the prompt does too: its completions follow it in the row, each on a branch of its own
+that sees the prompt and itself. After training, a bias is stored that gives demonstrations the mean score 0.
+
+`score` is all that users of the model need; `reward_folds` runs this stage once for each fold of labelers.
 """
 
 import functools
@@ -13,25 +15,27 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import losses, models, networks
-from instructgpt_jax.data import datasets
+from instructgpt_jax import episodes, losses, models, networks, reward_report
+from instructgpt_jax.data import datasets, pipeline, sources
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.sharding import constrain, replicated
+from instructgpt_jax.training import metrics, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
-from instructgpt_jax.training.state import TrainState, count_nonempty
+from instructgpt_jax.training.state import count_nonempty
 
 
 def row_scores(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None) -> jax.Array:
     """(G, K) float32 scores of the completions that end at `rows["ends"]`; arbitrary where there is no completion.
 
     Args:
-      rows: one microbatch of comparisons: tokens, positions, segments (B, T), branches (B, T) or absent, ends (G, K, 2).
+      rows: one microbatch of comparisons: tokens, positions, segments (B, T), branches (B, T) or absent, and
+        ends (G, K, 2).
       key: of dropout, or None.
     """
     hidden = models.hidden(
         config, params, rows["tokens"], rows["positions"], rows["segments"], rows.get("branches"), dropout_key=key
     )
-    values = models.scalar(config, params, hidden)  # (B, T)
+    values = constrain(models.scalar(config, params, hidden), None, None)  # (B, T): few numbers, read across devices
     return values[rows["ends"][..., 0], rows["ends"][..., 1]]
 
 
@@ -48,6 +52,52 @@ def comparison_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Arra
     return total, aux | supervised.work(config, rows["segments"], rows["positions"], passes=3)
 
 
+def score(
+    config: ModelConfig,
+    params: dict,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    responses: jax.Array,
+    response_mask: jax.Array,
+    row_length: int,
+    microbatch_rows: int,
+) -> jax.Array:
+    """(B,) float32: the reward of each response, bias included, read at its last token.
+
+    Args:
+      prompts, prompt_lengths: (B, Q) int32 right-padded, (B,) int32.
+      responses, response_mask: (B, R) int32, (B, R) bool: a prefix of each row, the EOS with it where there is one.
+      row_length, microbatch_rows: of the packed rows it runs in; row_length holds Q + R.
+    """
+    batch = episodes.Episodes(prompts, prompt_lengths, responses, response_mask)
+    episodes.check(batch)
+    return episodes.scores(config, params, batch, episodes.pack(batch, row_length, microbatch_rows))
+
+
+def batch_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(M, G, K) scores of a batch of comparisons, with its ranks and its groups (M, G)."""
+
+    def one(i, scores):
+        return scores.at[i].set(row_scores(config, params, jax.tree.map(lambda x: x[i], batch), None))
+
+    zeros = jnp.zeros(batch["ranks"].shape, jnp.float32)
+    scores = jax.lax.fori_loop(0, count_nonempty(batch["segments"]), one, zeros)
+    return scores, batch["ranks"], batch["groups"]
+
+
+def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    """The scores at the ends of all sequences of a batch of packed rows, added up, and their number."""
+
+    def one(i, sums):
+        rows = jax.tree.map(lambda x: x[i], batch)
+        following = jnp.pad(rows["segments"][:, 1:], ((0, 0), (0, 1)))
+        ends = (rows["segments"] > 0) & (rows["segments"] != following)
+        scores = jnp.where(ends, episodes.row_scalars(config, params, rows), 0.0)
+        return sums[0] + scores.sum(), sums[1] + ends.sum()
+
+    return jax.lax.fori_loop(0, count_nonempty(batch["segments"]), one, (jnp.float32(0), jnp.int32(0)))
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
     section = config.reward
@@ -61,6 +111,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
             f"{network.config.windows}"
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
+    demonstrations = _demonstrations(config, data.tokenizer, mesh)
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)
     shardings = supervised.state_shardings(tx, network.abstract, mesh)
@@ -69,7 +120,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     def update(state, frozen, batch):
         learning_rate = schedule(state.step)
         state, sums = supervised.update(state, frozen, batch, loss=loss, count="prompts", tx=tx, seed=config.seed)
-        metrics = {
+        values = {
             "reward/loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
             "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
             "reward/pairs": sums["pairs"],
@@ -78,16 +129,31 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
             "perf/tokens": sums["tokens"],
             "perf/flops": sums["flops"],
         }
-        return state, metrics
+        return state, values
 
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
-    score_batch = jax.jit(functools.partial(batch_scores, network.config))
+    # Whole on every device, so that every process can read them.
+    score_batch = jax.jit(functools.partial(batch_scores, network.config), out_shardings=replicated(mesh))
+    score_demonstrations = jax.jit(functools.partial(sum_of_scores, network.config), out_shardings=replicated(mesh))
 
     def evaluate(state, frozen):
-        if not data.valid:
-            return {}, []
-        scored = [(np.asarray(score_batch(state.params, batch)), batch) for batch in data.valid["valid"]()]
-        return {"reward/valid_n": float(len(scored))}, []
+        found, samples = {"reward/bias": float(state.params["scalar_head"]["bias"])}, []
+        for split, batches in data.valid.items():
+            scored = [jax.tree.map(np.asarray, score_batch(state.params, batch)) for batch in batches()]
+            values, curve = reward_report.summarise(*reward_report.collect(scored), data.groups[split])
+            found |= {f"reward/{split}_{name}": value for name, value in values.items()}
+            samples.append({"split": split, "calibration": curve})
+        return found, samples
+
+    def finish(state, frozen):
+        if demonstrations is None:
+            metrics.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
+            return state
+        sums = [score_demonstrations(state.params, batch) for batch in pipeline.iterate(demonstrations, mesh, 0)]
+        mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
+        bias = state.params["scalar_head"]["bias"]
+        centred = jax.device_put(bias - np.float32(mean), bias.sharding)
+        return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
 
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
@@ -101,14 +167,32 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         evaluate=evaluate,
         programs=programs,
         num_steps=num_steps,
+        finish=finish,
     )
 
 
-def batch_scores(config: ModelConfig, params: dict, batch: dict) -> jax.Array:
-    """(M, G, K) scores of a batch of comparisons."""
-    ranks = batch["ranks"]
+def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> pipeline.Batches | None:
+    """Up to `config.reward.bias_examples` training demonstrations, drawn by the seed; None where the data name none.
 
-    def one(i, scores):
-        return scores.at[i].set(row_scores(config, params, jax.tree.map(lambda x: x[i], batch), None))
-
-    return jax.lax.fori_loop(0, count_nonempty(batch["segments"]), one, jnp.zeros(ranks.shape, jnp.float32))
+    Read before training, so that a bad record stops the run then and not after it.
+    """
+    section, data = config.reward, config.data
+    if not data.demonstrations:
+        return None
+    records = sources.load(tuple(data.demonstrations), "demonstrations", data.skip_bad, data.data_dir)
+    train, _ = datasets.split(records, data.valid_fraction)
+    process_index, process_count = pipeline.process_slice(mesh)
+    return pipeline.demonstrations(
+        datasets.sample(train, section.bias_examples, config.seed),
+        tokenizer,
+        seed=None,
+        batch_size=section.batch_size,
+        row_length=section.row_length,
+        microbatch_rows=section.microbatch_rows,
+        num_epochs=1,
+        loss_on_prompt=False,
+        max_prompt_tokens=data.max_prompt_tokens,
+        skip_bad=data.skip_bad,
+        process_index=process_index,
+        process_count=process_count,
+    )

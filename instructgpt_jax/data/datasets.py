@@ -1,5 +1,6 @@
 """The data of a stage, as its config names them: sources, split, tokenizer and pipeline in one call."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax.data import pipeline, prompts, sources
+from instructgpt_jax.data import encoding, pipeline, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 
@@ -19,7 +20,8 @@ class StageData(NamedTuple):
     train_batches: pipeline.Batches
     valid_batches: pipeline.Batches | None  # in order, once through; None without validation records
     train: Callable[[int], Iterator]  # global batches from that step on
-    valid: dict[str, Callable[[], Iterator]]  # {"valid": once through the validation batches}, or {}
+    valid: dict[str, Callable[[], Iterator]]  # "valid": once through the validation batches; "held_out": those groups'
+    groups: dict[str, tuple[str, ...]]  # of comparisons: labeler groups in each set of `valid`
     num_steps: int  # batches of all epochs
     steps_per_epoch: int
     abstract_batch: Callable[[], Any]  # a training batch as ShapeDtypeStructs with shardings
@@ -33,8 +35,8 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
       options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
         of `data/pipeline.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
-        for demonstrations `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions` and
-        `shared_prompt`.
+        for demonstrations `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions`,
+        `shared_prompt` and `held_out_groups`.
       kind: "demonstrations", "comparisons", "prompts" or "pretraining".
       mesh: which processes hold which rows.
     """
@@ -42,6 +44,9 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
     tokenizer = tokenizers.load(data.tokenizer)
     records = sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
     train, valid = split(records, data.valid_fraction)
+    held_out = ()
+    if kind == "comparisons" and options.held_out_groups:
+        train, valid, held_out = hold_out(records, train, valid, tuple(options.held_out_groups))
     process_index, process_count = pipeline.process_slice(mesh)
     same = dict(batch_size=options.batch_size, process_index=process_index, process_count=process_count)
     if kind != "pretraining":
@@ -73,13 +78,17 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
     except ValueError as error:
         raise ValueError(f"validation data (config.data.valid_fraction={data.valid_fraction}): {error}") from error
+    in_order = {"valid": validation} if validation else {}
+    if held_out:
+        in_order["held_out"] = build(held_out, tokenizer, seed=None, num_epochs=1, **same)
     return StageData(
         tokenizer=tokenizer,
         vocab_size=tokenizers.vocab_size(tokenizer),
         train_batches=training,
         valid_batches=validation,
         train=lambda start: pipeline.iterate(training, mesh, start),
-        valid={"valid": lambda: pipeline.iterate(validation, mesh, 0)} if validation else {},
+        valid={name: functools.partial(pipeline.iterate, batches, mesh, 0) for name, batches in in_order.items()},
+        groups={name: batches.groups for name, batches in in_order.items()},
         num_steps=len(training),
         steps_per_epoch=training.steps_per_epoch,
         abstract_batch=lambda: abstract(training, mesh),
@@ -118,6 +127,33 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     if valid_fraction:
         valid[:] = [is_valid(records[i]) for i in range(len(records))]
     return _subset(records, ~valid), _subset(records, valid)
+
+
+def hold_out(
+    records: sources.Records, train: sources.Records, valid: sources.Records, groups: tuple[str, ...]
+) -> tuple[sources.Records, sources.Records, sources.Records]:
+    """Training and validation comparisons without those of some labeler groups, and those, less prompts trained on."""
+
+    def keep(records, wanted):
+        return _subset(records, np.array([wanted(records[i]) for i in range(len(records))], bool))
+
+    def is_held(record):
+        return encoding.group_name(record) in groups
+
+    train, valid = (keep(side, lambda record: not is_held(record)) for side in (train, valid))
+    seen = {train[i]["prompt"] for i in range(len(train))}
+    held = keep(records, lambda record: is_held(record) and record["prompt"] not in seen)
+    for name, side in (("the other", train), ("these", held)):
+        if not len(side):
+            raise ValueError(f"config.reward.held_out_groups must leave {name} groups comparisons, got {groups}")
+    return train, valid, held
+
+
+def sample(records: sources.Records, count: int, seed: int) -> sources.Records:
+    """At most `count` of the records, drawn without replacement, in their order."""
+    keep = np.zeros(len(records), bool)
+    keep[np.random.default_rng(seed).permutation(len(records))[:count]] = True
+    return _subset(records, keep)
 
 
 def _subset(records: sources.Records, keep: np.ndarray) -> sources.Records:

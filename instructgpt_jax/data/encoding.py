@@ -28,6 +28,7 @@ class Encoded(NamedTuple):
     records: np.ndarray  # (examples,) int64, the record each example was made of
     parts: tuple[tuple[int, float | None], ...]  # (number of examples, weight) of each source, in order
     left_out: dict[str, int]  # reason -> number of records left out
+    groups: tuple[str, ...] = ()  # of comparisons: names of the labeler groups, which `Comparison.group` indexes
 
 
 def demonstrations(
@@ -78,10 +79,30 @@ def comparisons(
                 f"microbatch_rows must give a process at least the {rows} rows of {row_length} tokens that the "
                 f"comparison takes, got {process_rows}"
             )
-        group = record.get("group")
-        return packing.Comparison(prompt, completions, record["ranking"], group if isinstance(group, int) else -1)
+        name = group_name(record)
+        group = met.setdefault(name, len(met)) if name else -1
+        return packing.Comparison(prompt, completions, record["ranking"], group)
 
-    return _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+    met = {}  # name -> number in the order of arrival
+    encoded = _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+    names = sorted(met)
+    places = {number: names.index(name) for name, number in met.items()} | {-1: -1}
+    examples = [example._replace(group=places[example.group]) for example in encoded.examples]
+    return encoded._replace(examples=examples, groups=tuple(names))
+
+
+def group_name(record: dict) -> str:
+    """The labeler group of a comparison, '' where it carries none.
+
+    Raises:
+      ValueError: `group` is neither a string nor an integer.
+    """
+    group = record.get("group")
+    if group is None:
+        return ""
+    if not isinstance(group, str | int) or isinstance(group, bool):
+        raise ValueError(f"group must be a string or an integer, got {group!r}")
+    return str(group)
 
 
 def prompts(records, tokenizer, *, max_prompt_length: int, max_prompt_tokens: int, skip_bad: int) -> Encoded:

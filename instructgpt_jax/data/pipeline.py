@@ -39,6 +39,7 @@ class Batches:
       steps_per_epoch: batches of one epoch, at least 1; batches run on across the end of an epoch.
       left_out: reason -> number of records left out.
       spec: how every array of a batch lies on the mesh.
+      groups: names of the labeler groups that `groups` of a batch of comparisons indexes.
     """
 
     source: Sequence
@@ -46,6 +47,7 @@ class Batches:
     steps_per_epoch: int
     left_out: dict[str, int]
     spec: PartitionSpec
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -284,7 +286,7 @@ def _batches(
     batches = numbers.batch(batch_size, drop_remainder=seed is not None).map(lambda cut: pack(cut[low:high]))
     count = len(encoded.examples)
     steps = int(count / share) // batch_size if seed is not None else len(batches)
-    return Batches(batches, count, max(1, steps), encoded.left_out, spec)
+    return Batches(batches, count, max(1, steps), encoded.left_out, spec, encoded.groups)
 
 
 def _largest_slice(batch_size: int, process_count: int) -> int:
