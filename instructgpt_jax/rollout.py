@@ -1,8 +1,8 @@
 """Sampling: a prompt goes in by chunks, the response comes out token by token, all in one program.
 
-Responses are sampled from the full softmax at a temperature unless told otherwise, and the log-probability of each sampled
-token is kept: for PPO these are `old_logprobs`. The key of a token is (seed, iteration, episode, position) and nothing else, so
-that a response does not depend on the slot, wave or mesh that computed it.
+Responses are sampled from the full softmax at a temperature unless told otherwise, and the log-probability of each
+sampled token is kept: for PPO these are `old_logprobs`. The key of a token is (seed, iteration, episode, position) and
+nothing else, so that a response does not depend on the slot, wave or mesh that computed it.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,15 @@ from instructgpt_jax.models import Cache, ModelConfig
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
 
 PREFILL_CHUNK = 128  # columns of a prompt that go through the network at once
+BLOCK = 128  # tokens of the vocabulary drawn together in the first round of sampling
 
 
 class Rollout(NamedTuple):
     """Sampled responses, right-padded.
 
     tokens: (B, R) int32, 0 after the end.
-    logprobs: (B, R) float32, of each token under the full distribution at the sampling temperature (at 1 when greedy), even
-      where top-k or top-p narrowed the choice; 0 after the end.
+    logprobs: (B, R) float32, of each token under the full distribution at the sampling temperature (at 1 when greedy),
+      even where top-k or top-p narrowed the choice; 0 after the end.
     mask: (B, R) bool, True up to the end, the end-of-text token included.
     """
 
@@ -76,8 +77,8 @@ def generate(
       top_p: sample among the likeliest tokens that together hold this much probability; 1 = all.
       eos_id: the token that ends a response; None = every response has R tokens.
       episodes: (B,) int32, the identity of each prompt for its keys; 0 … B-1 by default.
-      wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order of
-        length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
+      wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order
+        of length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
 
     Raises:
       ValueError: an empty range, a context too short, or a wave that does not divide B.
@@ -94,7 +95,10 @@ def generate(
             f"prompt and response must fit the context of {config.max_length}, got {Q} + {max_new_tokens} tokens"
         )
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"sampling needs temperature >= 0, top_k >= 0, 0 < top_p <= 1, got {temperature}, {top_k}, {top_p}")
+        raise ValueError(
+            "temperature, top_k and top_p must be at least 0, at least 0 and in (0, 1], "
+            f"got {temperature}, {top_k} and {top_p}"
+        )
     key = jax.random.fold_in(jax.random.key(seed), iteration)
     episodes = jnp.arange(B) if episodes is None else episodes
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
@@ -109,44 +113,61 @@ def generate(
 
     if wave == B:
         return run_wave((prompts, lengths, episodes))
-    order = jnp.argsort(lengths, stable=True)
-    waves = jax.tree.map(lambda x: x[order].reshape(B // wave, wave, *x.shape[1:]), (prompts, lengths, episodes))
+    # Prompts change devices here and responses change back: few numbers, so every device holds them all in between.
+    whole = lambda x: constrain(x, *[None] * x.ndim)  # noqa: E731
+    order = jnp.argsort(whole(lengths), stable=True)
+    waves = jax.tree.map(lambda x: whole(x)[order].reshape(-1, wave, *x.shape[1:]), (prompts, lengths, episodes))
     rollout = jax.lax.map(run_wave, waves)
     back = jnp.argsort(order)
-    return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:])[back], rollout)
+    return jax.tree.map(lambda x: whole(x).reshape(B, -1)[back], rollout)
 
 
 def sample(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0):
-    """Draws a token a row by the Gumbel-max trick: argmax(log p + g), g ~ Gumbel(0, 1).
+    """Draws a token a row.
 
     Args:
       logits: (B, V) float32.
       keys: (B,) random keys.
+      temperature, top_k, top_p: see generate.
 
     Returns:
       tokens (B,) int32 and their log-probabilities (B,) float32 (see Rollout).
     """
-    logprobs = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
+    logits = logits / (temperature or 1.0)
     if temperature == 0:
-        tokens = jnp.argmax(logprobs, axis=-1)
+        tokens = jnp.argmax(logits, axis=-1)
     else:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logprobs.shape[1:]))(keys)
-        tokens = jnp.argmax(_truncate(logprobs, top_k, top_p) + noise, axis=-1)
-    return tokens.astype(jnp.int32), jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        tokens = jax.vmap(_draw)(_truncate(logits, top_k, top_p), keys)
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _truncate(logprobs: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """-inf outside the top-k tokens and outside the smallest set of likeliest tokens whose probabilities reach top_p."""
+def _draw(logits: jax.Array, key: jax.Array) -> jax.Array:
+    """A token () of softmax(logits (V,)), by the Gumbel-max trick: argmax(log p + g), g ~ Gumbel(0, 1).
+
+    In two rounds, first a block of tokens by its total probability and then a token of the block: the same distribution
+    from V / 128 + 128 random numbers, where V of them cost as much as the product that made the logits. A rounding
+    error in a logit changes the draw with a probability of that size, whatever V is (of an inverted cumulative sum,
+    the errors of all tokens before it would add up).
+    """
+    blocks = jnp.pad(logits, (0, -logits.size % BLOCK), constant_values=-jnp.inf).reshape(-1, BLOCK)
+    noise = jax.random.gumbel(key, (blocks.shape[0] + BLOCK,))
+    block = jnp.argmax(jax.nn.logsumexp(blocks, axis=-1) + noise[:-BLOCK])
+    return block * BLOCK + jnp.argmax(blocks[block] + noise[-BLOCK:])
+
+
+def _truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """-inf outside the top-k tokens and outside the fewest likeliest tokens whose probabilities reach top_p."""
     if top_k:
-        kth = jax.lax.top_k(logprobs, min(top_k, logprobs.shape[-1]))[0][:, -1:]
-        logprobs = jnp.where(logprobs >= kth, logprobs, -jnp.inf)
+        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= kth, logits, -jnp.inf)
     if top_p < 1:
-        descending = jnp.sort(jax.nn.log_softmax(logprobs, axis=-1), axis=-1, descending=True)
-        before = jnp.cumsum(jnp.exp(descending), axis=-1) - jnp.exp(descending)
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
         kept = jnp.sum(before < top_p, axis=-1, keepdims=True)  # at least the likeliest: nothing stands before it
-        last = jnp.take_along_axis(descending, kept - 1, axis=-1)
-        logprobs = jnp.where(jax.nn.log_softmax(logprobs, axis=-1) >= last, logprobs, -jnp.inf)
-    return logprobs
+        logits = jnp.where(logits >= jnp.take_along_axis(descending, kept - 1, axis=-1), logits, -jnp.inf)
+    return logits
 
 
 def _prefill(config: ModelConfig, params: dict, cache: Cache, prompts: jax.Array, lengths: jax.Array):
