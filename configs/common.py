@@ -82,11 +82,30 @@ def fine_tuning(lr: float, batch_size: int, num_epochs: int, pretraining_fractio
     )
 
 
+def rankings(lr: float, batch_size: int) -> ConfigDict:
+    """`config.reward`: one epoch, cosine to 10 % (appendix C.2); `batch_size` counts prompts."""
+    return ConfigDict(
+        {
+            "batch_size": batch_size,
+            "num_epochs": 1,
+            "num_steps": 0,
+            "row_length": 2048,
+            "microbatch_rows": 8,
+            "max_completions": 9,
+            "shared_prompt": True,
+            "bias_examples": 2048,  # demonstrations that get mean score 0
+            "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1)
+            "held_out_groups": (),
+            "optimizer": optimizer(lr, "cosine"),
+        }
+    )
+
+
 def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
     """A PPO run of appendix C.4: what is the same for the three sizes, with and without the pretraining term.
 
-    The paper leaves open: lam, clip_range_value and the whitening of advantages (as in its predecessors), and whether the
-    average of the weights moves with each update or each iteration (here: update).
+    The paper leaves open: lam, clip_range_value and the whitening of advantages (as in its predecessors), and whether
+    the average of the weights moves with each update or each iteration (here: update).
     """
     settings = config("ppo")
     settings.log_every = 1
@@ -152,6 +171,12 @@ def shrink(settings: ConfigDict) -> ConfigDict:
         settings.sft.update({"batch_size": 16, "num_epochs": 1, "num_steps": 8, "row_length": 512})
     elif settings.stage == "reward":
         settings.reward.update({"batch_size": 8, "num_steps": 8, "row_length": 512})
+    elif settings.stage == "select":
+        settings.rollout.wave = 0
+        settings.select.update({"batch_size": 32, "num_batches": 1, "num_samples": 4})
+        settings.select.update({"max_prompt_length": 96, "response_length": 32, "row_length": 128})
+    elif settings.stage == "sample":
+        settings.sample.update({"response_length": 32})
     elif settings.stage == "ppo":
         settings.eval_every = 2
         settings.checkpoint.every = 2

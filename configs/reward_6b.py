@@ -18,17 +18,5 @@ from configs import common
 def get_config(arg=""):
     config = common.config("reward")
     config.models.model = common.network(init_from="runs/sft_6b", dtype="bfloat16", remat="full")
-    config.reward = dict(
-        batch_size=64,  # prompts
-        num_epochs=1,
-        num_steps=0,
-        row_length=2048,
-        microbatch_rows=8,
-        max_completions=9,
-        shared_prompt=True,
-        bias_examples=2048,  # demonstrations that get mean score 0
-        folds=0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1)
-        held_out_groups=(),
-        optimizer=common.optimizer(9e-6, "cosine"),
-    )
+    config.reward = common.rankings(lr=9e-6, batch_size=64)
     return common.shrink(config) if arg == "tiny" else config

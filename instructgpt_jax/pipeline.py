@@ -1,0 +1,50 @@
+"""Several stages in one workdir: steps 0 to 3 of the paper, one command.
+
+`config.stages` is a dict of stage configurations by name, `config.order` says in which order they run. A stage lives in
+the folder of its name (`sft/`, `round0/reward/`) and is the same run as if it had been started alone there. `{workdir}`
+in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`. A
+stage that is complete is skipped, one that was interrupted resumes.
+"""
+
+import os
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from instructgpt_jax.training import metrics
+
+
+def run(config: ConfigDict, workdir: str, run_stage: Callable[[ConfigDict, str], None]) -> None:
+    """Runs the stages in their order, or `config.only` of them.
+
+    Args:
+      config: `stages`, `order`, and `only`: the name of one stage to run alone, or ''.
+      workdir: of the pipeline.
+      run_stage: (config, workdir) of one stage.
+
+    Raises:
+      ValueError: `order` does not name the stages, or `only` none of them.
+    """
+    if sorted(config.order) != sorted(config.stages):
+        raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
+    if config.only and config.only not in config.stages:
+        raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
+    names = [config.only] if config.only else list(config.order)
+    for number, name in enumerate(names, start=1):
+        metrics.say(f"pipeline: stage {number} of {len(names)}, {name}")
+        run_stage(stage_config(config, name, workdir), os.path.join(workdir, name))
+
+
+def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
+    """The configuration of one stage, `{workdir}` filled in."""
+
+    def fill(value):
+        if isinstance(value, str):
+            return value.replace("{workdir}", str(workdir))
+        if isinstance(value, dict):
+            return {key: fill(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(map(fill, value))
+        return value
+
+    return ConfigDict(fill(config.stages[name].to_dict())).lock()
