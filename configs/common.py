@@ -158,8 +158,8 @@ def shrink(settings: ConfigDict) -> ConfigDict:
     settings.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     settings.data.tokenizer = ""
     settings.data.max_prompt_tokens = 96
-    for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
-        settings.data[kind] = (f"simulated:{kind}",)
+    for kind, size in {"demonstrations": 400, "comparisons": 200, "prompts": 400, "pretraining": 2000}.items():
+        settings.data[kind] = (f"simulated:{kind}:{size}",)
     for entry in settings.models.values():
         if entry.init_from.startswith("runs/"):
             entry.init_from += "_tiny"
@@ -168,7 +168,7 @@ def shrink(settings: ConfigDict) -> ConfigDict:
         if "dtype" in entry:
             entry.update({"dtype": "float32", "remat": "none"})
     if settings.stage == "sft":
-        settings.sft.update({"batch_size": 16, "num_epochs": 1, "num_steps": 8, "row_length": 512})
+        settings.sft.update({"batch_size": 16, "num_epochs": 1, "num_steps": 8, "row_length": 256})
     elif settings.stage == "reward":
         settings.reward.update({"batch_size": 8, "num_steps": 8, "row_length": 512})
     elif settings.stage == "select":

@@ -24,6 +24,7 @@ def get_config(arg=""):
     )
     config.eval_every = 200
     if arg == "tiny":
+        config.data.pretraining = ("simulated:pretraining:2000",)
         config.models.model = common.network("tiny", max_length=512)
         config.pretrain.update(dict(batch_size=8, num_steps=8, row_length=128, microbatch_rows=8))
         config.pretrain.optimizer.warmup_steps = 2

@@ -1,5 +1,6 @@
-"""The command line: `python -m instructgpt_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE …]`."""
+"""The command line: `python -m instructgpt_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE]`."""
 
+import functools
 import os
 import pathlib
 import sys
@@ -7,29 +8,57 @@ import traceback
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
-from instructgpt_jax import ppo, pretrain, reward, sft, sharding
+from instructgpt_jax import export, pipeline, ppo, pretrain, reward, reward_folds, sample, selection, sft, sharding
 from instructgpt_jax.data import tokenizer
 from instructgpt_jax.training import loop
+from instructgpt_jax.validate import validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs://; runs/<config name> by default.")
-
-STAGES = {"pretrain": pretrain.build, "sft": sft.build, "reward": reward.build, "ppo": ppo.build}
 
 # What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
 CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 
 
+def train(build, config, mesh, workdir: str) -> None:
+    """A stage of the training loop."""
+    loop.run(build(config, mesh), config, workdir)
+
+
+def train_reward(config, mesh, workdir: str) -> None:
+    """The reward model, or one for each fold of the labeler groups."""
+    if config.reward.folds:
+        reward_folds.run(config, mesh, workdir)
+    else:
+        train(reward.build, config, mesh, workdir)
+
+
+STAGES = {  # name -> (config, mesh, workdir)
+    "pretrain": functools.partial(train, pretrain.build),
+    "sft": functools.partial(train, sft.build),
+    "reward": train_reward,
+    "select": selection.run,
+    "ppo": functools.partial(train, ppo.build),
+    "sample": sample.run,
+    "export": export.run,
+}
+
+
 def run(config, workdir: str) -> None:
-    """Runs the stage that a configuration names, in its workdir."""
-    if config.stage not in STAGES:
-        raise ValueError(f"config.stage must be one of {sorted(STAGES)}, got {config.stage!r}")
+    """Runs the stage that a configuration names in its workdir, or the stages of a pipeline."""
+    if config.get("stage", "") == "pipeline":
+        pipeline.run(config, workdir, run)
+        return
     mesh = sharding.make_mesh(config.mesh)
-    tokenizer.prepare(config, workdir)
+    validate(config, mesh)
+    if config.stage not in ("sample", "export"):  # whose workdir is no model's
+        loop.check_workdir(epath.Path(workdir))
+        tokenizer.prepare(config, workdir)
     with jax.set_mesh(mesh):
-        loop.run(STAGES[config.stage](config, mesh), config, workdir)
+        STAGES[config.stage](config, mesh, workdir)
 
 
 def default_workdir(config_file: str) -> str:
@@ -50,9 +79,26 @@ def join_cluster() -> None:
         jax.distributed.initialize()
 
 
+def parse(arguments: list[str]) -> list[str]:
+    """absl's parser, with one line for a key that the configuration does not have, or a file that is not there."""
+    try:
+        remaining = app.parse_flags_with_usage(arguments)
+        flags.FLAGS["config"].value  # noqa: B018  a file that failed to load raises here
+        return remaining
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip("\"'")
+        keys = (argument.partition("=")[0].lstrip("-") for argument in arguments[1:])
+        wrong = [key for key in keys if key.startswith("config.") and name in key.split(".")]
+        if not wrong:
+            raise  # a mistake in the configuration's file
+        sys.exit(f"error: {wrong[0]} must be a key of the configuration, it has no {name!r}")
+    except OSError as error:
+        sys.exit(f"error: --config must be a file that can be read: {str(error).splitlines()[-1].strip()}")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}")
+        sys.exit(f"error: unknown arguments {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     join_cluster()
@@ -67,4 +113,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -34,11 +34,13 @@ class Network(NamedTuple):
     config: its shape.
     load: () -> parameters, float32, sharded by the training rules.
     abstract: the same tree as ShapeDtypeStructs with shardings.
+    grown: whether its scalar head is a fresh one, on the body of a language model.
     """
 
     config: ModelConfig
     load: Callable[[], dict]
     abstract: dict
+    grown: bool = False
 
 
 class Source(NamedTuple):
@@ -103,7 +105,7 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
         grown = lambda params, key: models.with_scalar_head(source_network, params, key)[1]  # noqa: E731
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
-    return Network(network, load, abstract)
+    return Network(network, load, abstract, grown=grow and source.kind != "fresh")
 
 
 def check_context(key: str, length: int, *nets: ModelConfig) -> None:

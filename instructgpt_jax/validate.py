@@ -1,7 +1,7 @@
 """One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
 
-What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_inputs.py, what needs the records in
-data/, all of it before any compute.
+What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_inputs.py, what needs the records
+in data/, all of it before any compute.
 """
 
 import math
@@ -53,13 +53,14 @@ TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinst
 
 OPTIMIZER = {
     "lr": POSITIVE, "schedule": TEXT, "final_fraction": number(0, 1), "warmup_steps": integer(0),
-    "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": TEXT, "weight_decay": number(0),
-    "max_grad_norm": number(0),
+    "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": TEXT,
+    "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TEXT, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
-    "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT, "cache_dir": TEXT,
+    "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
+    "cache_dir": TEXT,
 }  # fmt: skip
 TRAINING = {
     "log_every": integer(1), "eval_every": integer(-1), "snapshot_every": integer(-1),
@@ -78,7 +79,10 @@ ANSWERS = {
 SECTIONS = {
     "pretrain": ROWS,
     "sft": ROWS | {"loss_on_prompt": FLAG, "pretraining_fraction": SHARE},
-    "reward": ROWS | {"max_completions": integer(2), "shared_prompt": FLAG},
+    "reward": ROWS | {
+        "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
+        "held_out_groups": TEXTS,
+    },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),
         "num_epochs": Rule("0 (prompts repeat, config.ppo.iterations ends the run)", lambda x: x == 0),
@@ -168,7 +172,7 @@ def _check_networks(config: ConfigDict) -> None:
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
         raise ValueError(
-            f"config.models.model.init_from must name what to {config.stage}: a workdir or a Hugging Face directory, got ''"
+            f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"
         )
 
 
@@ -179,7 +183,7 @@ def _check_sources(config: ConfigDict) -> None:
     if stage == "select" and config.select.by == "score":
         needs["prompts"] = " (config.select.by='score')"
         if not config.data.valid_fraction:
-            raise ValueError("config.data.valid_fraction must be above 0: validation prompts choose the snapshot, got 0")
+            raise ValueError("config.data.valid_fraction must be above 0 for stage 'select', got 0")
     if stage == "sft" and config.sft.pretraining_fraction:
         needs["pretraining"] = f" (config.sft.pretraining_fraction={config.sft.pretraining_fraction})"
     if stage == "ppo" and config.ppo.ptx_coef:

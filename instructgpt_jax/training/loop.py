@@ -10,6 +10,7 @@ What a run promises:
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -173,6 +174,7 @@ def claim_workdir(config, workdir: epath.Path) -> dict:
       ValueError: files that are not of a run, or a run whose model or data differ; the message lists the differences.
     """
     resolved = json.loads(json.dumps(config.to_dict(), default=str))
+    check_workdir(workdir)
     path = workdir / "config.json"
     if path.exists():
         found = compare(json.loads(path.read_text()), resolved)
@@ -180,14 +182,22 @@ def claim_workdir(config, workdir: epath.Path) -> dict:
             raise ValueError(
                 f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
             )
-    elif workdir.is_dir():
-        names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith((".", "tokenizer")))
-        if names:
-            raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         metrics.write_atomically(path, json.dumps(resolved, indent=2) + "\n")
     return resolved
+
+
+def check_workdir(workdir: epath.Path) -> None:
+    """Makes the workdir; refuses one that cannot be written or that holds something else than a run."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"workdir must be a folder that can be made, got {workdir}: {error.strerror}") from None
+    if "://" not in str(workdir) and not os.access(workdir, os.W_OK):
+        raise ValueError(f"workdir must be a folder that can be written, got {workdir}")
+    names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith((".", "tokenizer")))
+    if names and "config.json" not in names:
+        raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
 
 
 def compare(stored: dict, asked: dict) -> list[str]:

@@ -1,0 +1,33 @@
+"""Which epoch of an SFT run to keep.
+
+Paper:    appendix C.1: the snapshot whose answers to validation prompts have the best mean score of the 6B reward
+          model; it predicts human preference better than validation loss does (`--config.select.by=loss`).
+Command:  python -m instructgpt_jax.main --config=configs/select.py --config.models.model.init_from=runs/sft_1b3 \
+              --config.data.prompts=jsonl:FILES --workdir=runs/sft_1b3_selected
+Starts:   from an SFT workdir with snapshots, and runs/reward_6b (configs/reward_6b.py).
+Hardware: the SFT model and the reward model in bfloat16, without optimisers: one 80 GB GPU for 1.3B and 6B.
+Expected: a later epoch than the one of the lowest validation loss. init_from=runs/sft_1b3_selected loads the choice.
+"""
+
+from configs import common
+
+
+def get_config(arg=""):
+    config = common.config("select")
+    config.models.model = common.network(init_from="runs/sft_1b3", dtype="bfloat16")
+    config.models.reward = common.network(init_from="runs/reward_6b", dtype="bfloat16")
+    config.rollout = {"wave": 64}
+    config.select = dict(
+        by="score",  # or loss
+        batch_size=512,
+        num_batches=2,  # validation prompts: at most so many batches
+        max_prompt_length=1024,
+        response_length=1024,
+        temperature=1.0,  # as in PPO; the paper does not say
+        top_k=0,
+        top_p=1.0,
+        row_length=2048,
+        microbatch_rows=8,
+        num_samples=8,
+    )
+    return common.shrink(config) if arg == "tiny" else config

@@ -1,0 +1,156 @@
+"""Answers to prompts, by any checkpoint or Hugging Face directory.
+
+The prompts come from `config.sample.prompts`, from `config.sample.file` (.jsonl or .jsonl.gz with records of prompts,
+else text with a prompt a line), or, where both are empty, from the terminal, a line at a time. Each answer is printed
+and becomes a line of `samples.jsonl` in the workdir.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from instructgpt_jax import networks, ppo_inputs, sharding
+from instructgpt_jax.data import sources
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.rollout import generate
+
+RULE = "-" * 80  # between printed answers
+SHORTEST = 16  # columns that prompts are padded to at least; then powers of two, so that few programs are compiled
+
+
+class Prompt(NamedTuple):
+    """A prompt, and where it stands."""
+
+    origin: str
+    text: str
+
+
+def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
+    """Answers every prompt.
+
+    Raises:
+      ValueError: a prompt that leaves no room for an answer; no prompt at all.
+    """
+    c, source = config.sample, config.models.model.init_from
+    given = read_prompts(c)
+    if not given and jax.process_count() > 1:
+        raise ValueError(f"config.sample.file or prompts must be set with {jax.process_count()} processes, got neither")
+    tokenizer = tokenizers.load(config.data.tokenizer or tokenizers.beside(source))
+    answer = make_answer(config, mesh, tokenizer)
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(answers: Iterable[dict]) -> None:
+        for one in answers:
+            if jax.process_index() == 0:
+                print(f"{RULE}\n" * (len(given) > 1) + one["prompt"] + one["response"], flush=True)
+                with (folder / "samples.jsonl").open("a") as file:
+                    file.write(json.dumps({"model": source, **one}, ensure_ascii=False) + "\n")
+
+    if given:
+        keep(answer(given, 0))
+        return
+    for number, line in enumerate(_typed()):
+        try:
+            keep(answer([Prompt("the prompt", line)], number))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def read_prompts(c: ConfigDict) -> list[Prompt]:
+    """What `config.sample` names: the prompts of the command line, then those of the file."""
+    found = [Prompt(f"config.sample.prompts[{number}]", text) for number, text in enumerate(c.prompts)]
+    if c.file.endswith((".jsonl", ".jsonl.gz")):
+        records = sources.load((f"jsonl:{c.file}",), "prompts", 0)
+        found += [Prompt(records.origin(i), records[i]["prompt"]) for i in range(len(records))]
+    elif c.file:
+        path = epath.Path(c.file)
+        if not path.is_file():
+            raise ValueError(f"config.sample.file must exist, got {c.file!r}")
+        lines = enumerate(path.read_text().splitlines(), start=1)
+        found += [Prompt(f"{c.file}:{number}", line) for number, line in lines if line.strip()]
+    if c.file and not found:
+        raise ValueError(f"config.sample.file must have a prompt, got none in {c.file!r}")
+    return found
+
+
+def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Prompt], int], Iterator[dict]]:
+    """Loads `config.models.model`; returns (prompts, number of the first) -> `prompt, response, ended` of each.
+
+    A prompt's answer depends on its number and the seed, not on the prompts beside it.
+    """
+    c = config.sample
+    network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    params = ppo_inputs.freeze(network)
+    start = tokenizers.start(tokenizer)
+    limit = network.config.max_length - c.response_length
+    by_row = NamedSharding(mesh, P(sharding.BATCH))
+    batch_size = c.batch_size
+
+    def respond(params, prompts, lengths, episodes):
+        return generate(
+            network.config,
+            params,
+            prompts,
+            lengths,
+            c.response_length,
+            config.seed,
+            c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+            eos_id=tokenizer.eos_token_id,
+            episodes=episodes,
+        )
+
+    respond = jax.jit(respond, out_shardings=sharding.replicated(mesh))
+
+    def encode(prompts: list[Prompt]) -> list[list[int]]:
+        encoded = [start + ids.tolist() for ids in tokenizers.encode(tokenizer, [prompt.text for prompt in prompts])]
+        for prompt, tokens in zip(prompts, encoded, strict=True):
+            if not 1 <= len(tokens) <= limit:
+                raise ValueError(
+                    f"{prompt.origin} must have 1 to {limit} tokens (a context of {network.config.max_length} less "
+                    f"config.sample.response_length={c.response_length}), got {len(tokens)}"
+                )
+        return encoded
+
+    def answer(prompts: list[Prompt], first: int) -> Iterator[dict]:
+        encoded = encode(prompts)
+        width = min(limit, max(SHORTEST, 1 << (max(map(len, encoded)) - 1).bit_length()))
+        for low in range(0, len(prompts), batch_size):
+            chosen = encoded[low : low + batch_size]
+            tokens = np.zeros((batch_size, width), np.int32)
+            lengths = np.ones(batch_size, np.int32)  # rows without a prompt answer one token and are dropped
+            for row, prompt in enumerate(chosen):
+                tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+            numbers = np.arange(first + low, first + low + batch_size, dtype=np.int32)
+            arrays = jax.device_put((tokens, lengths, numbers), by_row)
+            responses, _, mask = jax.device_get(respond(params, *arrays))
+            for prompt, response, real in zip(prompts[low:], responses, mask, strict=False):
+                ids = response[real]
+                ended = bool(ids[-1] == tokenizer.eos_token_id)
+                text = tokenizer.decode(ids[:-1] if ended else ids)
+                yield {"prompt": prompt.text, "response": text, "ended": ended}
+
+    return answer
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the terminal (or a pipe) until its end; `\\n` in one is a line break."""
+    if sys.stdin.isatty():
+        print("One prompt a line, \\n for a line break, Ctrl-D to leave.", file=sys.stderr)
+    while True:
+        try:
+            line = input("prompt> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line:
+            yield line.replace("\\n", "\n")

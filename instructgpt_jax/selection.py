@@ -1,0 +1,147 @@
+"""Which epoch of supervised fine-tuning to keep (Ouyang et al. 2022, appendix C.1).
+
+Validation loss overfits after one epoch, yet more epochs make better answers: the paper kept the snapshot whose answers
+to validation prompts the reward model scored best. The chosen parameters become the checkpoint of this stage's workdir,
+so that `init_from=<workdir>` loads them; `selection.json` has the whole table.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import episodes as ep
+from instructgpt_jax import models, networks
+from instructgpt_jax.data import datasets
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.episodes import Episodes
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.rollout import generate
+from instructgpt_jax.sharding import replicated
+from instructgpt_jax.training import checkpoint, loop, metrics
+
+
+def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
+    """Chooses among the snapshots of the workdir that `config.models.model.init_from` names.
+
+    Raises:
+      ValueError: no snapshots there, or with `by='loss'` no validation loss beside one of them.
+    """
+    source, by, workdir = config.models.model.init_from, config.select.by, epath.Path(workdir)
+    steps = checkpoint.steps(source, checkpoint.SNAPSHOTS)
+    if not steps:
+        raise ValueError(
+            f"config.models.model.init_from must be a workdir with snapshots (config.snapshot_every=-1), got {source!r}"
+        )
+    tokenizer = tokenizers.load(config.data.tokenizer)
+    network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    scorer = Scorer(config, network.config, mesh) if by == "score" else None
+    resolved = loop.claim_workdir(config, workdir)
+    if checkpoint.steps(workdir):
+        metrics.say(f"select: complete in {workdir}, nothing to do")
+        return
+
+    def load(step: int) -> dict:
+        return checkpoint.load_params(epath.Path(source) / checkpoint.SNAPSHOTS / str(step), network.abstract)
+
+    table, samples = [], []
+    losses = _losses(source, steps) if by == "loss" else {}
+    for step in steps:
+        if scorer is None:
+            table.append({"step": step, "loss": losses[step]})
+        else:
+            row, answers = scorer.score(load(step))
+            table.append({"step": step, **row})
+            samples += [{"step": step, **answer} for answer in answers]
+        metrics.say(f"select: {table[-1]}")
+    best = min(table, key=lambda row: row["loss"]) if by == "loss" else max(table, key=lambda row: row["score"])
+
+    if jax.process_index() == 0:
+        selection = {"init_from": source, "by": by, "step": best["step"], "snapshots": table}
+        metrics.write_atomically(workdir / "selection.json", json.dumps(selection, indent=2) + "\n")
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        metrics.write_atomically(workdir / "samples.jsonl", "".join(lines))
+    metadata = {"step": best["step"], "data_index": 0, "config": resolved, "metadata": {}}
+    with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:  # last: it says that the stage is complete
+        checkpoints.save(best["step"], {"params": load(best["step"])}, metadata, {})
+    metrics.say(f"select: snapshot {best['step']} of {source} is now in {workdir}")
+
+
+class Scorer:
+    """Answers validation prompts, with the same randomness each time, and scores the answers."""
+
+    def __init__(self, config: ConfigDict, policy: ModelConfig, mesh: Mesh):
+        c = config.select
+        self._options = c
+        # Validation prompts come once and in order; the rest of them is not read here.
+        self._data = datasets.load(config, ConfigDict({**c, "num_epochs": 1}), "prompts", mesh)
+        if not self._data.valid:
+            share = config.data.valid_fraction
+            raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
+        reward = networks.build("reward", config, "scalar", mesh, self._data.vocab_size, config.seed)
+        networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
+        cast = jax.jit(lambda params: models.cast(params, reward.config.dtype), donate_argnums=0)
+        self._reward = cast(reward.load())
+
+        def answer(params: dict, reward_params: dict, batch: dict):
+            """Episodes, and the (B,) scores of their responses."""
+            prompts, lengths = batch["prompts"], batch["prompt_lengths"]
+            tokens, _, mask = generate(
+                policy,
+                params,
+                prompts,
+                lengths,
+                c.response_length,
+                config.seed,
+                c.temperature,
+                top_k=c.top_k,
+                top_p=c.top_p,
+                eos_id=self._data.tokenizer.eos_token_id,
+                episodes=batch["index"],
+                wave=config.rollout.wave or None,
+            )
+            answers = Episodes(prompts, lengths, tokens, mask)
+            packed = ep.pack(answers, c.row_length, c.microbatch_rows)
+            return answers, ep.scores(reward.config, reward_params, answers, packed)
+
+        self._answer = jax.jit(answer, out_shardings=replicated(mesh))
+        self._real = jax.jit(lambda batch: batch["index"] >= 0, out_shardings=replicated(mesh))
+
+    def score(self, params: dict) -> tuple[dict, list[dict]]:
+        """Mean score, its standard error, mean length and number of answers; and the first few of them."""
+        scores, lengths, samples = [], [], []
+        with contextlib.closing(self._data.valid["valid"]()) as batches:
+            for batch in itertools.islice(batches, self._options.num_batches):
+                answers, score = jax.device_get(self._answer(params, self._reward, batch))
+                real = np.flatnonzero(jax.device_get(self._real(batch)))  # the last batch is filled up with copies
+                scores.append(score[real])
+                lengths.append(answers.response_mask.sum(axis=1)[real])
+                for row in real[: self._options.num_samples - len(samples)]:
+                    samples.append(self._sample(jax.tree.map(lambda x: x[row], answers), score[row]))  # noqa: B023
+        scores, lengths = np.concatenate(scores), np.concatenate(lengths)
+        n = len(scores)
+        row = {"score": scores.mean(), "standard_error": scores.std() / np.sqrt(n), "length": lengths.mean(), "n": n}
+        return {key: float(value) for key, value in row.items()}, samples
+
+    def _sample(self, episode: Episodes, score: float) -> dict:
+        decode = functools.partial(self._data.tokenizer.decode, skip_special_tokens=True)
+        prompt = decode(episode.prompts[: episode.prompt_lengths])
+        return {"prompt": prompt, "response": decode(episode.responses[episode.response_mask]), "score": float(score)}
+
+
+def _losses(source: str, steps: list[int]) -> dict[int, float]:
+    """The validation loss at each snapshot, as the run that made them measured it."""
+    key = f"{checkpoint.read_metadata(source)['config']['stage']}/valid_loss"
+    path = epath.Path(source) / "metrics.jsonl"
+    lines = map(json.loads, path.read_text().splitlines())
+    found = {line["step"]: line[key] for line in lines if key in line}
+    missing = [step for step in steps if step not in found]
+    if missing:
+        raise ValueError(f"{path} must have {key} at each snapshot (config.eval_every=-1), got none at steps {missing}")
+    return found
