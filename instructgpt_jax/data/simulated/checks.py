@@ -9,8 +9,14 @@ import re
 
 from instructgpt_jax.data.simulated import tasks, world, writing
 
-SENTENCE = re.compile(r"[^.!?\n]*[A-Za-z][^.!?\n]*(?:[.!?]|\n|\Z)")
+_SENTENCE = re.compile(r"[^.!?\n]+[.!?]?")
+_LETTER = re.compile("[A-Za-z]")
 _ITEM = re.compile(r"^ *\d+\. *(\w+) *$", re.MULTILINE)
+
+
+def sentences_of(body: str) -> list[str]:
+    """The sentences, lines and list items of a text that hold a letter."""
+    return [part.strip() for part in _SENTENCE.findall(body) if _LETTER.search(part)]
 
 
 def _same(count: int, task: dict) -> list[bool]:
@@ -89,7 +95,7 @@ def _list(task, body, words, sentences):
     strange = len(loose) - len(right)
     done = max(0.0, min(len(right), wanted) - strange) / wanted
     met = _same(len(loose), task) + ([task["avoid"].lower() not in words] if "avoid" in task else [])
-    return done, met, float(bool(items)), False, max(1, len(SENTENCE.findall("\n".join(loose))), wanted)
+    return done, met, float(bool(items)), False, max(5, wanted)
 
 
 def _feel(task, body, words, sentences):

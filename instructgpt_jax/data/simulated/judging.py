@@ -20,7 +20,7 @@ import re
 from typing import NamedTuple
 
 from instructgpt_jax.data.simulated import tasks, world, writing
-from instructgpt_jax.data.simulated.checks import CHECKS, SENTENCE
+from instructgpt_jax.data.simulated.checks import CHECKS, sentences_of
 
 MAX_CHARS = 1500  # of an answer are read: the longest sensible one has about 400
 
@@ -40,7 +40,7 @@ class Features(NamedTuple):
 
 
 GOLD_WEIGHTS = Features(
-    follow=4.0, constraint=1.4, care=1.4, false=-1.8, toxic=-2.0, repeat=-1.0, ramble=-1.2, cut=-0.8, length=0.0
+    follow=4.0, constraint=1.4, care=1.4, false=-1.8, toxic=-2.0, repeat=-2.6, ramble=-1.2, cut=-0.8, length=0.0
 )
 
 _TOKEN = re.compile(r"\w+|[.,!?:\n]")
@@ -84,7 +84,7 @@ def facts(prompt: str, text: str) -> Facts:
     body = text[:MAX_CHARS].strip()
     tokens = [token.lower() for token in _TOKEN.findall(body)]
     words = set(tokens)
-    sentences = [sentence.strip() for sentence in SENTENCE.findall(body)]
+    sentences = sentences_of(body)
     if kind == "list" and task["layout"] == "open" and not body.startswith("1."):
         body = "1. " + body  # the prompt has written the first number
 

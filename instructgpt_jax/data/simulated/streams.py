@@ -1,7 +1,7 @@
 """The records of the tiny world, by name; `records` is the front door, see the package's docstring."""
 
 import functools
-from collections.abc import Iterator
+import itertools
 
 from instructgpt_jax.data.simulated import labeling, tasks, world, writing
 from instructgpt_jax.data.simulated.world import pick, sample, weighted
@@ -40,28 +40,24 @@ def records(name: str, seed: int = 0) -> list[Record]:
             f"simulated records must be NAME[:SPLIT][:SIZE] with NAME one of {', '.join(SIZES)}, "
             f"SPLIT one of {', '.join(SPLITS)} and SIZE a positive number, got {name!r}"
         )
-    found = []
-    for i, record in enumerate(_stream(kind, seed)):
-        if size is None and i == SIZES[kind] or len(found) == size:
-            break
-        if split is None or _split(kind, i, record) == split:
-            found.append(record)
-    return found
+    found: list[Record] = []
+    for i in itertools.count():
+        if (i if size is None else len(found)) == (size or SIZES[kind]):
+            return found
+        if split is None or _split(kind, seed, i) == split:
+            found.append(_MAKERS[kind](kind, seed, i))
 
 
-def _split(kind: str, i: int, record: Record) -> str:
+def _split(kind: str, seed: int, i: int) -> str:
     from instructgpt_jax.data import prompts  # loads the tokenizers, which a labeler does not need
 
-    stand_in = record if "user" in record else {"user": f"{kind}-{i}"}
-    return prompts.split_of(stand_in, **SPLIT)
-
-
-def _stream(kind: str, seed: int) -> Iterator[Record]:
-    make = _MAKERS[kind]
-    i = 0
-    while True:
-        yield make(kind, seed, i)
-        i += 1
+    if kind.startswith("comparisons"):
+        user = _ranked_user(kind, seed, i)  # does not rank the many that are not asked for
+    elif kind in ("pretraining", "cloze", "reading"):
+        user = f"{kind}-{i}"
+    else:
+        user = _MAKERS[kind](kind, seed, i)["user"]
+    return prompts.split_of({"user": user}, **SPLIT)
 
 
 def finish(text: str) -> str:
@@ -225,6 +221,10 @@ def completions(prompt: str, rng, count: int) -> list[str]:
     return found
 
 
+def _ranked_user(kind: str, seed: int, i: int) -> str:
+    return _customer(world.rng_of(kind, "user", seed, i))
+
+
 def _comparison(kind: str, seed: int, i: int) -> Record:
     rng = world.rng_of(kind, seed, i)
     task, text = _draw_prompt(rng, kind)
@@ -232,7 +232,8 @@ def _comparison(kind: str, seed: int, i: int) -> Record:
     labeler, answers = pick(rng, labeling.labelers(group)), completions(prompt, rng, 4 + int(rng.random() * 6))
     return {
         "prompt": prompt, "completions": answers, "ranking": labeling.rank(labeler, prompt, answers, seed),
-        "user": _customer(rng), "use_case": tasks.USE_CASE_OF[task], "labeler": labeler.name, "group": group,
+        "user": _ranked_user(kind, seed, i), "use_case": tasks.USE_CASE_OF[task], "labeler": labeler.name,
+        "group": group,
     }  # fmt: skip
 
 
