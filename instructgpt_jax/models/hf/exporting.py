@@ -26,24 +26,24 @@ def save(
 ) -> None:
     """Writes config.json, float32 safetensors and the tokenizer.
 
-    The family is the first that computes exactly this network (gpt2 for GPT-3's shapes, gpt_neo with unscaled scores and
-    local windows, …). A language model opens with `AutoModelForCausalLM`; a scalar head with
-    `AutoModelForSequenceClassification`, whose logit at the last token that is not PAD, plus `reward_bias` of config.json, is
-    the score.
+    The family is the first that computes exactly this network (gpt2 for GPT-3's shapes, gpt_neo with unscaled scores
+    and local windows, …). A language model opens with `AutoModelForCausalLM`; a scalar head with
+    `AutoModelForSequenceClassification`, whose logit at the last token that is not PAD, plus `reward_bias` of
+    config.json, is the score.
 
-    A PAD id beyond the vocabulary: a scalar head gets embedding rows of zeros up to it, since HF's classifiers feed it; a
-    language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead.
+    A PAD id beyond the vocabulary: a scalar head gets embedding rows of zeros up to it, since HF's classifiers feed it;
+    a language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead.
 
     Args:
       directory: made if it is not there; an earlier export in it is replaced, in one go at the end.
-      params: as trained (stacked, vocabulary padded), on any mesh. With several processes all of them call this with the
-        same arguments, and the first one writes.
+      params: as trained (stacked, vocabulary padded), on any mesh. With several processes all of them call this with
+        the same arguments, and the first one writes.
       tokenizer: of transformers; its EOS, BOS and PAD ids go into config.json. A scalar head needs a PAD of its own.
       shard_bytes: a file's size above which there are several, with an index.
 
     Raises:
-      ValueError: no family computes this network, parameters of other shapes than `config` has, a tokenizer that does not
-        fit, or a directory that is not local.
+      ValueError: no family computes this network, parameters of other shapes than `config` has, a tokenizer that does
+        not fit, or a directory that is not local.
     """
     if "://" in os.fspath(directory):
         raise ValueError(f"directory must be a local one, got {os.fspath(directory)!r}")
@@ -90,8 +90,8 @@ def _special_tokens(config: ModelConfig, tokenizer) -> tuple[Any, dict[str, int 
             raise ValueError(f"tokenizer.{name} must be below vocab_size={config.vocab_size}, got {index}")
     if config.head == "scalar" and (pad is None or pad == eos):
         raise ValueError(
-            f"tokenizer.pad_token_id must be an id of its own, or a classifier cannot tell EOS from padding; got {pad} with "
-            f"eos_token_id {eos}"
+            f"tokenizer.pad_token_id must be an id of its own, or a classifier cannot tell EOS from padding; got {pad} "
+            f"with eos_token_id {eos}"
         )
     if config.head == "lm" and pad is not None and pad >= config.vocab_size:
         if eos is None:

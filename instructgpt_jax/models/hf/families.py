@@ -1,6 +1,7 @@
 """One table for each family of checkpoints: gpt2, gpt_neo, gptj, gpt_neox, opt, llama, mistral, qwen2, qwen3.
 
-Layouts are those of layout.py, `{}` is the layer. A parameter that a configuration does not have (a bias, a gate) is skipped.
+Layouts are those of layout.py, `{}` is the layer. A parameter that a configuration does not have (a bias, a gate) is
+skipped.
 """
 
 from instructgpt_jax.models.config import ModelConfig
@@ -336,8 +337,8 @@ def family_of(config: ModelConfig) -> Family:
     name = min(misses, key=lambda name: len(misses[name]))
     if misses[name]:
         raise ValueError(
-            f"the network must be of one of the families {list(FAMILIES)} to be saved; the nearest, {name}, does not have "
-            f"{', '.join(misses[name])}"
+            f"the network must be of one of the families {list(FAMILIES)} to be saved; the nearest, {name}, does not "
+            f"have {', '.join(misses[name])}"
         )
     return FAMILIES[name]
 

@@ -1,7 +1,7 @@
 """config.json <-> ModelConfig: what a family's table is made of, and how it is read in both directions.
 
-Nothing in a config.json is passed over in silence: a key is read into a field, or must have the one value this code computes
-(`fixed`), or is on a list of keys that do not change the function, or is refused by name.
+Nothing in a config.json is passed over in silence: a key is read into a field, or must have the one value this code
+computes (`fixed`), or is on a list of keys that do not change the function, or is refused by name.
 """
 
 import dataclasses
@@ -18,15 +18,16 @@ RUNTIME_FIELDS = ("dtype", "remat", "residual_dropout", "embedding_dropout", "at
 
 # Keys of any config.json that change neither the logits nor the score. Keys that start with `_` are bookkeeping too.
 IGNORED = frozenset(
-    "architectures model_type transformers_version torch_dtype dtype use_cache initializer_range init_std name_or_path "
-    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id "
-    "id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix classifier_dropout "
-    "output_attentions output_hidden_states output_scores return_dict return_dict_in_generate torchscript use_bfloat16 "
-    "tf_legacy_loss chunk_size_feed_forward gradient_checkpointing is_decoder pretraining_tp auto_map custom_pipelines "
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
-    "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
-    "num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
-    "cross_attention_hidden_size reward_bias is_llama_config transformers.js_config unsloth_version".split()
+    "architectures model_type transformers_version torch_dtype dtype use_cache initializer_range init_std "
+    "name_or_path bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id forced_bos_token_id "
+    "forced_eos_token_id id2label label2id num_labels problem_type finetuning_task task_specific_params "
+    "tokenizer_class prefix classifier_dropout output_attentions output_hidden_states output_scores return_dict "
+    "return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss chunk_size_feed_forward gradient_checkpointing "
+    "is_decoder pretraining_tp auto_map custom_pipelines max_length min_length do_sample early_stopping num_beams "
+    "num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
+    "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cross_attention_hidden_size reward_bias "
+    "is_llama_config transformers.js_config unsloth_version".split()
 )
 
 # Keys of any config.json that would change the function, and the only value this code computes.
@@ -126,8 +127,8 @@ def _read(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
     unknown = [key for key in raw if key not in known and not key.startswith("_")]
     if unknown:
         raise ValueError(
-            f"{unknown[0]} must be an option known for model_type {family.model_type!r}, got {raw[unknown[0]]!r}; remove it "
-            f"from the file if it does not change the function"
+            f"{unknown[0]} must be an option known for model_type {family.model_type!r}, got {raw[unknown[0]]!r}; "
+            f"remove it from the file if it does not change the function"
         )
     return canonical(ModelConfig(**fields))
 
@@ -162,8 +163,8 @@ def canonical(config: ModelConfig) -> ModelConfig:
     """The same function written one way: what a stage sets and what has no effect is put at its default."""
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     changes = {field: defaults[field] for field in RUNTIME_FIELDS}
-    windows = config.layer_windows
-    period = next(p for p in range(1, len(windows) + 1) if all(windows[i] == windows[i % p] for i in range(len(windows))))
+    windows, layers = config.layer_windows, range(config.num_layers)
+    period = next(p for p in range(1, len(windows) + 1) if all(windows[i] == windows[i % p] for i in layers))
     changes["windows"] = windows[:period]
     if config.attention_scale == config.head_width**-0.5:
         changes["attention_scale"] = None

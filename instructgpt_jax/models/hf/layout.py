@@ -1,12 +1,12 @@
 """How a tensor of a checkpoint file becomes one of our parameters, written as axis letters.
 
-Every parameter has one layout of ours (`OURS`), the same for all families; a family's table says how the file lays the same
-axes out. `(N H) D` is a matrix whose rows are heads times head width; `D (1/3 N H)` is three matrices side by side, of which
-this parameter is the second; `1 E` has an axis of size one. From the two follows the way in (a view, nothing is copied until
-the slice a device needs is known) and the way back.
+Every parameter has one layout of ours (`OURS`), the same for all families; a family's table says how the file lays the
+same axes out. `(N H) D` is a matrix whose rows are heads times head width; `D (1/3 N H)` is three matrices side by
+side, of which this parameter is the second; `1 E` has an axis of size one. From the two follows the way in (a view,
+nothing is copied until the slice a device needs is known) and the way back.
 
-Letters: V vocabulary, E embedding width, P rows of learned positions, D width, N heads, M key/value heads, H head width,
-F feed-forward.
+Letters: V vocabulary, E embedding width, P rows of learned positions, D width, N heads, M key/value heads, H head
+width, F feed-forward.
 """
 
 import math

@@ -1,8 +1,8 @@
 """From a directory in Hugging Face format to parameters on the devices, tensor by tensor.
 
-Everything that can be wrong is looked for in the headers first; then each device's shard of each tensor is cut out of the
-memory-mapped file, so that the host never holds more than one tensor. Layers are written into their stacked array one at a
-time, on the devices.
+Everything that can be wrong is looked for in the headers first; then each device's shard of each tensor is cut out of
+the memory-mapped file, so that the host never holds more than one tensor. Layers are written into their stacked array
+one at a time, on the devices.
 """
 
 import functools
@@ -38,12 +38,13 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
       mesh: where the parameters go, by the training rules; None = the default device.
 
     Returns:
-      The configuration, and float32 parameters whatever the files' dtype. Embeddings have `padded_vocab_size` rows, those
-      beyond the vocabulary zero. A checkpoint for sequence classification with one label has a scalar head.
+      The configuration, and float32 parameters whatever the files' dtype. Embeddings have `padded_vocab_size` rows,
+      those beyond the vocabulary zero. A checkpoint for sequence classification with one label has a scalar head.
 
     Raises:
-      ValueError: an unsupported architecture or option, a tensor that is missing, of the wrong shape or unexpected, a file
-        that is missing or not whole, a mesh that does not divide the parameters. Raised before any device memory is taken.
+      ValueError: an unsupported architecture or option, a tensor that is missing, of the wrong shape or unexpected, a
+        file that is missing or not whole, a mesh that does not divide the parameters. Raised before any device memory
+        is taken.
     """
     path = storage.find(directory, weights=True)
     family, config, raw = _configuration(path)
@@ -102,7 +103,7 @@ def _configuration(path: pathlib.Path) -> tuple[Family, ModelConfig, dict[str, A
 
 
 def file_tensors(family: Family, config: ModelConfig, names: list[str]) -> dict[str, list[tuple[str, int | None, str]]]:
-    """Every tensor of the file, and which parameters (name, layer, layout in the file) it holds, in the order of its parts."""
+    """Every tensor of the file, and the parameters in it (name, layer, layout there) in the order of its parts."""
     held: dict[str, list[tuple[str, int | None, str]]] = {}
     for name in names:
         if name == REWARD_BIAS:
@@ -131,7 +132,8 @@ def _match(
         if tensor not in found:
             raise ValueError(f"{path} must hold the tensor {tensor!r} of shape {shape}, got none of that name")
         if found[tensor].shape != shape:
-            raise ValueError(f"{found[tensor].file}: tensor {tensor!r} must have shape {shape}, got {found[tensor].shape}")
+            got = found[tensor]
+            raise ValueError(f"{got.file}: tensor {tensor!r} must have shape {shape}, got {got.shape}")
         for name, layer, file_layout in parts:
             matched[name if layer is None else f"{name}:{layer}"] = (found[tensor], file_layout)
     head = family.tensors["head/kernel"][0]
@@ -140,8 +142,8 @@ def _match(
             # Tied, and stored twice. Where the two differ, config.json is wrong about the network.
             if not np.array_equal(found[head].open(), matched["embed/tokens"][0].open()):
                 raise ValueError(
-                    f"{found[head].file}: tensor {head!r} must equal the embedding under tie_word_embeddings, got another "
-                    f"one; set tie_word_embeddings to false in {path / 'config.json'}"
+                    f"{found[head].file}: tensor {head!r} must equal the embedding under tie_word_embeddings, got "
+                    f"another one; set tie_word_embeddings to false in {path / 'config.json'}"
                 )
         elif not re.search(family.buffers, tensor):
             raise ValueError(
@@ -154,7 +156,7 @@ def _match(
 def _read(
     tensor: Stored, file_layout: str, ours: str, axis_sizes: Mapping[str, int], shape: tuple[int, ...], index: tuple
 ) -> np.ndarray:
-    """A float32 copy of the region `index` of a parameter of `shape`, zero beyond the tensor (the padded vocabulary)."""
+    """A float32 copy of the region `index` of a parameter of `shape`; zero beyond the tensor (padded vocabulary)."""
     whole = layout.view(tensor.open(), file_layout, ours, axis_sizes)
     ranges = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
     inside = whole[tuple(slice(start, stop) for start, stop in ranges)]
@@ -175,9 +177,7 @@ def _put(shape: tuple[int, ...], sharding: NamedSharding | None, read: Callable[
 @functools.partial(jax.jit, donate_argnums=0)
 def _place(stacked: dict, layers: dict, index: jax.Array) -> dict:
     """Writes one layer of every stacked parameter, in place."""
-    return {
-        name: jax.lax.dynamic_update_index_in_dim(x, layers[name], index, axis=0) for name, x in stacked.items()
-    }
+    return {name: jax.lax.dynamic_update_index_in_dim(x, layers[name], index, axis=0) for name, x in stacked.items()}
 
 
 def flatten(params) -> dict[str, Any]:

@@ -56,7 +56,9 @@ def _number(key: str, value):
     return value
 
 
-def rotary(theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor", fraction: float | None = None) -> Rule:
+def rotary(
+    theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor", fraction: float | None = None
+) -> Rule:
     """Rotary positions: base, share of the channels, scaling; flat keys, or all in `rope_parameters` (transformers 5).
 
     Args:
@@ -102,7 +104,8 @@ def rotary(theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_fa
         raw = {theta_key: config.rotary_theta, "rope_scaling": scaling or None}
         return raw if fraction is None else raw | {fraction_key: config.rotary_width / config.head_width}
 
-    return Rule((theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters"), read, write)
+    keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters")
+    return Rule(keys, read, write)
 
 
 def _gpt_neo_windows() -> Rule:
@@ -116,7 +119,7 @@ def _gpt_neo_windows() -> Rule:
             raise ValueError(f"attention_types must be [[[kind, …], times], …], got {types!r}") from None
         if len(kinds) != fields["num_layers"] or not set(kinds) <= {"global", "local"}:
             raise ValueError(
-                f"attention_types must give 'global' or 'local' for each of {fields['num_layers']} layers, got {types!r}"
+                f"attention_types must give 'global' or 'local' to each of {fields['num_layers']} layers, got {types!r}"
             )
         if raw.get("attention_layers", kinds) != kinds:
             raise ValueError(f"attention_layers must say the same as attention_types, got {raw['attention_layers']!r}")
@@ -155,7 +158,8 @@ def _qwen_windows() -> Rule:
             kinds = [full if window is None or layer < first else sliding for layer in range(layers)]
         if len(kinds) != layers or not set(kinds) <= {full, sliding} or (window is None and sliding in kinds):
             raise ValueError(
-                f"layer_types must be {full!r} or {sliding!r} (with use_sliding_window) for {layers} layers, got {kinds!r}"
+                f"layer_types must be {full!r} or {sliding!r} (with use_sliding_window) for {layers} layers, "
+                f"got {kinds!r}"
             )
         return {"windows": tuple(0 if kind == full else _number("sliding_window", window) for kind in kinds)}
 

@@ -1,8 +1,9 @@
 """Files of a checkpoint: safetensors read through memory maps and written as a stream, torch's `.bin`, and the Hub.
 
-safetensors is 8 bytes (the header's length), a JSON header {name: dtype, shape, data_offsets}, then the data. Reading through
-a map gives a view of each tensor (bfloat16 too, which numpy itself does not have) of which only what is used is ever in
-memory, and checks a file's length against its header before anything is read; writing tensor by tensor holds one at a time.
+safetensors is 8 bytes (the header's length), a JSON header {name: dtype, shape, data_offsets}, then the data. Reading
+through a map gives a view of each tensor (bfloat16 too, which numpy itself does not have) of which only what is used is
+ever in memory, and checks a file's length against its header before anything is read; writing tensor by tensor holds
+one at a time.
 """
 
 import json
@@ -17,7 +18,7 @@ import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 
-DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16), "F64": np.dtype("float64")}
+DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(jnp.bfloat16)}
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 _CONFIG_FILES = ("*.json", "*.model", "*.txt")
 
@@ -44,7 +45,7 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
     if directory.is_dir():
         return directory
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ValueError(f"{str(name)!r} must be a directory in Hugging Face format or a Hub id `owner/model`; it is neither")
+        raise ValueError(f"{str(name)!r} must be a directory in Hugging Face format or a Hub id `owner/model`")
     try:
         fetched = pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(_CONFIG_FILES)))
         if weights:
@@ -89,7 +90,7 @@ def tensors(directory: pathlib.Path) -> dict[str, Stored]:
                 found |= read(directory / file)
             absent = sorted(set(places) - set(found))
             if absent:
-                raise ValueError(f"{index}: {places[absent[0]]} must hold the tensor {absent[0]!r}, got a file without it")
+                raise ValueError(f"{index}: {places[absent[0]]} must hold the tensor {absent[0]!r}, got none")
             return found
         if (directory / single).is_file():
             return read(directory / single)
@@ -101,11 +102,13 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, Stored]:
     with open(file, "rb") as stream:
         header_length = int.from_bytes(stream.read(8), "little")
         if length < 8 or 8 + header_length > length:
-            raise ValueError(f"{file} must have a header of {header_length} bytes, got a file of {length} bytes: truncated?")
+            raise ValueError(
+                f"{file} must have a header of {header_length} bytes, got {length} bytes in all: truncated"
+            )
         try:
             header = json.loads(stream.read(header_length))
         except ValueError:
-            raise ValueError(f"{file} must start with a JSON header, got something else: not a safetensors file") from None
+            raise ValueError(f"{file} must start with a JSON header, got something else: no safetensors file") from None
     header.pop("__metadata__", None)
     start = 8 + header_length
     expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -140,7 +143,7 @@ def _read_bin(file: pathlib.Path) -> dict[str, Stored]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{file} must be a state dict that torch can load with weights_only, got an error: {error}") from error
+        raise ValueError(f"{file} must be a state dict that torch can load with weights_only, got {error!r}") from error
 
     def opened(tensor):
         if tensor.dtype == torch.bfloat16:
