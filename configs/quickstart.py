@@ -18,7 +18,7 @@ def get_config(arg=""):
     stages["pretrain"] = common.config("pretrain")
     stages["pretrain"].data.tokenizer = "train:1024"
     stages["pretrain"].models.model = common.network(
-        "tiny", num_layers=4, width=160, num_heads=4, mlp_width=640, max_length=256
+        "tiny", num_layers=4, width=160, num_heads=4, mlp_width=640, max_length=512
     )
     stages["pretrain"].pretrain = {
         "batch_size": 64,
@@ -38,7 +38,7 @@ def get_config(arg=""):
     stages["reward"] = common.config("reward")
     stages["reward"].models.model = common.network(init_from="{workdir}/sft")
     stages["reward"].reward = common.rankings(lr=5e-4, batch_size=32)
-    stages["reward"].reward.update({"row_length": 256, "microbatch_rows": 32})
+    stages["reward"].reward.update({"row_length": 512, "microbatch_rows": 16})
 
     for name, ptx_coef in (("ppo", 0.0), ("ppo_ptx", 27.8)):
         stages[name] = common.ppo(policy_lr=3e-5, value_lr=1e-4, ptx_coef=ptx_coef)
@@ -81,7 +81,7 @@ def shrink(config):
     config.log_every = 1
     config.checkpoint.every = 4
     if config.stage == "pretrain":
-        config.models.model = common.network("tiny", max_length=256)
+        config.models.model = common.network("tiny", max_length=512)
         config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
         config.pretrain.optimizer.warmup_steps = 2
     elif config.stage == "ppo":
