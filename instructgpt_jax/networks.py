@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import models
+from instructgpt_jax.data import tokenizer
 from instructgpt_jax.models import ModelConfig, hf
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
@@ -70,12 +71,14 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
 
     Raises:
       ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
-        as a language model, or a vocabulary too small for the tokenizer.
+        as a language model, a vocabulary too small for the tokenizer, or another tokenizer.
     """
     key = f"config.models.{name}"
     entry = config.models[name].to_dict()
     fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
     source = _find(key, entry, fields, vocab_size)
+    if source.kind != "fresh" and config.data.tokenizer:
+        tokenizer.check_shared(key, entry["init_from"], config.data.tokenizer)
     if source.config.vocab_size < vocab_size:
         raise ValueError(
             f"{key} must have a vocabulary of at least the tokenizer's {vocab_size}, got {source.config.vocab_size}"

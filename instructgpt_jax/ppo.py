@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -140,13 +139,10 @@ def experience(
     packed = ep.pack(episodes, c.row_length, c.microbatch_rows)
 
     # 2. What the four networks say of the batch.
-    def policy_logprobs(params):
-        return ep.forward_episodes(
-            lambda rows: ep.row_logprobs(ppo.policy, params, rows, c.temperature), episodes, packed
-        )
-
-    ref_logprobs = policy_logprobs(frozen["ref_policy"])
-    old_logprobs = logprobs if samples_are_old(ppo) else policy_logprobs(state.policy.params)
+    ref_logprobs = policy_logprobs(ppo, frozen["ref_policy"], episodes, packed)
+    old_logprobs = logprobs
+    if not samples_are_old(ppo):
+        old_logprobs = policy_logprobs(ppo, state.policy.params, episodes, packed)
     old_values = ep.forward_episodes(
         lambda rows: ep.row_scalars(ppo.value, state.value.params, rows), episodes, packed
     )
@@ -303,14 +299,23 @@ def value_step(
     return state, metrics | {f"value/{name}": norm for name, norm in norms.items()}
 
 
+def policy_logprobs(ppo: Algorithm, params: Any, episodes: Episodes, packed: ep.Packed) -> jax.Array:
+    """(B, R) log-probabilities of the responses under a policy, at the temperature they were sampled at."""
+    head = functools.partial(ep.row_logprobs, ppo.policy, params, temperature=ppo.config.temperature)
+    return ep.forward_episodes(head, episodes, packed)
+
+
 def samples_are_old(ppo: Algorithm) -> bool:
     """Whether `old_logprobs` are those the tokens were sampled with, or come from the training forward pass.
 
-    In float32 decoding and training agree to rounding, and a forward pass is saved. In bfloat16 they do not: PPO's
-    ratio must be 1 before the first update, so the old log-probabilities come from the program that computes the new.
+    In float32 decoding and training agree to rounding, and a forward pass is saved. In bfloat16 they do not, nor where
+    the products of float32 numbers are rounded (GPUs and TPUs, unless jax_default_matmul_precision says otherwise):
+    PPO's ratio must be 1 before the first update, so the old log-probabilities come from the program that computes
+    the new.
     """
     if ppo.config.old_logprobs == "auto":
-        return ppo.policy.dtype == "float32"
+        exact = jax.default_backend() == "cpu" or jax.config.jax_default_matmul_precision in ("float32", "highest")
+        return exact and ppo.policy.dtype == "float32"
     return ppo.config.old_logprobs == "sampling"
 
 
@@ -324,22 +329,25 @@ def experience_work(ppo: Algorithm, packed: ep.Packed) -> Metrics:
 
 
 class Validation(NamedTuple):
-    """Answers to validation prompts: episodes, and (B,) float32 scores and KL from the reference (sum over tokens)."""
+    """Answers to validation prompts: episodes, (B,) float32 scores and KL from the reference (sum over tokens), and
+    (B,) bool `real`, False for rows that only fill the batch."""
 
     episodes: Episodes
     score: jax.Array
     kl: jax.Array
+    real: jax.Array
 
 
 def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validation:
     """Answers prompts with the same randomness every time, so that only the policy changes between evaluations."""
     episodes, logprobs = rollout(ppo, params, batch, jnp.int32(VALIDATION))
     packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
-    ref_logprobs = ep.forward_episodes(
-        lambda rows: ep.row_logprobs(ppo.policy, frozen["ref_policy"], rows, ppo.config.temperature), episodes, packed
-    )
+    ref_logprobs = policy_logprobs(ppo, frozen["ref_policy"], episodes, packed)
+    if not samples_are_old(ppo):
+        logprobs = policy_logprobs(ppo, params, episodes, packed)
     k1, _, _ = rl.kl_estimates(logprobs, ref_logprobs, episodes.response_mask)
-    return Validation(episodes, ep.scores(ppo.reward, frozen["reward"], episodes, packed), k1.sum(axis=1))
+    score = ep.scores(ppo.reward, frozen["reward"], episodes, packed)
+    return Validation(episodes, score, k1.sum(axis=1), batch["index"] >= 0)
 
 
 def start(ppo: Algorithm, policy: Any, value: Any) -> PPOState:
@@ -372,6 +380,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     data = datasets.load(config, c, "prompts", mesh)
     nets = ppo_inputs.build_networks(config, mesh, data.vocab_size)
     networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
+    if c.ptx_coef:
+        networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
     updates = c.num_minibatches * c.inner_epochs
     ppo = Algorithm(
         c,
@@ -398,7 +408,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         return jax.jit(functools.partial(start, ppo), out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
 
     phases = compile_phases(ppo, shardings)
-    validate_ = jax.jit(functools.partial(validate, ppo))
+    validate_ = jax.jit(functools.partial(validate, ppo), out_shardings=replicated(mesh))  # every process reads it all
 
     def step(state, frozen, batch):
         """`update`, in three programs: the sampling copy of the policy is gone before learning begins."""
@@ -413,7 +423,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         answers = []
         with contextlib.closing(data.valid["valid"]()) as prompts:
             for batch in itertools.islice(prompts, c.eval_batches):
-                answers.append((np.asarray(batch["index"]) >= 0, jax.device_get(validate_(params, frozen, batch))))
+                answers.append(jax.device_get(validate_(params, frozen, batch)))
         return ppo_inputs.summarise(answers, data.tokenizer, c.num_samples)
 
     def programs():

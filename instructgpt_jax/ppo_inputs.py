@@ -1,5 +1,6 @@
 """What PPO is given: its four networks, its prompts, and the pretraining text of the ptx term."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from instructgpt_jax import models, networks
-from instructgpt_jax.data import datasets
+from instructgpt_jax.data import datasets, tokenizer
 from instructgpt_jax.data.pipeline import Batches
 from instructgpt_jax.networks import Network
 
@@ -25,6 +26,12 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
     Raises:
       ValueError: a reference or value model that cannot stand beside the policy or start from the reward model.
     """
+    value_from_reward = not config.models.value.get("init_from", "")
+    if value_from_reward and config.models.reward.get("init_from", "") and config.models.value.get("size", ""):
+        raise ValueError(
+            "config.models.value must be empty, to start from the reward model of config.models.reward.init_from="
+            f"{config.models.reward.init_from!r}, or have an init_from of its own, got size={config.models.value.size!r}"
+        )
     for name, other in STAND_INS.items():
         entry = config.models[name]
         if not entry.get("init_from", "") and not entry.get("size", ""):
@@ -33,12 +40,33 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
                 config.models[name] = ConfigDict(config.models[other].to_dict() | own)
     nets = {name: networks.build(name, config, head, mesh, vocab_size, config.seed) for name, head in HEADS.items()}
     for name in ("ref_policy", "reward", "value"):
-        if nets[name].config.vocab_size != nets["policy"].config.vocab_size:
+        # Where a model has a tokenizer of its own, its tokens were compared: it may have more than the policy.
+        init_from = config.models[name].get("init_from", "")
+        own_tokenizer = init_from and tokenizer.beside(init_from)
+        if nets[name].config.vocab_size != nets["policy"].config.vocab_size and not own_tokenizer:
             raise ValueError(
                 f"config.models.{name} must share the policy's vocabulary of {nets['policy'].config.vocab_size}, "
                 f"got {nets[name].config.vocab_size}"
             )
+    if nets["reward"].grown:
+        raise ValueError(
+            f"config.models.reward must be a reward model, got a language model from {config.models.reward.init_from!r}"
+        )
+    _check_same("ref_policy", "policy", nets)
+    if value_from_reward:
+        _check_same("value", "reward", nets)
     return nets
+
+
+def _check_same(name: str, other: str, nets: dict[str, Network]) -> None:
+    """Refuses a network whose parameters could not stand in the place of another's."""
+    mine, theirs = (dataclasses.asdict(nets[key].config) for key in (name, other))
+    differ = [field for field in mine if mine[field] != theirs[field] and field not in networks.RUNTIME_FIELDS]
+    if differ:
+        wanted, got = ({field: network[field] for field in differ} for network in (theirs, mine))
+        raise ValueError(
+            f"config.models.{name} must have the architecture of config.models.{other}, {wanted}, got {got}"
+        )
 
 
 def freeze(network: Network) -> dict:
@@ -104,17 +132,18 @@ def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, flo
     """Means over validation prompts, and the first few answers as a table.
 
     Args:
-      answers: (real (B,) bool, ppo.Validation on the host) of each batch; rows that are not real only fill it.
+      answers: ppo.Validation of each batch, on the host.
     """
-    real = np.concatenate([keep for keep, _ in answers])
     score, kl, length = (
-        np.concatenate(x)[real]
-        for x in zip(*((v.score, v.kl, v.episodes.response_mask.sum(axis=1)) for _, v in answers), strict=True)
+        np.concatenate(x)
+        for x in zip(
+            *((v.score[v.real], v.kl[v.real], v.episodes.response_mask[v.real].sum(axis=1)) for v in answers), strict=True
+        )
     )
     metrics = {"valid/score": score.mean(), "valid/kl": kl.mean(), "valid/length": length.mean()}
     samples = []
-    for keep, answer in answers:
-        for row in np.flatnonzero(keep)[: num_samples - len(samples)]:
+    for answer in answers:
+        for row in np.flatnonzero(answer.real)[: num_samples - len(samples)]:
             episode = jax.tree.map(lambda x: x[row], answer.episodes)  # noqa: B023
             prompt = tokenizer.decode(episode.prompts[: episode.prompt_lengths])
             response = tokenizer.decode(episode.responses[episode.response_mask])

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from instructgpt_jax.models import attention, heads
 from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
-from instructgpt_jax.sharding import BATCH, constrain, path_name
+from instructgpt_jax.sharding import BATCH, batch_shards, constrain, path_name
 
 INIT_STD = 0.02  # GPT-2's; positions 0.01, and projections onto the residual stream 0.02 / sqrt(2 L)
 POSITIONS_INIT_STD = 0.01
@@ -180,8 +180,10 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
         return INIT_STD * jnp.where(real_row, jax.random.normal(key, (c.padded_vocab_size, c.embedding_width)), 0)
 
     def block(key):
-        x = jnp.zeros((1, 1, c.width))
-        positions = jnp.zeros((1, 1), jnp.int32)
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = 1 if mesh.empty else batch_shards(mesh)  # any number that the mesh in use can split
+        x = jnp.zeros((rows, 1, c.width))
+        positions = jnp.zeros((rows, 1), jnp.int32)
         return Block(c).init(key, x, layer_inputs(c, Layout(positions), Layout(positions)))["params"]
 
     params = {"embed": {"tokens": vocabulary(keys[0])}}
@@ -209,13 +211,19 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
 
 def cast(params: dict, dtype: str) -> dict:
-    """The parameters in the compute dtype, norms kept in float32 (they compute in it).
+    """The parameters in the compute dtype; norms, the scalar head and the bias of the logits, which compute in float32,
+    stay in it.
 
     Done once, on the sharded tree: what is gathered afterwards is already half as large.
     """
     if dtype == "float32":
         return params
-    return jax.tree_util.tree_map_with_path(lambda path, x: x if "norm" in path_name(path) else x.astype(dtype), params)
+
+    def one(path, x):
+        name = path_name(path)
+        return x if "norm" in name or "scalar_head" in name or name == "head/bias" else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def hidden(
