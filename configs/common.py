@@ -153,7 +153,8 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
 def shrink(settings: ConfigDict) -> ConfigDict:
     """`:tiny`: the same run on simulated data, from the tiny runs of earlier stages, in seconds on a laptop's CPU."""
     settings.log_every = 1
-    settings.eval_every = settings.eval_every and -1  # once an epoch, or at the end
+    settings.eval_every = 4
+    settings.snapshot_every = settings.snapshot_every and 4
     settings.checkpoint.every = 4
     settings.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     settings.data.tokenizer = ""

@@ -1,14 +1,16 @@
 """The three steps of the paper on the embedded world: no download, no GPU.
 
-Paper:    figure 2: a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked completions, PPO and PPO-ptx.
+Paper:    figure 2: a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked completions, PPO and
+          PPO-ptx.
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. `:tiny` runs every stage for a few updates.
 Hardware: two CPU cores.
 Expected: objective/score of `ppo` and `ppo_ptx` rises from the fine-tuned policy's; ptx/loss stays where it began.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 STAGES = ("pretrain", "sft", "rlhf_init", "reward", "ppo", "ppo_ptx")
 

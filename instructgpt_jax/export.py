@@ -24,7 +24,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         path = folder / "config.json"
         if not path.exists() or "model_type" not in json.loads(path.read_text()):
             raise ValueError(f"workdir must be empty or hold an earlier export, got {workdir}")
-    tokenizer = tokenizers.load(config.data.tokenizer or tokenizers.beside(source))
+    tokenizer = tokenizers.load_for(config)
     network = networks.build("model", config, "", mesh, tokenizers.vocab_size(tokenizer), config.seed)
     hf.save(workdir, network.config, network.load(), tokenizer)
     if jax.process_index() == 0:

@@ -47,13 +47,19 @@ STAGES = {  # name -> (config, mesh, workdir)
 }
 
 
+def check(config) -> jax.sharding.Mesh:
+    """Refuses a configuration that cannot run; returns the mesh it runs on."""
+    mesh = sharding.make_mesh(config.mesh)
+    validate(config, mesh)
+    return mesh
+
+
 def run(config, workdir: str) -> None:
     """Runs the stage that a configuration names in its workdir, or the stages of a pipeline."""
     if config.get("stage", "") == "pipeline":
-        pipeline.run(config, workdir, run)
+        pipeline.run(config, workdir, check, run)
         return
-    mesh = sharding.make_mesh(config.mesh)
-    validate(config, mesh)
+    mesh = check(config)
     if config.stage not in ("sample", "export"):  # whose workdir is no model's
         loop.check_workdir(epath.Path(workdir))
         tokenizer.prepare(config, workdir)

@@ -14,22 +14,33 @@ from ml_collections import ConfigDict
 from instructgpt_jax.training import metrics
 
 
-def run(config: ConfigDict, workdir: str, run_stage: Callable[[ConfigDict, str], None]) -> None:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    check_stage: Callable[[ConfigDict], object],
+    run_stage: Callable[[ConfigDict, str], None],
+) -> None:
     """Runs the stages in their order, or `config.only` of them.
 
     Args:
       config: `stages`, `order`, and `only`: the name of one stage to run alone, or ''.
       workdir: of the pipeline.
+      check_stage: refuses a configuration that cannot run; all stages are checked before the first one starts.
       run_stage: (config, workdir) of one stage.
 
     Raises:
-      ValueError: `order` does not name the stages, or `only` none of them.
+      ValueError: `order` does not name the stages, `only` none of them, or a stage cannot run.
     """
     if sorted(config.order) != sorted(config.stages):
         raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
     if config.only and config.only not in config.stages:
         raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
     names = [config.only] if config.only else list(config.order)
+    for name in names:
+        try:
+            check_stage(stage_config(config, name, workdir))
+        except ValueError as error:
+            raise ValueError(f"stage {name} of the pipeline: {error}") from error
     for number, name in enumerate(names, start=1):
         metrics.say(f"pipeline: stage {number} of {len(names)}, {name}")
         run_stage(stage_config(config, name, workdir), os.path.join(workdir, name))

@@ -43,7 +43,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     given = read_prompts(c)
     if not given and jax.process_count() > 1:
         raise ValueError(f"config.sample.file or prompts must be set with {jax.process_count()} processes, got neither")
-    tokenizer = tokenizers.load(config.data.tokenizer or tokenizers.beside(source))
+    tokenizer = tokenizers.load_for(config)
     answer = make_answer(config, mesh, tokenizer)
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)

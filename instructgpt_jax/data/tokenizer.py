@@ -118,12 +118,45 @@ def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def beside(init_from: str | os.PathLike) -> str:
-    """Where a model's tokenizer is: in the workdir of the checkpoint or snapshot, else with the Hugging Face model."""
+    """Where a model's tokenizer is: in the workdir of its checkpoint, with the Hugging Face model; '' = nowhere."""
     directory = epath.Path(init_from)
     for workdir in (directory, directory.parent.parent):
         if (workdir / "tokenizer" / "tokenizer.json").exists():
             return str(workdir / "tokenizer")
+    if directory.exists() and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return ""
     return os.fspath(init_from)
+
+
+def load_for(config) -> transformers.PreTrainedTokenizerFast:
+    """The tokenizer of a stage that only uses a model: `config.data.tokenizer`, or the one of `config.models.model`."""
+    init_from = config.models.model.init_from
+    name = config.data.tokenizer or beside(init_from)
+    if not name:
+        raise ValueError(f"config.data.tokenizer must be set, config.models.model.init_from={init_from!r} has none")
+    return load(name)
+
+
+def check_shared(key: str, init_from: str, name: str) -> None:
+    """Refuses a model that was made for other ids than the run's tokenizer gives; more tokens at the end are fine.
+
+    Args:
+      key: of the model in the config, for the error.
+      init_from: where the model comes from; without a tokenizer of its own there is nothing to compare.
+      name: of the run's tokenizer.
+    """
+    theirs = beside(init_from)
+    if not theirs or theirs == name:
+        return
+    ours, own = load(name), load(theirs)
+    known = own.get_vocab()
+    pads = (ours.pad_token, own.pad_token)  # which the models never read
+    for token, index in sorted(ours.get_vocab().items(), key=lambda item: item[1]):
+        if token not in pads and known.get(token) != index:
+            raise ValueError(
+                f"{key} must share the tokenizer {name!r} of {vocab_size(ours)} ids, got one of {vocab_size(own)} with "
+                f"{init_from!r}, where {token!r} is {known.get(token, 'unknown')} and not {index}"
+            )
 
 
 def prepare(config, workdir: str | os.PathLike) -> None:
@@ -142,9 +175,13 @@ def prepare(config, workdir: str | os.PathLike) -> None:
                 f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
             )
         wanted = beside(init_from)
+        if not wanted:
+            key = f"config.models.{network}.init_from"
+            raise ValueError(f"config.data.tokenizer must be set, {key}={init_from!r} has none")
     if not (kept / "tokenizer.json").exists():
         if wanted.startswith("train:"):
-            records = sources.load(tuple(config.data.pretraining), "pretraining", config.data.skip_bad, config.data.data_dir)
+            data = config.data
+            records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
             train((record["text"] for record in records), int(wanted.removeprefix("train:")), kept)
         else:
             load(wanted).save_pretrained(os.fspath(kept))
