@@ -1,4 +1,4 @@
-"""Small checkpoints for the tests: golden files, spoilt copies, and random ones by torch (which only these import)."""
+"""Small checkpoints for the tests: golden files, copies to spoil, and random ones (building those imports torch)."""
 
 import json
 import pathlib

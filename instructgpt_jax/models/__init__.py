@@ -1,5 +1,6 @@
 """The networks: one decoder-only transformer, its heads and its cache; pure functions of plain dicts of parameters."""
 
+from instructgpt_jax.models import hf
 from instructgpt_jax.models.cache import Cache, extend, init_cache, unstack
 from instructgpt_jax.models.config import SIZES, ModelConfig
 from instructgpt_jax.models.heads import project, scalar, scalar_head, unembedding, with_scalar_head
@@ -11,6 +12,7 @@ __all__ = [
     "ModelConfig",
     "cast",
     "extend",
+    "hf",
     "hidden",
     "init",
     "init_cache",

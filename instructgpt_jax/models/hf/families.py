@@ -308,7 +308,6 @@ QWEN2 = LLAMA._replace(
     model_type="qwen2",
     causal="Qwen2ForCausalLM",
     classifier="Qwen2ForSequenceClassification",
-    fields=_LLAMA_FIELDS,
     constants=_LLAMA_CONSTANTS | {"qkv_bias": True},
     rules=(activation("hidden_act", "silu"), rotary(), QWEN_WINDOWS),
     fixed={"use_mrope": False},
