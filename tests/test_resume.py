@@ -1,0 +1,119 @@
+"""SFT and the reward model through the command line: kill -9 loses nothing, SIGTERM saves, another mesh goes on."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny_supervised
+
+from instructgpt_jax import reward, sft, sharding
+from instructgpt_jax.training import checkpoint, loop
+
+STEPS = 6
+# Compiling is most of these runs: quick code, and kept on disk from one run to the next.
+QUICK = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
+
+
+def start(stage, world, workdir):
+    command = [sys.executable, "-m", "instructgpt_jax.main", f"--workdir={workdir}"]
+    command.append(f"--config=tests/tiny_supervised.py:{stage},{world}")
+    environment = os.environ | QUICK | {"JAX_COMPILATION_CACHE_DIR": str(world / "cache")}
+    with open(f"{workdir}.log", "a") as log:
+        return subprocess.Popen(command, cwd=tiny_supervised.ROOT, env=environment, stdout=log, stderr=log)
+
+
+def finish(process, workdir):
+    assert process.wait(timeout=300) == 0, pathlib.Path(f"{workdir}.log").read_text()
+
+
+def lines(workdir, name="metrics.jsonl"):
+    """The lines of a log without what depends on the clock; none before it exists."""
+    path = workdir / name
+    rows = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: value for key, value in json.loads(row).items() if not key.startswith("perf/")} for row in rows]
+
+
+def state(workdir):
+    """The bytes of every array of the last checkpoint, optimiser included."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = checkpoint.read_shapes(workdir)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    return jax.tree.map(lambda x: np.asarray(x).tobytes(), checkpoint.load_params(workdir, abstract, which=""))
+
+
+def kill_after(process, workdir, count, delay):
+    """kill -9, `delay` seconds after the log has `count` lines."""
+    deadline = time.monotonic() + 300
+    while len(lines(workdir)) < count:
+        assert process.poll() is None and time.monotonic() < deadline, pathlib.Path(f"{workdir}.log").read_text()
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.kill()
+    return process.wait()
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_kill_9_loses_nothing(stage, world, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(stage, world, whole), whole)
+    assert [line["step"] for line in lines(whole)] == [1, 2, 3, 3, 4, 5, 6, 6]  # with evaluations at 3 and 6
+    rng = random.Random()
+    for _ in range(2):
+        already = len(lines(killed))
+        moment = rng.randint(already + 1, max(already + 1, STEPS - 1)), rng.uniform(0.0, 0.1)
+        print(f"{stage}: killed {moment[1]:.3f} s after line {moment[0]}")
+        if kill_after(start(stage, world, killed), killed, *moment) == 0:
+            break  # it was faster
+    finish(start(stage, world, killed), killed)
+    assert lines(killed) == lines(whole)
+    assert lines(killed, "samples.jsonl") == lines(whole, "samples.jsonl")
+    assert state(killed) == state(whole)
+
+
+def test_sigterm_saves_and_exits_0(world, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("reward", world, workdir)
+    while not lines(workdir):
+        assert process.poll() is None, pathlib.Path(f"{workdir}.log").read_text()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    finish(process, workdir)
+    (step,) = checkpoint.steps(workdir)
+    assert lines(workdir)[-1]["step"] == step <= STEPS
+
+
+@pytest.mark.parametrize("stage, build", [("sft", sft.build), ("reward", reward.build)])
+def test_another_mesh_goes_on(stage, build, world, tmp_path):
+    """Four updates on (8, 1, 1), then two on (1, 2, 4): the losses of six on (8, 1, 1), to rounding."""
+
+    def run(workdir, num_steps, *shape):
+        config = tiny_supervised.config(stage, world, **{f"{stage}.num_steps": num_steps, "eval_every": 0})
+        config[stage].optimizer.schedule = "constant"  # the length of a run must not matter
+        mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
+        with jax.set_mesh(mesh):
+            loop.run(build(config, mesh), config, workdir)
+        return [line[f"{stage}/loss"] for line in lines(workdir) if f"{stage}/loss" in line]
+
+    whole = run(tmp_path / "whole", STEPS, 8, 1, 1)
+    run(tmp_path / "moved", 4, 8, 1, 1)
+    moved = run(tmp_path / "moved", STEPS, 1, 2, 4)
+    assert len(moved) == STEPS and moved[:4] == whole[:4]
+    np.testing.assert_allclose(moved[4:], whole[4:], rtol=2e-4)

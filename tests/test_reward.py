@@ -1,0 +1,300 @@
+"""The reward model: packed forms against one sequence at a time, report and bias by hand, and what is refused."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_supervised
+from jax.sharding import NamedSharding, PartitionSpec
+
+from instructgpt_jax import models, networks, reward, reward_folds, reward_report, sharding
+from instructgpt_jax.data import datasets, packing, sources
+from instructgpt_jax.training import checkpoint, loop, supervised
+from instructgpt_jax.training.state import create
+
+K = 5
+CONFIG = models.SIZES["tiny"].replace(vocab_size=50, width=32, num_heads=2, mlp_width=64, max_length=128, head="scalar")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """A run of two updates: its config, its stage, its final state and its workdir."""
+    workdir = tmp_path_factory.mktemp("trained")
+    config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2, "eval_every": 0})
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        stage = reward.build(config, mesh)
+        return config, stage, loop.run(stage, config, workdir), workdir
+
+
+# ------------------------------------------------------------------------------------- the forms of a batch, all equal
+
+
+def make_comparisons():
+    """Seven comparisons of 2 to 5 completions with ties, numbered by their group."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(7):
+        completions = [rng.integers(1, 50, rng.integers(1, 14)) for _ in range(rng.integers(2, K + 1))]
+        ranks = rng.integers(1, 4, len(completions))
+        ranks[:2] = 1, 2  # at least one untied pair
+        found.append(packing.Comparison(rng.integers(1, 50, rng.integers(3, 12)), completions, ranks, number))
+    return found
+
+
+def pack(comparisons, row_length, rows, shared_prompt):
+    microbatches = packing.num_comparison_microbatches(len(comparisons), rows, K)
+    slots = -(-len(comparisons) // rows) * rows
+    return packing.pack_comparisons(comparisons, row_length, microbatches, rows, slots, K, shared_prompt, first_row=0)
+
+
+def reference(config, params, comparisons):
+    """The loss with one completion a row, alone, and pairs in a Python loop; and the scores of each comparison.
+
+    Rows are padded behind, where a causal model does not look: no segments, branches or packing.
+    """
+    sequences = [np.concatenate([c.prompt, completion]) for c in comparisons for completion in c.completions]
+    longest = max(map(len, sequences))
+    tokens = np.stack([np.pad(s, (0, longest - len(s))) for s in sequences])
+    hidden = models.hidden(config, params, tokens, np.broadcast_to(np.arange(longest), tokens.shape), None)
+    last = hidden[np.arange(len(sequences)), [len(s) - 1 for s in sequences]]
+    flat = last @ params["scalar_head"]["kernel"] + params["scalar_head"]["bias"]
+    total, start, scores = 0.0, 0, []
+    for comparison in comparisons:
+        k = len(comparison.completions)
+        row, start = flat[start : start + k], start + k
+        pairs = [(i, j) for i in range(k) for j in range(k) if comparison.ranks[i] < comparison.ranks[j]]
+        total += sum(-jnp.log(jax.nn.sigmoid(row[i] - row[j])) for i, j in pairs) / len(pairs)
+        scores.append(row)
+    return total / len(comparisons), scores
+
+
+@pytest.mark.parametrize(
+    "row_length, rows, shared_prompt, positions",
+    [
+        (96, 16, True, "learned"),  # several comparisons a row, one microbatch
+        (64, 5, True, "learned"),  # several microbatches, the last ones empty
+        (26, 8, True, "learned"),  # comparisons longer than a row are split and repeat their prompt
+        (64, 8, False, "learned"),  # a prompt for each completion
+        (64, 8, True, "rotary"),
+    ],
+)
+def test_packed_comparisons_equal_one_sequence_a_row(row_length, rows, shared_prompt, positions):
+    config, comparisons = CONFIG.replace(positions=positions), make_comparisons()
+    params = models.init(config, jax.random.key(1))
+    params["scalar_head"]["bias"] = jnp.float32(0.3)
+    batch = pack(comparisons, row_length, rows, shared_prompt)
+    if row_length == 26:
+        assert max(len(c.prompt) + sum(map(len, c.completions)) for c in comparisons) > row_length
+    state = create(params, optax.sgd(1.0), with_ema=False)
+
+    def loss(params, microbatch, key):
+        return reward.comparison_loss(config, params, microbatch, None)
+
+    @jax.jit
+    def packed(state, batch):
+        after, sums = supervised.update(state, {}, batch, loss=loss, count="prompts", tx=optax.sgd(1.0), seed=0)
+        gradient = jax.tree.map(jnp.subtract, state.params, after.params)
+        return sums, gradient, reward.batch_scores(config, state.params, batch)
+
+    sums, gradient, (scores, ranks, groups) = packed(state, batch)
+    (want_loss, want_scores), want_gradient = jax.jit(
+        jax.value_and_grad(lambda params: reference(config, params, comparisons), has_aux=True)
+    )(params)
+    assert float(sums["prompts"]) == len(comparisons)
+    np.testing.assert_allclose(sums["sum"] / sums["prompts"], want_loss, rtol=3e-6)
+    used = np.argwhere(np.asarray(ranks).any(axis=-1))
+    assert len(used) == len(comparisons)
+    for m, slot in used:
+        want = want_scores[int(groups[m, slot])]
+        np.testing.assert_allclose(scores[m, slot, : len(want)], want, atol=3e-6)
+    for (path, want), got in zip(
+        jax.tree_util.tree_leaves_with_path(want_gradient), jax.tree.leaves(gradient), strict=True
+    ):
+        scale = float(jnp.abs(want).max())
+        np.testing.assert_allclose(got, want, atol=1e-6 + 2e-5 * scale, err_msg=jax.tree_util.keystr(path))
+
+
+def test_score_reads_the_last_token_and_includes_the_bias():
+    params = models.init(CONFIG, jax.random.key(1))
+    params["scalar_head"]["bias"] = jnp.float32(-1.5)
+    rng = np.random.default_rng(3)
+    prompts, responses = rng.integers(1, 50, (5, 6)), rng.integers(1, 50, (5, 4))
+    lengths, response_lengths = np.array([6, 1, 3, 5, 2]), np.array([4, 2, 1, 3, 4])
+    mask = np.arange(4) < response_lengths[:, None]
+    found = jax.jit(reward.score, static_argnums=(0, 6, 7))(CONFIG, params, prompts, lengths, responses, mask, 24, 2)
+    sequences = [np.concatenate([prompts[i, : lengths[i]], responses[i, : response_lengths[i]]]) for i in range(5)]
+    tokens = np.stack([np.pad(s, (0, 10 - len(s))) for s in sequences])
+    hidden = models.hidden(CONFIG, params, tokens, np.broadcast_to(np.arange(10), (5, 10)), None)
+    want = [hidden[i, len(s) - 1] @ params["scalar_head"]["kernel"] - 1.5 for i, s in enumerate(sequences)]
+    np.testing.assert_allclose(found, want, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 2, 4), (2, 2, 2)])
+def test_eight_devices_equal_one(world, shape):
+    tiny_supervised.check_mesh(reward.build, tiny_supervised.config("reward", world), shape, "reward/loss")
+
+
+# --------------------------------------------------------------------------------------------------------- the report
+
+
+def test_report_by_hand():
+    scores = np.array([[2.0, 1.0, 0.0, 9.0], [0.0, 1.0, 1.0, 9.0], [0.5, 0.5, 9.0, 9.0]], np.float32)
+    ranks = np.array([[1, 2, 2, 0], [1, 3, 2, 0], [2, 1, 0, 0]])
+    # 1: pairs (0,1), (0,2), both right, one tie. 2: (0,1), (0,2) wrong, (2,1) equal scores: wrong. 3: equal: wrong.
+    found, curve = reward_report.summarise(scores, ranks, np.array([1, 0, -1]), ("ann", "bob"))
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    loss = ((softplus(-1) + softplus(-2)) / 2 + (2 * softplus(1) + softplus(0)) / 3 + softplus(0)) / 3
+    assert found["loss"] == pytest.approx(loss, rel=1e-6)
+    assert found["pairs"] == 6 and found["prompts"] == 3
+    assert found["accuracy"] == pytest.approx(2 / 6)
+    assert found["accuracy_k3"] == pytest.approx(2 / 5) and found["accuracy_k2"] == 0.0
+    assert found["accuracy_group_bob"] == 1.0 and found["accuracy_group_ann"] == 0.0
+    assert sum(line["pairs"] for line in curve) == 12
+
+
+def test_calibration_by_hand():
+    logit = lambda p: math.log(p / (1 - p))  # noqa: E731
+    # Four pairs at 0.75, three of them right; two at 0.95 (0.05 in the other order), both right.
+    margins = np.array([logit(0.75)] * 3 + [-logit(0.75)] + [logit(0.95)] * 2)
+    expected = [(0.05, 0.0, 2), (0.25, 0.25, 4), (0.75, 0.75, 4), (0.95, 1.0, 2)]
+    curve = reward_report.calibration(margins)
+    for line, (predicted, observed, pairs) in zip(curve, expected, strict=True):
+        assert line == pytest.approx({"predicted": predicted, "observed": observed, "pairs": pairs})
+    ranks = np.tile([1, 2], (6, 1))
+    found, _ = reward_report.summarise(np.stack([margins, np.zeros(6)], 1), ranks, np.full(6, -1), ())
+    assert found["calibration_error"] == pytest.approx(2 * 0.05 / 6)
+
+
+def test_report_of_all_slots_empty_but_one():
+    scores, ranks = np.full((2, 3, 2), 7.0, np.float32), np.zeros((2, 3, 2), np.int32)
+    ranks[1, 2], scores[1, 2] = (2, 1), (0.0, 1.0)
+    found, _ = reward_report.summarise(*reward_report.collect([(scores, ranks, np.full((2, 3), -1))]), ())
+    assert found["accuracy"] == 1.0 and found["pairs"] == 1
+
+
+def test_bias_centres_demonstrations_and_is_logged(trained):
+    config, stage, state, workdir = trained
+    bias = float(state.params["scalar_head"]["bias"])
+    assert bias != 0.0
+    # The same demonstrations, one at a time through score().
+    from instructgpt_jax.data import tokenizer
+
+    tok = tokenizer.load(config.data.tokenizer)
+    records = sources.load(tuple(config.data.demonstrations), "demonstrations", 0)
+    train, _ = datasets.split(records, config.data.valid_fraction)
+    chosen = datasets.sample(train, config.reward.bias_examples, config.seed)
+    assert len(chosen) == 20 < len(train)
+    prompts, responses = np.zeros((20, 48), np.int32), np.zeros((20, 48), np.int32)
+    lengths, mask = np.zeros(20, np.int32), np.zeros((20, 48), bool)
+    for i, record in enumerate(chosen):
+        prompt, completion = tokenizer.encode(tok, [record["prompt"], record["completion"]])
+        completion = [*completion, tok.eos_token_id]
+        prompts[i, : len(prompt)], responses[i, : len(completion)] = prompt, completion
+        lengths[i], mask[i, : len(completion)] = len(prompt), True
+    model = models.ModelConfig(**networks._tuples(config.models.model.architecture.to_dict()))
+    with jax.set_mesh(jax.tree.leaves(state.params)[0].sharding.mesh):
+        scores = reward.score(model, state.params, prompts, lengths, responses, mask, 96, 20)
+    assert abs(float(scores.mean())) < 2e-6
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["reward/bias"] == pytest.approx(bias)
+    for name in ("loss", "accuracy", "accuracy_k2", "accuracy_group_a", "accuracy_group_c"):
+        assert math.isfinite(lines[-1][f"reward/valid_{name}"])
+    sample = json.loads((workdir / "samples.jsonl").read_text().splitlines()[-1])
+    assert sample["split"] == "valid" and sample["calibration"][0]["pairs"] > 0
+
+
+def test_without_demonstrations_the_bias_stays(world, trained, capsys):
+    config = tiny_supervised.config("reward", world, **{"data.demonstrations": ()})
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        stage = reward.build(config, mesh)
+        _, _, state, _ = trained
+        assert stage.finish(state, {}) is state
+    output = capsys.readouterr()
+    assert "the bias stays as it is" in output.out + output.err
+
+
+# ----------------------------------------------------------------------------------------------------- groups and folds
+
+
+def test_held_out_groups_share_nothing_with_training(world):
+    config = tiny_supervised.config("reward", world, **{"reward.held_out_groups": ("b",)})
+    records = sources.load(tuple(config.data.comparisons), "comparisons", 0)
+    train, valid, held = datasets.hold_out(records, *datasets.split(records, 0.2), ("b",))
+    groups = [{side[i]["group"] for i in range(len(side))} for side in (train, valid, held)]
+    assert groups == [{"a", "c"}, {"a", "c"}, {"b"}] and len(held) == 20
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    data = datasets.load(config, config.reward, "comparisons", mesh)
+    assert data.groups == {"valid": ("a", "c"), "held_out": ("b",)}
+    assert sum(int((np.asarray(b["groups"]) == 0).sum()) for b in data.valid["held_out"]()) == 20
+    with pytest.raises(ValueError, match="held_out_groups must leave these groups comparisons, got .'z'"):
+        datasets.hold_out(records, *datasets.split(records, 0.2), ("z",))
+
+
+def test_a_prompt_that_was_trained_on_is_not_held_out(tmp_path):
+    path = tmp_path / "c.jsonl"
+    rows = [{"prompt": p, "completions": ["x", "y"], "ranking": [1, 2], "group": g} for p, g in ("pa", "pb", "qb")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = sources.load((f"jsonl:{path}",), "comparisons", 0)
+    *_, held = datasets.hold_out(records, *datasets.split(records, 0.0), ("b",))
+    assert [held[i]["prompt"] for i in range(len(held))] == ["q"]
+
+
+def test_folds_hold_out_every_group_once():
+    assert reward_folds.deal(["a", "b", "c", "d", "e"], 5) == [(name,) for name in "abcde"]
+    assert reward_folds.deal(["a", "b", "c", "d", "e"], 2) == [("a", "c", "e"), ("b", "d")]
+    for folds in (1, 4):
+        with pytest.raises(ValueError, match="config.reward.folds must be from 2 to the number of labeler groups"):
+            reward_folds.deal(["a", "b", "c"], folds)
+
+
+def test_interval_by_hand():
+    found = reward_folds.interval([0.70, 0.72, 0.74])
+    error = 0.02 / 3**0.5
+    assert found == pytest.approx({"mean": 0.72, "standard_error": error, "interval95": 4.30265 * error})
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_windows_need_separate_sequences(world):
+    config = tiny_supervised.config("reward", world)
+    config.models.model.windows = (0, 16)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with pytest.raises(ValueError, match="config.reward.shared_prompt must be False"):
+        reward.build(config, mesh)
+    config.reward.shared_prompt = False
+    reward.build(config, mesh)
+
+
+def test_a_reward_model_is_no_policy_but_grows_from_one(world, trained, tmp_path):
+    _, _, state, workdir = trained
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    config = tiny_supervised.config("sft", world)
+    config.models.model = tiny_supervised.common.network(init_from=str(workdir))
+    with pytest.raises(ValueError, match="config.models.model must be a language model, got a reward or value model"):
+        networks.build("model", config, "lm", mesh, 300, 0)
+    again = networks.build("model", config, "scalar", mesh, 300, 0).load()
+    assert float(again["scalar_head"]["bias"]) == float(state.params["scalar_head"]["bias"])
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    config = tiny_supervised.config("sft", world)
+    body = networks.build("model", config, "lm", mesh, 300, 0)
+    saved = create(jax.device_put(body.load(), everywhere), optax.sgd(1.0), with_ema=False)
+    with checkpoint.Checkpoints(tmp_path, 1, "", "min") as checkpoints:
+        checkpoints.save(1, saved, {"step": 1, "config": json.loads(config.to_json())}, {})
+    config.models.model = tiny_supervised.common.network(init_from=str(tmp_path))
+    grown = networks.build("model", config, "scalar", mesh, 300, 0)
+    params = grown.load()
+    assert grown.config.head == "scalar" and params["scalar_head"]["kernel"].shape == (32,)
+    np.testing.assert_array_equal(params["embed"]["tokens"], saved.params["embed"]["tokens"])

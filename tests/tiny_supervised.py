@@ -1,0 +1,104 @@
+"""Small files of every kind, and configurations of SFT and the reward model on them that run in seconds.
+
+Also a configuration file: `--config=tests/tiny_supervised.py:STAGE,FOLDER` runs `sft` or `reward` on the FOLDER that
+`make_world` filled.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import common
+from instructgpt_jax import sharding
+from instructgpt_jax.data import tokenizer
+
+WORDS = "red blue small old river stone bird fox sees finds gives takes near far under over again never".split()
+MODEL = dict(vocab_size=300, num_layers=2, width=32, num_heads=4, mlp_width=64, max_length=96, residual_dropout=0.1)
+
+
+def make_world(folder: pathlib.Path) -> pathlib.Path:
+    """A tokenizer and files of demonstrations and of comparisons by three labeler groups; the same wherever called."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def text(low, high):
+        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
+
+    demonstrations, comparisons = [], []
+    for i in range(60):
+        prompt = f"{i}: {text(1, 6)}"
+        completions = [text(1, 5) for _ in range(rng.integers(2, 5))]
+        longest_first = sorted({len(c) for c in completions}, reverse=True)
+        ranking = [1 + longest_first.index(len(c)) for c in completions]
+        demonstrations.append({"prompt": prompt, "completion": completions[0]})
+        comparisons.append({"prompt": prompt, "completions": completions, "ranking": ranking, "group": "abc"[i % 3]})
+    for name, records in (("demonstrations", demonstrations), ("comparisons", comparisons)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tokenizer.train([text(5, 9) for _ in range(200)], 300, folder / "bpe")
+    return folder
+
+
+def config(stage: str, folder: pathlib.Path, **changes):
+    """A run of 6 updates, a checkpoint every 2; `changes` by their dotted names."""
+    settings = common.config(stage)
+    settings.log_every = 1
+    settings.eval_every = 3
+    settings.checkpoint.every = 2
+    settings.mesh = dict(data=1, fsdp=1, tensor=1)
+    settings.data.update(tokenizer=str(folder / "bpe"), valid_fraction=0.2)
+    settings.data.demonstrations = (f"jsonl:{folder}/demonstrations.jsonl",)
+    settings.models.model = common.network("tiny", **MODEL)
+    rows = dict(batch_size=8, num_epochs=2, num_steps=6, row_length=96, microbatch_rows=8)
+    if stage == "sft":
+        settings.sft = rows | dict(loss_on_prompt=False, pretraining_fraction=0.0)
+    else:
+        settings.data.comparisons = (f"jsonl:{folder}/comparisons.jsonl",)
+        settings.reward = rows | dict(
+            max_completions=4, shared_prompt=True, bias_examples=20, folds=0, held_out_groups=()
+        )
+    settings[stage].optimizer = common.optimizer(3e-3, "cosine")
+    settings.update_from_flattened_dict(changes)
+    return settings
+
+
+def check_mesh(build, config, shape: tuple[int, int, int], loss: str) -> None:
+    """Two updates on eight devices equal two on one: losses, gradient norms and parameters, to rounding.
+
+    Losses are of different parameters: the second follows the first update. Dropout draws the same masks.
+    """
+    results = []
+    for sizes in ((1, 1, 1), shape):
+        settings = copy.deepcopy(config)
+        settings[settings.stage].optimizer.eps = 0.01  # else Adam steps by the sign of gradients that are all rounding
+        mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
+        with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+            stage = build(settings, mesh)
+            update, arguments = stage.programs()["update"]
+            quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+            update = update.lower(*arguments).compile(quick)
+            state, batches = stage.init(), stack.enter_context(contextlib.closing(stage.data(0)))
+            logged = []
+            for _ in range(2):
+                state, values = update(state, {}, next(batches))
+                logged.append({key: float(value) for key, value in values.items()})
+        results.append((logged, jax.tree.map(np.asarray, state.params)))
+    (one, params), (many, sharded) = results
+    assert one[0][loss] != one[1][loss]
+    for left, right in zip(one, many, strict=True):
+        np.testing.assert_allclose([right[key] for key in left], list(left.values()), rtol=2e-5, err_msg=str([*left]))
+    for left, right in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
+        np.testing.assert_allclose(right, left, rtol=1e-4, atol=3e-6)
+
+
+def get_config(arg: str):
+    stage, folder = arg.split(",")
+    return config(stage, pathlib.Path(folder))
