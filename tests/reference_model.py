@@ -68,8 +68,8 @@ def _attention(config, xs, p, window):
         for n in range(config.num_heads):
             query = turn(project("query", x, n))
             scores = [math.exp(scale * (query @ keys[s][n // group])) for s in range(first, t + 1)]
-            mixed = sum(w * values[s][n // group] for w, s in zip(scores, range(first, t + 1), strict=True)) / sum(scores)
-            total += mixed @ p["out"]["kernel"][n]
+            mixed = sum(w * values[s][n // group] for w, s in zip(scores, range(first, t + 1), strict=True))
+            total += mixed / sum(scores) @ p["out"]["kernel"][n]
         out.append(total)
     return out
 

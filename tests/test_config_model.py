@@ -50,7 +50,7 @@ def test_num_params(changes):
 
 
 def test_published_counts():
-    """Hugging Face's GPT-2 has 124,439,808 parameters; Brown et al. 2020, table 2.1, prints the others in round numbers."""
+    """Hugging Face's GPT-2 has 124,439,808 parameters; Brown et al. 2020, table 2.1, prints the others rounded."""
     gpt2 = SIZES["gpt3-125m"].replace(max_length=1_024)
     assert gpt2.num_params == 124_439_808
     published = {"125m": 125e6, "350m": 350e6, "760m": 760e6, "1.3b": 1.3e9, "2.7b": 2.7e9, "6.7b": 6.7e9, "13b": 13e9}

@@ -38,7 +38,7 @@ CONFIGS = {
         tied_embeddings=False,
         head_bias=True,
     ),
-    "neox": BASE.replace(positions="rotary", rotary_width=2, residual="parallel", activation="gelu", rotary_theta=100.0),
+    "neox": BASE.replace(positions="rotary", rotary_width=2, activation="gelu", residual="parallel", rotary_theta=9.0),
     "windows": BASE.replace(num_layers=3, windows=(0, 3), num_kv_heads=1, attention_scale=1.0, activation="relu"),
     "qk_norm": LLAMA.replace(qk_norm=True, head_width=6, windows=(2, 0), activation="gelu_tanh", head_bias=True),
     "post_norm": BASE.replace(residual="post_norm", embedding_width=8, position_offset=2, activation="relu"),

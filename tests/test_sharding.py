@@ -78,12 +78,13 @@ def test_every_mesh_gives_one_devices_logits_and_gradients(shape, capfd):
     assert REMATERIALISED not in capfd.readouterr().err
     real = packed_rows()[2] > 0
     np.testing.assert_allclose(np.asarray(logits)[real], np.asarray(expected_logits)[real], rtol=1e-5, atol=1e-5)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))  # some gradients are 0 but for rounding
     for path, g in jax.tree_util.tree_leaves_with_path(expected):
         other = functools.reduce(lambda tree, key: tree[key.key], path, got)
         assert other.sharding.is_equivalent_to(
             jax.NamedSharding(mesh_of(shape), sharding.spec_for(sharding.path_name(path), sharding.TRAIN_RULES)), g.ndim
         )
-        np.testing.assert_allclose(other, g, rtol=1e-4, atol=2e-6 * np.abs(g).max(), err_msg=sharding.path_name(path))
+        np.testing.assert_allclose(other, g, rtol=1e-4, atol=2e-6 * largest, err_msg=sharding.path_name(path))
 
 
 @functools.cache
@@ -98,7 +99,7 @@ def prompt_batch():
     return rng.integers(0, 250, (16, 7)).astype(np.int32), rng.integers(1, 8, 16).astype(np.int32)
 
 
-@pytest.mark.parametrize(("shape", "wave"), [((8, 1, 1), 8), ((1, 8, 1), None), ((1, 2, 4), 4), ((2, 2, 2), None)], ids=str)
+@pytest.mark.parametrize(("shape", "wave"), zip(MESHES, (8, None, 4, None), strict=True), ids=str)
 def test_every_mesh_samples_the_same_tokens(shape, wave, capfd):
     params, mesh = alone(CONFIG)[0], mesh_of(shape)
     expected = sampled_alone()
@@ -141,7 +142,7 @@ def test_bad_meshes(shape, words):
 
 def test_a_mesh_that_does_not_divide_the_heads():
     shapes = jax.eval_shape(lambda: models.init(CONFIG.replace(num_kv_heads=2), jax.random.key(0)))
-    with pytest.raises(ValueError, match=r"config.mesh.tensor=4 must divide .* got 2 in blocks/attention/key/kernel"):
+    with pytest.raises(ValueError, match=r"config.mesh.tensor=4 must divide .* got 2 in blocks/attention/key"):
         sharding.param_shardings(mesh_of((1, 2, 4)), shapes)
 
 

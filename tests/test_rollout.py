@@ -1,0 +1,218 @@
+"""Sampling: its tokens, their log-probabilities, where it stops, and what it must not depend on."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference_model
+
+from instructgpt_jax import models, rollout
+from instructgpt_jax.models import ModelConfig
+
+CONFIG = ModelConfig(
+    vocab_size=300, num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=32, max_length=48, windows=(0, 5)
+)
+PARAMS = reference_model.random_params(CONFIG, models.init)
+B, Q, R = 8, 9, 7
+PROMPTS = np.random.default_rng(0).integers(0, 300, (B, Q)).astype(np.int32)
+LENGTHS = np.array([9, 1, 4, 7, 2, 9, 3, 5], np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "top_k", "top_p", "eos_id", "wave"))
+def generate(prompts, lengths, seed=0, temperature=1.0, eos_id=None, params=PARAMS, **options):
+    return rollout.generate(CONFIG, params, prompts, lengths, R, seed, temperature, eos_id=eos_id, **options)
+
+
+@functools.cache
+def plain():
+    return jax.tree.map(np.asarray, generate(PROMPTS, LENGTHS))
+
+
+@jax.jit
+def forward(tokens):
+    """(B, T, V) logits of whole rows."""
+    return models.logits(CONFIG, PARAMS, tokens)
+
+
+def responses_in_rows(responses):
+    """Each prompt with its response after it, in rows of one length."""
+    rows = np.zeros((B, Q + R), np.int32)
+    for row, prompt, n, response in zip(rows, PROMPTS, LENGTHS, responses, strict=True):
+        row[: n + R] = np.concatenate([prompt[:n], response])
+    return rows
+
+
+def logits_of(responses):
+    """(B, R, V) float64: what the full forward pass says before each response token."""
+    y = np.asarray(forward(responses_in_rows(responses)), np.float64)
+    return np.stack([y[b, n - 1 : n - 1 + R] for b, n in enumerate(LENGTHS)])
+
+
+def log_softmax(x):
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_the_forward_passes(temperature):
+    tokens, logprobs, mask = plain() if temperature == 1 else generate(PROMPTS, LENGTHS, temperature=temperature)
+    assert tokens.shape == (B, R) and tokens.dtype == jnp.int32 and mask.all()
+    expected = log_softmax(logits_of(np.asarray(tokens)) / temperature)
+    expected = np.take_along_axis(expected, np.asarray(tokens)[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+
+
+def test_greedy_is_argmax():
+    tokens, logprobs, _ = jax.tree.map(np.asarray, generate(PROMPTS, LENGTHS, temperature=0))
+    y = logits_of(tokens)
+    np.testing.assert_array_equal(tokens, y.argmax(axis=-1))
+    np.testing.assert_allclose(logprobs, log_softmax(y).max(axis=-1), atol=1e-5)
+
+
+def test_tokens_do_not_depend_on_the_wave():
+    for wave in (4, 2):
+        other = generate(PROMPTS, LENGTHS, wave=wave)
+        np.testing.assert_array_equal(other.tokens, plain().tokens)
+        np.testing.assert_allclose(other.logprobs, plain().logprobs, atol=1e-5)
+
+
+def test_tokens_depend_on_seed_iteration_and_episode_alone():
+    def tokens(seed=0, iteration=0, shift=0):
+        episodes = np.arange(B) + shift
+        return np.asarray(generate(PROMPTS, LENGTHS, seed, iteration=iteration, episodes=episodes).tokens)
+
+    first = tokens()
+    np.testing.assert_array_equal(first, plain().tokens)
+    for other in (tokens(seed=1), tokens(iteration=1), tokens(shift=B)):
+        assert (other != first).any(axis=1).all()
+    order = np.array([3, 1, 7, 0, 2, 6, 5, 4])  # another slot, the same episode
+    moved = generate(PROMPTS[order], LENGTHS[order], 0, iteration=0, episodes=order)
+    np.testing.assert_array_equal(moved.tokens, first[order])
+    assert len({tuple(row) for row in np.asarray(generate(PROMPTS[[0] * B], LENGTHS[[0] * B]).tokens)}) == B
+
+
+def test_contents_of_prompt_padding_never_matter():
+    rng = np.random.default_rng(0)
+    for low, high in ((0, 300), (-(2**31), 2**31 - 1)):
+        garbage = np.where(np.arange(Q) < LENGTHS[:, None], PROMPTS, rng.integers(low, high, PROMPTS.shape))
+        other = generate(garbage.astype(np.int32), LENGTHS)
+        np.testing.assert_array_equal(other.tokens, plain().tokens)
+        np.testing.assert_array_equal(other.logprobs, plain().logprobs)
+
+
+def test_prompts_longer_than_a_chunk(monkeypatch):
+    """Prompts of one to three chunks, the longest not a multiple."""
+    monkeypatch.setattr(rollout, "PREFILL_CHUNK", 4)
+    other = jax.jit(lambda p, n: rollout.generate(CONFIG, PARAMS, p, n, R, 0))(PROMPTS, LENGTHS)
+    np.testing.assert_array_equal(other.tokens, plain().tokens)
+    np.testing.assert_allclose(other.logprobs, plain().logprobs, atol=1e-5)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """A jitted generate with a list that grows by one each time the network runs."""
+    calls, extend = [], models.extend
+
+    def counting(*args):
+        jax.debug.callback(lambda: calls.append(1))
+        return extend(*args)
+
+    monkeypatch.setattr(models, "extend", counting)
+
+    @jax.jit
+    def run(prompts, lengths, eos_id, params=PARAMS):
+        return rollout.generate(CONFIG, params, prompts, lengths, R, 0, eos_id=eos_id)
+
+    def generate(*args):
+        calls.clear()
+        result = jax.tree.map(np.asarray, run(*args))
+        jax.effects_barrier()
+        return result, len(calls)
+
+    return generate
+
+
+def test_early_exit(counted):
+    """The network runs once for the prompts (one chunk) and once for each token but the last, until all have ended."""
+    unended, calls = counted(PROMPTS, LENGTHS, -1)
+    np.testing.assert_array_equal(unended.tokens, plain().tokens)
+    assert calls == 1 + R - 1 and unended.mask.all()
+
+    eos = int(plain().tokens[1, 0])  # episode 1 ends with its first token
+    ended, calls = counted(PROMPTS, LENGTHS, eos)
+    reach = [list(row).index(eos) + 1 if eos in row else R for row in plain().tokens]
+    assert reach[1] == 1 and calls == max(reach)
+    np.testing.assert_array_equal(ended.mask, np.arange(R) < np.array(reach)[:, None])
+    np.testing.assert_array_equal(ended.tokens, np.where(ended.mask, plain().tokens, 0))
+    np.testing.assert_allclose(ended.logprobs, np.where(ended.mask, plain().logprobs, 0), atol=1e-6)
+
+    # A head that always says 5: everyone ends at the first token, and the loop is never entered.
+    certain = dict(PARAMS, final_norm={"scale": jnp.zeros(16), "bias": PARAMS["embed"]["tokens"][5] * 1e4})
+    result, calls = counted(PROMPTS, LENGTHS, 5, certain)
+    assert calls == 1 and result.mask.sum() == B and (result.tokens[:, 0] == 5).all()
+
+
+def support(logits, top_k, top_p):
+    """Token ids that may be drawn from one distribution, by a loop."""
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])
+    if top_k:
+        order = order[:top_k]
+    weights = np.exp([logits[i] - logits[order[0]] for i in order])
+    weights /= weights.sum()
+    kept, total = [], 0.0
+    for token, weight in zip(order, weights, strict=True):
+        if total >= top_p:
+            break
+        kept.append(token)
+        total += weight
+    return set(kept)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (0, 0.6), (20, 0.8), (0, 0.01)])
+def test_supports_of_truncated_sampling(top_k, top_p):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((6, 300)) * 2
+    keys = jax.random.split(jax.random.key(0), (3000, 6))
+    draw = jax.jit(jax.vmap(lambda keys: rollout.sample(jnp.float32(logits), keys, 1.0, top_k, top_p)))
+    tokens, logprobs = jax.tree.map(np.asarray, draw(keys))
+    full = log_softmax(logits)
+    for row in range(6):
+        allowed = support(logits[row], top_k, top_p)
+        seen = set(tokens[:, row].tolist())
+        assert seen <= allowed
+        mass = sum(np.exp(full[row, i]) for i in allowed)
+        assert {i for i in allowed if np.exp(full[row, i]) / mass > 0.005} <= seen
+        np.testing.assert_allclose(logprobs[:, row], full[row, tokens[:, row]], atol=1e-5)  # not of the truncated one
+
+
+@pytest.mark.parametrize("vocab", [40, 300])
+def test_frequencies_match_probabilities(vocab):
+    """Pearson's chi-square within its mean plus five standard deviations; 300 tokens are three blocks of the draw."""
+    logits = np.random.default_rng(vocab).standard_normal(vocab).astype(np.float32) * 1.5
+    n, temperature = 200_000, 0.8
+    keys = jax.random.split(jax.random.key(0), n)
+    draw = jax.jit(lambda keys: rollout.sample(jnp.broadcast_to(logits, (len(keys), vocab)), keys, temperature)[0])
+    counts = np.bincount(np.concatenate([draw(part) for part in np.split(keys, 10)]), minlength=vocab)
+    expected = n * np.exp(log_softmax(logits.astype(np.float64) / temperature))
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_square - (vocab - 1)) < 5 * np.sqrt(2 * (vocab - 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 40}, "context of 48, got 9 \\+ 40"),
+        ({"wave": 3}, "rollout.wave must divide the number of prompts, 8, got 3"),
+        ({"wave": 0}, "rollout.wave must"),
+        ({"temperature": -1.0}, "got -1.0, 0 and 1.0"),
+        ({"top_k": -1}, "got 1.0, -1 and 1.0"),
+        ({"top_p": 0.0}, "got 1.0, 0 and 0.0"),
+    ],
+    ids=str,
+)
+def test_bad_requests(options, words):
+    with pytest.raises(ValueError, match=words):
+        rollout.generate(CONFIG, PARAMS, PROMPTS, LENGTHS, **{"max_new_tokens": R, "seed": 0} | options)
