@@ -148,7 +148,7 @@ def sparse_gpt2(directory, num_layers, width):
 def test_host_memory_while_loading(tmp_path):
     """On a CPU the parameters are in the same memory: what is left of the peak is what loading itself takes."""
     sparse_gpt2(tmp_path / "small", 2, 64)
-    sparse_gpt2(tmp_path / "large", 16, 768)  # 457 MB; a layer has 28 MB, its largest tensor 9, all of those together 151
+    sparse_gpt2(tmp_path / "large", 16, 768)  # 457 MB; a layer has 28, its largest tensor 9, all of those together 151
     arguments = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
     peak, size, largest = map(int, subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split())
     assert size > 450e6 and peak > size  # the measurement measures
