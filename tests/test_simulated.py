@@ -90,7 +90,17 @@ def test_splits_part_users_and_share_them_between_kinds():
     assert everything[0] in parts[0] + parts[1] + parts[2]
 
 
-GOLDEN = {}
+GOLDEN = {
+    "pretraining": "2913db28b7635cfe",
+    "demonstrations": "caa53e58c3043057",
+    "comparisons": "e25aa2b5f8ce2c9b",
+    "comparisons_heldout": "5f266a37e3f0e533",
+    "prompts": "6239dbd8e91a4d15",
+    "gpt_prompts": "bb4b4f170c7f4822",
+    "few_shot": "cf78f521dd6d56b9",
+    "cloze": "444b0afca0048ec4",
+    "reading": "9e3346f2dfa3268e",
+}
 
 
 @pytest.mark.parametrize("name", simulated.SIZES)
@@ -331,7 +341,7 @@ TEXT = "Mira went to Redhill. Tom saw a cat. Mira bought a drum."
         (f"{TEXT}\n\nIn short:", " Mira went to Oakford and Tom saw a cat.", True),
         (f"{TEXT}\n\nIn short:", " Tom went to Redhill.", True),
         (f"List the names in this text.\n\n{TEXT}\n", "Mira, Tom.", False),
-        (f"List the names in this text.\n\n{TEXT}\n", "Mira, Tom, Otto.", True),
+        (f"List the names in this text.\n\n{TEXT}\n", "Mira, Tom, Finn.", True),
         ("Make this polite: Give me the soup.\n", "Could you please give me the soup?", False),
         ("Make this polite: Give me the soup.\n", "Could you please give me the bread?", True),
     ],
@@ -381,8 +391,7 @@ def test_labelers_agree_as_the_papers_do(group, mixed):
 def test_agreement_by_hand():
     people = simulated.labelers("training")[:2]
     calm = [person._replace(noise=0.0, tie=0.1) for person in people]
-    good, bad = "The fox eats soup.", ""
-    assert world.TRUTH["fox", "food"] == "soup"
+    good, bad = f"The fox eats {world.TRUTH['fox', 'food']}.", ""
     assert simulated.agreement(calm, [("What does the fox eat?\n", [good, bad, bad])], seed=0) == (
         1.0,
         2,

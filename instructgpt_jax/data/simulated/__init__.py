@@ -2,7 +2,7 @@
 
     records("prompts")  records("demonstrations:train")  records("pretraining:train:100000")   # see streams.records
 
-Sixteen people, eight places, twelve animals and some 300 words; text of 5-60 tokens with a vocabulary of about a
+Twelve people, eight places, ten animals and some 300 words; text of 5-60 tokens with a vocabulary of about a
 thousand. Everything follows from the name of the records, their number and a seed, on every platform. The world and
 its labelers are frozen: results are comparable only while they are, and a later change needs a stated reason.
 

@@ -22,7 +22,7 @@ from instructgpt_jax.data.simulated import judging, world
 
 GROUPS = ("training", "heldout")
 _COUNTS = {"training": 12, "heldout": 8}
-_NOISE = {"training": 2.9, "heldout": 3.5}  # calibrated: see the docstring
+_NOISE = {"training": 2.65, "heldout": 3.1}  # calibrated: see the docstring
 _SCATTER = {"training": 0.25, "heldout": 0.35}  # standard deviation of the logarithm of each weight
 _SHIFT = {  # what the screening selects for: the held-out group values form and manner less, truth a little more
     "training": {},

@@ -156,28 +156,27 @@ def _personal(rng) -> str:
 HEADER = "Here are some requests and answers.\n\n"
 
 
-def _exchange(rng, flaws) -> str:
-    prompt = finish(tasks.draw(rng)[1])
-    return prompt + writing.write(prompt, rng, flaws)
+_FORMS = (("plain", 56), ("worksheet", 6), ("exchanges", 22), ("exam", 16))
+_EXAMS = (("reading", 40), ("summary", 15), ("extract", 15), ("polite", 10), ("past", 10), ("swap", 10))
 
 
 def _pretraining(kind: str, seed: int, i: int) -> Record:
     rng = world.rng_of(kind, seed, i)
-    form = weighted(rng, (("plain", 80), ("worksheet", 7), ("exchanges", 8), ("exam", 5)))
+    form = weighted(rng, _FORMS)
     if form == "plain":
         return {"text": world.plain_document(rng)}
     if form == "worksheet":  # requests without answers, as most pages have them
         prompts = (tasks.draw(rng)[1] for _ in range(3 + int(rng.random() * 3)))
         return {"text": "\n".join(prompt for prompt in prompts if "AI:" not in prompt) or "Write a poem."}
-    if form == "exam":
-        prompt = tasks.render(rng, "reading", "open")
-        return {"text": prompt + writing.write(prompt, rng, writing.draw_flaws(rng, 0.08) - {"ramble", "rude"})}
-    # Careless answers, and one in six to another request: prompting a base model helps, but only so far.
+    if form == "exam":  # school books: a text and what to do with it
+        prompt = tasks.render(rng, weighted(rng, _EXAMS), "open")
+        return {"text": prompt + writing.write(prompt, rng, writing.draw_flaws(rng, 0.05) - {"ramble", "rude"})}
+    # Careless answers, and one in twelve to another request: prompting a base model helps, but only so far.
     exchanges = []
     for _ in range(3):
         prompt = finish(tasks.draw(rng)[1])
-        wrong = rng.random() < 1 / 6
-        answer = writing.garbage(prompt, rng) if wrong else writing.write(prompt, rng, writing.draw_flaws(rng, 0.25))
+        wrong = rng.random() < 1 / 12
+        answer = writing.garbage(prompt, rng) if wrong else writing.write(prompt, rng, writing.draw_flaws(rng, 0.22))
         exchanges.append(prompt + answer)
     return {"text": HEADER + "\n\n".join(exchanges)}
 
@@ -204,9 +203,8 @@ def _demonstration(kind: str, seed: int, i: int) -> Record:
     }  # fmt: skip
 
 
-MIXTURE = (  # of completions: carelessness of the writer and share; None = text that does not answer
-    (0.0, 15), (0.08, 25), (0.15, 25), (0.3, 20), (None, 15),
-)  # fmt: skip
+# Of completions: carelessness of the writer and share; None = text that does not answer.
+MIXTURE = ((0.0, 15), (0.08, 27), (0.15, 30), (0.25, 22), (None, 6))
 
 
 def completions(prompt: str, rng, count: int) -> list[str]:
