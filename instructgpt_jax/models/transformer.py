@@ -282,11 +282,15 @@ def logits(config: ModelConfig, params: dict, tokens, positions=None, segments=N
 
 
 def embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    x = jnp.take(params["embed"]["tokens"], tokens, axis=0)
+    """The residual stream (B, T, D) before the first layer."""
+    # Tables are gathered over fsdp before they are read: a look-up by rows of the batch in a table that is cut along
+    # its channels has no layout that XLA can pass on.
+    x = jnp.take(constrain(params["embed"]["tokens"], "tensor", None), tokens, axis=0)
     if config.embedding_width != config.width:
         x = x @ params["embed"]["project_in"]
     if config.positions == "learned":
-        x = x + jnp.take(params["embed"]["positions"], positions + config.position_offset, axis=0)
+        table = constrain(params["embed"]["positions"], None, None)
+        x = x + jnp.take(table, positions + config.position_offset, axis=0)
     return constrain(x.astype(config.dtype), BATCH, None, None)
 
 
