@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import sys
 import traceback
 
@@ -89,15 +90,18 @@ def parse(arguments: list[str]) -> list[str]:
     """absl's parser, with one line for a key that the configuration does not have, or a file that is not there."""
     try:
         remaining = app.parse_flags_with_usage(arguments)
-        flags.FLAGS["config"].value  # noqa: B018  a file that failed to load raises here
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict  # noqa: B018  a file that failed to load raises here
         return remaining
     except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'")
+        name = re.search(r"\w+", str(error))[0]
         keys = (argument.partition("=")[0].lstrip("-") for argument in arguments[1:])
         wrong = [key for key in keys if key.startswith("config.") and name in key.split(".")]
         if not wrong:
             raise  # a mistake in the configuration's file
-        sys.exit(f"error: {wrong[0]} must be a key of the configuration, it has no {name!r}")
+        meant = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f"; did you mean {meant[1]!r}?" if meant else ""
+        sys.exit(f"error: {wrong[0]} must be a key of the configuration, it has no {name!r}{hint}")
     except OSError as error:
         sys.exit(f"error: --config must be a file that can be read: {str(error).splitlines()[-1].strip()}")
 

@@ -1,0 +1,87 @@
+"""The command line: one clear line for each mistake, and no file before it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import ppo_6b
+from instructgpt_jax import main, networks
+from instructgpt_jax.sharding import make_mesh
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """The folder of their workdirs, and the ends of processes with one mistake each: name -> (stderr, exit code)."""
+    folder = tmp_path_factory.mktemp("workdirs")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.tex").write_text("mine")
+    (folder / "file").write_text("")
+    tiny = "--config=configs/pretrain_tiny.py:tiny"
+    commands = {
+        "unknown key": [tiny, f"--workdir={folder}/new", "--config.pretrain.batchsize=4"],
+        "wrong type": [tiny, f"--workdir={folder}/new", "--config.pretrain.batch_size=many"],
+        "no such file": ["--config=configs/pretrain_small.py", f"--workdir={folder}/new"],
+        "foreign": [tiny, f"--workdir={folder}/foreign"],
+        "not a folder": [tiny, f"--workdir={folder}/file/new"],
+        "no sources": [tiny, f"--workdir={folder}/new", "--config.data.pretraining=()"],
+    }
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "instructgpt_jax.main"]
+    processes = {
+        name: subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for name, flags in commands.items()
+    }
+    ends = {name: (process.communicate(timeout=120)[1], process.returncode) for name, process in processes.items()}
+    return folder, ends
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("unknown key", "error: config.pretrain.batchsize must be a key of the configuration, it has no "
+         "'batchsize'; did you mean 'batch_size'?"),
+        ("wrong type", "FATAL Flags parsing error: flag --config.pretrain.batch_size=many: invalid literal for int()"),
+        ("no such file", "error: --config must be a file that can be read: [Errno 2] No such file or directory"),
+        ("foreign", "error: workdir FOLDER/foreign must be empty or hold a run's config.json, got ['thesis.tex']"),
+        ("not a folder", "error: workdir must be a folder that can be made, got FOLDER/file/new: Not a directory"),
+        ("no sources", "error: config.data.pretraining must name at least one source, got ()"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(refusals, name, line):
+    folder, ends = refusals
+    log, code = ends[name]
+    assert code == 1, log
+    assert line.replace("FOLDER", str(folder)) in log
+    assert "Traceback" not in log
+
+
+def test_mistakes_leave_nothing_behind(refusals):
+    folder, _ = refusals
+    assert os.listdir(folder / "foreign") == ["thesis.tex"]
+    assert not (folder / "new" / "checkpoints").exists()
+
+
+def test_a_network_that_is_missing_names_the_command_that_makes_it():
+    config = ppo_6b.get_config()
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    for name, made_by in (("policy", "rlhf_init_6b"), ("reward", "reward_6b")):
+        message = rf"config.models.{name}.init_from must exist.* --config=configs/{made_by}.py$"
+        with pytest.raises(ValueError, match=message):
+            networks.build(name, config, "lm", mesh, 100, 0)
+
+
+@pytest.mark.parametrize(
+    "file, workdir",
+    [
+        ("configs/ppo_6b.py", "runs/ppo_6b"),
+        ("/somewhere/configs/ppo_6b.py:tiny", "runs/ppo_6b_tiny"),
+    ],
+)
+def test_default_workdir(file, workdir):
+    assert main.default_workdir(file) == workdir
