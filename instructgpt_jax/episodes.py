@@ -148,8 +148,13 @@ def forward(function: Callable[[dict], Any], packed: Packed, trip_count: jax.Arr
     return jax.lax.fori_loop(0, trip_count, one, results)
 
 
-def row_logprobs(config: ModelConfig, params: dict, rows: dict, temperature: float, with_entropy: bool = False):
-    """(b, T) float32: at each column that predicts a response token, the log-probability of that token; 0 elsewhere."""
+def row_logprobs(
+    config: ModelConfig, params: dict, rows: dict, temperature: float, limit: int | None = None, with_entropy: bool = False
+):
+    """(b, T) float32: at each column that predicts a response token, the log-probability of that token; 0 elsewhere.
+
+    `limit`, the most response tokens that there can be, keeps the others from costing a matrix product; None = any.
+    """
     hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"])
     kernel, bias = models.unembedding(config, params)
     return losses.token_logprobs(
@@ -160,6 +165,7 @@ def row_logprobs(config: ModelConfig, params: dict, rows: dict, temperature: flo
         bias=bias,
         mask=rows["predicts"],
         temperature=temperature,
+        limit=limit,
         with_entropy=with_entropy,
     )
 

@@ -31,7 +31,7 @@ class _Plan(NamedTuple):
     """How the tokens of each shard are cut into n chunks of c, the wanted ones first."""
 
     wanted: jax.Array  # (S, N) bool
-    order: jax.Array  # (S, N) int32, the token at each place
+    order: jax.Array  # (S, N') int32, the token at each place; N' = N, or the most that can be wanted
     places: jax.Array  # (S, N) int32, the place of each token: the inverse of `order`
     trips: jax.Array  # () int32, chunks that hold a wanted token on any shard
     n: int
@@ -45,17 +45,20 @@ def _shards(rows: int) -> int:
     return shards if rows % shards == 0 else 1
 
 
-def _plan(mask: jax.Array, chunk: int) -> _Plan:
-    """Cuts the tokens of mask (B, T), those that are not 0 wanted, into chunks of at most `chunk` a shard."""
+def _plan(mask: jax.Array, chunk: int, limit: int | None = None) -> _Plan:
+    """Cuts the tokens of mask (B, T), those that are not 0 wanted, into chunks of at most `chunk` a shard.
+
+    `limit` is a promise that no more are wanted in all: chunks have no room for more.
+    """
     shards = _shards(mask.shape[0])
     wanted = constrain((mask != 0).reshape(shards, -1), BATCH)
-    count = wanted.shape[1]
+    count = wanted.shape[1] if limit is None else min(wanted.shape[1], limit)
     n = -(-count // chunk)
     c = -(-count // n)  # as even as they can be
     totals = wanted.sum(axis=1, keepdims=True)
     places = jnp.where(wanted, jnp.cumsum(wanted, axis=1), totals + jnp.cumsum(~wanted, axis=1)) - 1
     trips = (totals.max() + c - 1) // c
-    return _Plan(wanted, jnp.argsort(places, axis=1), places, trips, n, c)
+    return _Plan(wanted, jnp.argsort(places, axis=1)[:, :count], places, trips, n, c)
 
 
 def _take(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -68,7 +71,8 @@ def _cut(plan: _Plan, x: jax.Array) -> jax.Array:
     shards, count = plan.wanted.shape
     x = constrain(x.reshape(shards, count, *x.shape[2:]), BATCH)
     x = jnp.where(plan.wanted.reshape(shards, count, *(1,) * (x.ndim - 2)), x, 0)
-    x = jnp.pad(_take(x, plan.order), ((0, 0), (0, plan.n * plan.c - count)) + ((0, 0),) * (x.ndim - 2))
+    spare = plan.n * plan.c - plan.order.shape[1]
+    x = jnp.pad(_take(x, plan.order), ((0, 0), (0, spare)) + ((0, 0),) * (x.ndim - 2))
     return constrain(jnp.moveaxis(x.reshape(shards, plan.n, plan.c, *x.shape[2:]), 1, 0), None, BATCH)
 
 
@@ -156,8 +160,10 @@ def _check(hidden, unembedding, bias, targets, vocab_size):
 # token_logprobs: the backward pass forms the logits of a chunk a second time, from the saved normaliser.
 
 
-def _token_logprobs_forward(hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, with_entropy):
-    plan = _plan(mask, chunk)
+def _token_logprobs_forward(
+    hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, limit, with_entropy
+):
+    plan = _plan(mask, chunk, limit)
     h, y, table = _cut(plan, hidden), _cut(plan, targets), _gather(unembedding, hidden.dtype)
 
     def body(i, carry):
@@ -176,9 +182,9 @@ def _token_logprobs_forward(hidden, unembedding, bias, targets, mask, vocab_size
     return out, (hidden, unembedding, bias, targets, mask, normalisers)
 
 
-def _token_logprobs_backward(vocab_size, temperature, chunk, with_entropy, residuals, cotangents):
+def _token_logprobs_backward(vocab_size, temperature, chunk, limit, with_entropy, residuals, cotangents):
     hidden, unembedding, bias, targets, mask, normalisers = residuals
-    plan = _plan(mask, chunk)
+    plan = _plan(mask, chunk, limit)
     h, y, table = _cut(plan, hidden), _cut(plan, targets), _gather(unembedding, hidden.dtype)
     upstream = _cut(plan, cotangents[0] / temperature)
 
@@ -191,7 +197,7 @@ def _token_logprobs_backward(vocab_size, temperature, chunk, with_entropy, resid
     return *_finish(gradients, plan, hidden, unembedding, bias), None, None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8, 9))
 def _token_logprobs(*args):
     return _token_logprobs_forward(*args)[0]
 
@@ -209,6 +215,7 @@ def token_logprobs(
     mask: jax.Array | None = None,
     temperature: float = 1.0,
     chunk: int = 512,
+    limit: int | None = None,
     with_entropy: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """log softmax((hidden . unembedding + bias) / temperature)[target], for every token.
@@ -225,6 +232,8 @@ def token_logprobs(
       mask: (B, T), 0 = not wanted: no work is done for the token, its result is 0. All are wanted by default.
       temperature: divides the logits; > 0.
       chunk: tokens of one batch shard whose logits exist at a time.
+      limit: the most tokens that the mask can hold, where that is known to be fewer than B x T: no room is made for
+        more. With more than this the result is wrong.
       with_entropy: also returns the entropy of each distribution in nats, for logging: it passes no gradient.
 
     Returns:
@@ -235,7 +244,7 @@ def token_logprobs(
         mask = jnp.ones(targets.shape, jnp.int32)
     chex.assert_equal_shape((targets, mask))
     logprobs, entropy = _token_logprobs(
-        hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, with_entropy
+        hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, limit, with_entropy
     )
     return (logprobs, jax.lax.stop_gradient(entropy)) if with_entropy else logprobs
 

@@ -236,7 +236,9 @@ def policy_step(
     count = jnp.maximum(response_mask.sum(dtype=jnp.float32), 1.0)
 
     def ppo_loss(params, rows, index):
-        by_row, entropy = ep.row_logprobs(ppo.policy, params, rows, c.temperature, with_entropy=True)
+        by_row, entropy = ep.row_logprobs(
+            ppo.policy, params, rows, c.temperature, limit=response_mask.size, with_entropy=True
+        )
         logprobs, mask = ep.unpack(packed, by_row[None], minibatch.episodes, index)
         total, _, _ = rl.policy_loss(logprobs, minibatch.old_logprobs, minibatch.advantages, mask, c.clip_range)
         work = supervised.work(ppo.policy, rows["segments"], rows["positions"], passes=3)

@@ -135,6 +135,26 @@ def test_unwanted_tokens_never_matter():
     np.testing.assert_allclose(np.asarray(logprobs)[wanted], np.asarray(expected)[wanted], rtol=2e-5)
 
 
+@pytest.mark.parametrize("chunk", [2, 5, 1000])
+def test_a_limit_on_the_wanted_tokens_changes_no_number_and_saves_room(chunk):
+    hidden, unembedding, _, targets, weights = example()
+    mask = np.zeros((B, T), np.int32)
+    mask[0, 2:5] = mask[2, 1:4] = 1
+
+    def run(limit):
+        def total(hidden, unembedding):
+            options = dict(vocab_size=V, mask=jnp.asarray(mask), chunk=chunk, limit=limit, with_entropy=True)
+            logprobs, entropy = losses.token_logprobs(hidden, unembedding, targets, **options)
+            return (logprobs * weights).sum(), (logprobs, entropy)
+
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+    assert_trees_close(run(6)(hidden, unembedding), run(None)(hidden, unembedding))
+    if chunk == 1000:
+        assert f"f32[1,6,{PADDED}]" in run(6).lower(hidden, unembedding).as_text(dialect="hlo")
+        assert f"f32[1,{B * T},{PADDED}]" not in run(6).lower(hidden, unembedding).as_text(dialect="hlo")
+
+
 def test_no_wanted_token():
     hidden, unembedding, _, targets, weights = example()
     loss, gradients = jax.value_and_grad(
