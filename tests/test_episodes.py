@@ -50,7 +50,9 @@ def make(prompt_lengths, response_lengths, seed=0, garbage=False) -> Episodes:
         real = rng.integers(0, VOCAB, inside.shape)
         return jnp.array(np.where(inside, real, noise), jnp.int32), inside
 
-    noise = [np.random.default_rng(99 + i).integers(-(10**6), 10**6, (B, w)) if garbage else 0 for i, w in enumerate((Q, R))]
+    noise = [
+        np.random.default_rng(99 + i).integers(-(10**6), 10**6, (B, w)) if garbage else 0 for i, w in enumerate((Q, R))
+    ]
     prompts, _ = tokens(prompt_lengths, Q, noise[0])
     responses, mask = tokens(response_lengths, R, noise[1])
     return Episodes(prompts, jnp.array(prompt_lengths, jnp.int32), responses, jnp.array(mask))
@@ -72,9 +74,7 @@ def packed_results(episodes, microbatch_rows):
     """Log-probabilities and values (B, R), scores (B,), and the packed rows."""
     policy, reward = NETWORKS
     packed = ep.pack(episodes, T, microbatch_rows)
-    logprobs = ep.forward_episodes(
-        lambda rows: ep.row_logprobs(POLICY, policy, rows, TEMPERATURE), episodes, packed
-    )
+    logprobs = ep.forward_episodes(lambda rows: ep.row_logprobs(POLICY, policy, rows, TEMPERATURE), episodes, packed)
     values = ep.forward_episodes(lambda rows: ep.row_scalars(SCALAR, reward, rows), episodes, packed)
     return logprobs, values, ep.scores(SCALAR, reward, episodes, packed), packed
 

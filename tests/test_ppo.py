@@ -19,6 +19,7 @@ The published implementation details of RLHF, and where each is tested:
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,20 @@ def value_loss(config, c, params, sequences, old, returns, inside):
     return mean(worst) / 2, {"value/loss": mean(worst) / 2, "value/clipfrac": clipfrac}
 
 
+class Settings(NamedTuple):
+    """What the losses read of config.ppo, as a static argument."""
+
+    temperature: float
+    clip_range: float
+    clip_range_value: float
+    ptx_coef: float
+
+
+def rounded(params):
+    """Float32 copies of float64 parameters."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+
 class Adam:
     """Kingma & Ba 2015 in float64, with either place of epsilon."""
 
@@ -161,7 +176,9 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
         inside[i, spans[i]] = True
 
     def token_logprobs(params):
-        return np.asarray(chosen(all_logprobs(algorithm.policy, params, sequences, c.temperature), sequences), np.float64)
+        return np.asarray(
+            chosen(all_logprobs(algorithm.policy, params, sequences, c.temperature), sequences), np.float64
+        )
 
     old, ref = token_logprobs(state.policy.params), token_logprobs(frozen["ref_policy"])
     old_values = np.asarray(all_values(algorithm.value, state.value.params, sequences), np.float64)[:, :-1]
@@ -219,14 +236,18 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
             pick = order[n * B // c.num_minibatches : (n + 1) * B // c.num_minibatches]
             a = whiten(advantages[pick], inside[pick]) if c.whiten_advantages == "minibatch" else advantages[pick]
             text = jax.tree.map(lambda x: x[epoch * c.num_minibatches + n], batch.get("pretraining"))  # noqa: B023
-            float32 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
-            at = c.copy_and_resolve_references()
-            at = HashableSettings(at.temperature, at.clip_range, at.clip_range_value, at.ptx_coef)
+            at = Settings(c.temperature, c.clip_range, c.clip_range_value, c.ptx_coef)
             gradient, sums = policy_loss(
-                algorithm.policy, at, float32(policy.params), sequences[pick], old[pick], a, inside[pick], text
+                algorithm.policy, at, rounded(policy.params), sequences[pick], old[pick], a, inside[pick], text
             )
             value_gradient, value_sums = value_loss(
-                algorithm.value, at, float32(value.params), sequences[pick], old_values[pick], returns[pick], inside[pick]
+                algorithm.value,
+                at,
+                rounded(value.params),
+                sequences[pick],
+                old_values[pick],
+                returns[pick],
+                inside[pick],
             )
             step = {name: float(x) for name, x in (sums | value_sums).items()}
             step["policy/gradient_norm"], step["policy/update_norm"] = policy.update(gradient)
@@ -240,22 +261,10 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
     metrics["policy/ratio_deviation"] = max(step["policy/ratio_deviation"] for step in steps)
     kl_coef = float(state.kl_coef)
     if c.adaptive_kl.target:
-        kl_coef *= 1 + np.clip(metrics["objective/kl"] / c.adaptive_kl.target - 1, -0.2, 0.2) * B / c.adaptive_kl.horizon
+        kl_coef *= (
+            1 + np.clip(metrics["objective/kl"] / c.adaptive_kl.target - 1, -0.2, 0.2) * B / c.adaptive_kl.horizon
+        )
     return policy.params, value.params, ema, kl_coef, metrics
-
-
-class HashableSettings:
-    """What the losses read of config.ppo, as a static argument."""
-
-    def __init__(self, *values):
-        self.values = values
-        self.temperature, self.clip_range, self.clip_range_value, self.ptx_coef = values
-
-    def __hash__(self):
-        return hash(self.values)
-
-    def __eq__(self, other):
-        return self.values == other.values
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -271,7 +280,8 @@ def test_iteration_equals_plain_python(name):
         (new.value.params, value, c.value_optimizer.lr),
         *([(new.policy.ema, ema, c.policy_optimizer.lr)] if c.ema_decay else []),
     ):  # an update of Adam is at most about lr; agreement to a hundredth of it
-        jax.tree.map(lambda g, w, lr=lr: np.testing.assert_allclose(g, w, rtol=1e-6, atol=0.01 * lr * updates), got, wanted)
+        compare = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=0.01 * lr * updates)
+        jax.tree.map(compare, got, wanted)
     np.testing.assert_allclose(new.kl_coef, kl_coef, rtol=1e-5)
     assert int(new.step) == 1 and int(new.policy.step) == int(new.value.step) == updates
     assert (new.policy.ema is None) == (not c.ema_decay)

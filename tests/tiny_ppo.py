@@ -14,9 +14,7 @@ from instructgpt_jax.training.state import create
 
 VOCAB = 24
 EOS = 1
-POLICY = ModelConfig(
-    vocab_size=VOCAB, num_layers=1, width=16, num_heads=4, mlp_width=32, max_length=32, head_bias=True
-)
+POLICY = ModelConfig(vocab_size=VOCAB, num_layers=1, width=16, num_heads=4, mlp_width=32, max_length=32, head_bias=True)
 SCALAR = POLICY.replace(head="scalar", num_layers=2, width=8)  # a reward model of another shape than the policy
 
 
@@ -136,4 +134,3 @@ def counter(config: ModelConfig, token: int, strength: float) -> dict:
     deviation = (2 * 100.0**2 / D) ** 0.5
     zero["scalar_head"]["kernel"] = zero["scalar_head"]["kernel"].at[2].set(strength * deviation)
     return zero
-
