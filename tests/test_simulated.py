@@ -91,10 +91,10 @@ def test_splits_part_users_and_share_them_between_kinds():
 
 
 GOLDEN = {
-    "pretraining": "2913db28b7635cfe",
-    "demonstrations": "caa53e58c3043057",
-    "comparisons": "e25aa2b5f8ce2c9b",
-    "comparisons_heldout": "5f266a37e3f0e533",
+    "pretraining": "6fd4c7fddb6af731",
+    "demonstrations": "16fb87684c03c80f",
+    "comparisons": "0409b6eb61effb3b",
+    "comparisons_heldout": "5ff4ea860b7bd64f",
     "prompts": "6239dbd8e91a4d15",
     "gpt_prompts": "bb4b4f170c7f4822",
     "few_shot": "cf78f521dd6d56b9",

@@ -9,7 +9,7 @@ its labelers are frozen: results are comparable only while they are, and a later
 | records | fields | what they stand for |
 |---|---|---|
 | `pretraining` | text | the web: stories, facts (8 % false), news, lists, talk, some of it rude; requests without |
-| | | answers; few pages of three requests with careless answers |
+| | | answers; pages of one to three requests with careless answers; school texts with tasks |
 | `prompts` | prompt, user, use_case | raw prompts of the API: the ten use cases in the shares of the paper's table 1, |
 | | | repeats, heavy users, thanks and greetings, personal information |
 | `gpt_prompts` | prompt, user, use_case | the paper's prompts to GPT-3: mostly unfinished text, few instructions |
@@ -22,8 +22,8 @@ its labelers are frozen: results are comparable only while they are, and a later
 What can be learned from which signal:
 
 * Pretraining: the language, the facts of the world, how stories, lists, letters and poems go, copying from context; and
-  that a request is mostly followed by more requests. After `HEADER` and two answered requests (`prefixes`) it is
-  followed by an answer, as careless as the web: a base model follows badly, with a prefix better.
+  that a request is mostly followed by more requests. After `HEADER` and perhaps answered requests (`prefixes`)
+  it is followed by an answer, as careless as the web: a base model follows badly, with a prefix better.
 * Demonstrations: that a request gets an answer which then ends; the form of each kind of answer. Their writers leave
   out a required word, miscount, invent, are terse or rude or ramble, each at some rate (`writing.FLAWS`), and imitation
   learns the rates along with the rest. About four in ten are flawless.

@@ -156,7 +156,7 @@ def _personal(rng) -> str:
 HEADER = "Here are some requests and answers.\n\n"
 
 
-_FORMS = (("plain", 56), ("worksheet", 6), ("exchanges", 22), ("exam", 16))
+_FORMS = (("plain", 53), ("worksheet", 7), ("exchanges", 26), ("exam", 14))
 _EXAMS = (("reading", 40), ("summary", 15), ("extract", 15), ("polite", 10), ("past", 10), ("swap", 10))
 
 
@@ -173,7 +173,7 @@ def _pretraining(kind: str, seed: int, i: int) -> Record:
         return {"text": prompt + writing.write(prompt, rng, writing.draw_flaws(rng, 0.05) - {"ramble", "rude"})}
     # Careless answers, and one in twelve to another request: prompting a base model helps, but only so far.
     exchanges = []
-    for _ in range(3):
+    for _ in range(weighted(rng, ((1, 60), (2, 25), (3, 15)))):
         prompt = finish(tasks.draw(rng)[1])
         wrong = rng.random() < 1 / 12
         answer = writing.garbage(prompt, rng) if wrong else writing.write(prompt, rng, writing.draw_flaws(rng, 0.22))
@@ -275,12 +275,11 @@ def _choices(rng, prompt: str, right: str, others: list[str]) -> Record:
 def prefixes() -> tuple[str, ...]:
     """Written candidates for the few-shot prefix of a base model; the prompt follows directly."""
     rng = world.rng_of("prefixes")
-    kinds = (("fact", "list"), ("story", "fact"), ("story", "polite"), ("letter", "list"), ("feel", "story"))
-    written = []
-    for pair in kinds:
-        prompts = [finish(tasks.render(rng, kind, "instruct")) for kind in pair]
+    written = [HEADER]
+    for kinds in (("fact",), ("list",), ("story",), ("fact", "list"), ("story", "polite"), ("feel", "letter")):
+        prompts = [finish(tasks.render(rng, kind, "instruct")) for kind in kinds]
         written.append(HEADER + "".join(f"{prompt}{writing.write(prompt, rng)}\n\n" for prompt in prompts))
-    return (HEADER, *written)
+    return tuple(written)
 
 
 _MAKERS = {

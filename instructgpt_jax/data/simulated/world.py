@@ -319,7 +319,11 @@ def plain_document(rng: random.Random) -> str:
     if kind == "about":
         return _about(rng, false=0.08)
     if kind == "news":
-        return passage_text(passage(rng)) + (f" The weather was {pick(rng, WEATHER)}." if rng.random() < 0.5 else "")
+        events = passage(rng)
+        if rng.random() < 0.4:
+            return f"{passage_text(events)} The weather was {pick(rng, WEATHER)}."
+        # Told twice, as web pages do: what was said before can be said again.
+        return f"{passage_text(events)} So {passage_text(events[:1])[:-1]} and {passage_text(events[1:2])}"
     if kind == "questions":
         return _questions(rng, false=0.1)
     if kind == "list":
