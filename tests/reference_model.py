@@ -10,11 +10,12 @@ from instructgpt_jax.models import ModelConfig
 
 def random_params(config: ModelConfig, init, seed: int = 0) -> dict:
     """Parameters with every norm and bias away from its start, and weights large enough to matter."""
-    params = init(config, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
-    grown = [np.asarray(x + 0.2 * rng.standard_normal(x.shape), np.float32) for x in leaves]
-    return jax.tree.unflatten(tree, grown)
+
+    def fill(path, x):
+        return np.asarray((path[-1].key == "scale") + 0.2 * rng.standard_normal(x.shape), np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: init(config, jax.random.key(0))))
 
 
 def _norm(config, x, p):

@@ -227,7 +227,7 @@ def test_dropout_by_key(kind):
 def test_dropout_differs_by_layer():
     """The same mask in every layer would be half a regulariser."""
     config = BASE.replace(num_layers=2, residual_dropout=0.5)
-    params = models.init(config, jax.random.key(0))
+    params = dict(params_of("gpt2"))
     # Blocks that add a constant to every channel: what a layer dropped can be read off the difference.
     params["blocks"] = jax.tree.map(jnp.zeros_like, params["blocks"])
     params["blocks"]["mlp"]["down"]["bias"] = jnp.ones((2, 16)) * jnp.array([[1.0], [100.0]])
@@ -259,7 +259,7 @@ def test_bfloat16_is_near_float32():
 
 def test_initialisation():
     config = models.SIZES["tiny"].replace(width=128, mlp_width=512, num_layers=8, vocab_size=500, tied_embeddings=False)
-    params = models.init(config, jax.random.key(0))
+    params = jax.jit(models.init, static_argnums=0)(config, jax.random.key(0))
     blocks = params["blocks"]
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     for x, std in (
