@@ -1,0 +1,276 @@
+"""Stages that use trained models: select, sample, export, and sweeps; on models trained for a few steps."""
+
+import functools
+import io
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
+from instructgpt_jax import episodes as ep
+from instructgpt_jax import main, models, networks, selection, sharding, sweep
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.models import hf
+from instructgpt_jax.training import checkpoint
+
+MESH = {"data": 1, "fsdp": -1, "tensor": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These runs are small: one of the suite's eight devices compiles them sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
+def run(config, workdir, **changes):
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    main.run(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs of a base model, an SFT model with two snapshots and a reward model."""
+    root = tmp_path_factory.mktemp("runs")
+    small = {"data__pretraining": ("simulated:pretraining:200",)}
+    run(pretrain_tiny.get_config("tiny"), root / "base", data__tokenizer="train:400", pretrain__num_steps=2,
+        eval_every=0, **small)  # fmt: skip
+    config = sft_1b3.get_config("tiny")
+    run(config, root / "sft", models__model__init_from=f"{root}/base", sft__optimizer__lr=1e-2, sft__num_steps=2,
+        data__demonstrations=("simulated:demonstrations:60",), sft__batch_size=8, eval_every=1,
+        snapshot_every=1)  # fmt: skip
+    run(reward_6b.get_config("tiny"), root / "reward", models__model__init_from=f"{root}/sft",
+        data__comparisons=("simulated:comparisons:40",), data__demonstrations=("simulated:demonstrations:20",),
+        data__max_prompt_tokens=0, reward__num_steps=1, eval_every=0)  # fmt: skip
+    return root
+
+
+def selecting(runs, **changes):
+    config = select.get_config("tiny")
+    changes = {"models__model__init_from": f"{runs}/sft", "models__reward__init_from": f"{runs}/reward"} | changes
+    changes |= {"data__prompts": ("simulated:prompts:120",), "select__batch_size": 8, "select__response_length": 8}
+    return config, changes
+
+
+def abstract(config, name, mesh, head="lm"):
+    return networks.build(name, config, head, mesh, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def selected(runs):
+    config, changes = selecting(runs, select__num_batches=2)
+    run(config, runs / "selected", **changes)
+    return runs / "selected"
+
+
+def test_select_keeps_the_snapshot_of_the_best_score(runs, selected):
+    result = json.loads((selected / "selection.json").read_text())
+    table = {row["step"]: row["score"] for row in result["snapshots"]}
+    assert sorted(table) == [1, 2] and table[1] != table[2]
+    best = max(table, key=table.get)
+    assert result["step"] == best
+
+    config, changes = selecting(runs)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    config.models.model.init_from = str(selected)
+    network = networks.build("model", config, "lm", sharding.make_mesh(MESH), 1, 0)
+    snapshot = checkpoint.load_params(runs / "sft" / "snapshots" / str(best), network.abstract)
+    jax.tree.map(np.testing.assert_array_equal, network.load(), snapshot)  # what init_from=<select workdir> loads
+
+
+def test_select_scores_as_the_reward_model_does_without_packing(runs):
+    config, changes = selecting(runs)
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    config.data.tokenizer = str(runs / "sft" / "tokenizer")
+    mesh = sharding.make_mesh(MESH)
+    with jax.set_mesh(mesh):
+        policy = networks.build("model", config, "lm", mesh, 1, 0)
+        scorer = selection.Scorer(config, policy.config, mesh)
+        row, samples = scorer.score(policy.load())
+        reward = networks.build("reward", config, "scalar", mesh, 1, 0)
+        params = reward.load()
+    tokenizer = tokenizers.load(config.data.tokenizer)
+    assert 1 <= row["n"] <= 8 and len(samples) == min(4, row["n"])
+    batch = next(iter(scorer._data.valid["valid"]()))
+    answers, scores = jax.device_get(scorer._answer(policy.load(), params, batch))
+
+    @jax.jit
+    def score(params, tokens, segments):
+        hidden = models.hidden(reward.config, params, tokens, jnp.arange(128)[None] * segments, segments)
+        return models.scalar(reward.config, params, hidden)
+
+    for number in range(3):
+        episode = jax.tree.map(lambda x: x[number], answers)  # noqa: B023
+        prompt, response = episode.prompts[: episode.prompt_lengths], episode.responses[episode.response_mask]
+        sequence = np.concatenate([prompt, response])
+        tokens = np.pad(sequence, (0, 128 - len(sequence)))[None]
+        segments = (np.arange(128) < len(sequence))[None].astype(np.int32)
+        np.testing.assert_allclose(score(params, tokens, segments)[0, len(sequence) - 1], scores[number], atol=1e-5)
+        assert samples[number]["score"] == pytest.approx(float(scores[number]), abs=1e-5)
+        assert samples[number]["prompt"] == tokenizer.decode(prompt)
+    assert isinstance(answers, ep.Episodes)
+
+
+def test_select_by_loss_takes_what_the_run_measured(runs):
+    config, changes = selecting(runs, select__by="loss")
+    run(config, runs / "selected_by_loss", **changes)
+    result = json.loads((runs / "selected_by_loss" / "selection.json").read_text())
+    lines = map(json.loads, (runs / "sft" / "metrics.jsonl").read_text().splitlines())
+    losses = {line["step"]: line["sft/valid_loss"] for line in lines if "sft/valid_loss" in line}
+    assert result["step"] == min(losses, key=losses.get)
+    assert result["snapshots"] == [{"step": step, "loss": losses[step]} for step in (1, 2)]
+
+
+def test_select_again_does_nothing(runs, selected, capsys):
+    before = {path: path.stat().st_mtime_ns for path in selected.glob("*.json*") if path.name != "config.json"}
+    config, changes = selecting(runs, select__num_batches=2)
+    run(config, selected, **changes)
+    assert "complete" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_select_needs_snapshots(runs, tmp_path):
+    config, changes = selecting(runs, models__model__init_from=f"{runs}/base")
+    with pytest.raises(ValueError, match=r"init_from must be a workdir with snapshots \(config.snapshot_every=-1\)"):
+        run(config, tmp_path, **changes)
+
+
+def sampling(runs, tmp_path, **changes):
+    changes = {"models__model__init_from": f"{runs}/sft", "sample__response_length": 6} | changes
+    run(sample.get_config("tiny"), tmp_path, **changes)
+    return [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+
+
+def test_sample_is_greedy_decoding(runs, tmp_path, capsys):
+    (answer,) = sampling(runs, tmp_path, sample__prompts=("Tell me about Mira.\n",), sample__temperature=0.0)
+    config = sample.get_config("tiny")
+    config.models.model.init_from = f"{runs}/sft"
+    network = abstract(config, "model", sharding.make_mesh(MESH))
+    params = network.load()
+    tokenizer = tokenizers.load(runs / "sft" / "tokenizer")
+    tokens, eos = tokenizer("Tell me about Mira.\n")["input_ids"], tokenizer.eos_token_id
+    start = len(tokens)
+    logits = jax.jit(functools.partial(models.logits, network.config))
+    while len(tokens) < start + 6 and tokens[-1] != eos:
+        padded = np.zeros((1, 64), np.int32)  # a causal model does not see what is behind
+        padded[0, : len(tokens)] = tokens
+        tokens.append(int(jnp.argmax(logits(params, padded)[0, len(tokens) - 1])))
+    assert answer["response"] == tokenizer.decode([token for token in tokens[start:] if token != eos])
+    assert answer["ended"] == (tokens[-1] == eos)
+    assert answer["model"] == f"{runs}/sft" and answer["prompt"] == "Tell me about Mira.\n"
+    assert answer["prompt"] + answer["response"] in capsys.readouterr().out
+
+
+def test_sample_reads_files_and_answers_do_not_depend_on_the_batch(runs, tmp_path):
+    prompts = [f"Count to {number}." for number in range(10)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    texts = sampling(runs, tmp_path / "a", sample__file=f"{tmp_path}/prompts.txt")
+    records = sampling(runs, tmp_path / "b", sample__file=f"{tmp_path}/prompts.jsonl", sample__batch_size=16)
+    assert [answer["prompt"] for answer in texts] == prompts
+    assert texts == records
+    assert len({answer["response"] for answer in texts}) > 5
+
+
+def test_sample_talks_in_a_terminal(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\\n\n" + "long " * 600 + "\nBye.\n"))
+    answers = sampling(runs, tmp_path)
+    assert [answer["prompt"] for answer in answers] == ["Hello.\n", "Bye."]
+    assert "error: the prompt must have 1 to 506 tokens (a context of 512 less" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sample__prompts": ("Hi.", "long " * 600)}, r"config.sample.prompts\[1\] must have 1 to 506 tokens"),
+        ({"sample__file": "nowhere.txt"}, "config.sample.file must exist, got 'nowhere.txt'"),
+        ({"models__model__init_from": "REWARD"}, "config.models.model must be a language model, got a reward"),
+    ],
+)
+def test_sample_refuses(runs, tmp_path, changes, message):
+    changes = {key: f"{runs}/reward" if value == "REWARD" else value for key, value in changes.items()}
+    config = sample.get_config("tiny")
+    changes = {"models__model__init_from": f"{runs}/sft", "sample__prompts": ("Hi.",)} | changes
+    with pytest.raises(ValueError, match=message):
+        run(config, tmp_path, sample__response_length=6, **changes)
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.fixture(scope="module")
+def ppo_workdir(runs):
+    """What a PPO run leaves: raw and averaged weights of the policy, here told apart by a factor."""
+    config = sample.get_config("tiny")
+    config.models.policy = common.network(init_from=f"{runs}/sft")
+    params = abstract(config, "policy", sharding.make_mesh(MESH)).load()
+    state = {"policy": {"params": params, "ema": jax.tree.map(lambda x: 2 * x, params)}, "value": {"params": params}}
+    workdir = runs / "ppo"
+    resolved = json.loads(json.dumps(config.to_dict(), default=str))
+    with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:
+        checkpoints.save(1, state, {"step": 1, "data_index": 1, "config": resolved, "metadata": {}}, {})
+    (workdir / "tokenizer").symlink_to(runs / "sft" / "tokenizer")
+    return workdir, jax.tree.map(np.asarray, params)
+
+
+@pytest.mark.parametrize("weights, factor", [("", 2), ("ema", 2), ("params", 1)])
+def test_export_of_a_policy(ppo_workdir, tmp_path, weights, factor):
+    workdir, params = ppo_workdir
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=str(workdir), models__model__weights=weights)
+    config, loaded = hf.load(tmp_path / "hf")
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(factor * x, y), params, loaded)
+    assert config.head == "lm"
+    ours, theirs = tokenizers.load(workdir / "tokenizer"), tokenizers.load(tmp_path / "hf")
+    assert ours("Hello, Mira.")["input_ids"] == theirs("Hello, Mira.")["input_ids"]
+    assert ours.eos_token_id == theirs.eos_token_id
+
+
+def test_export_of_a_reward_model_goes_on_as_one(runs, tmp_path):
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/reward")
+    config = export.get_config()
+    for init_from in (f"{runs}/reward", str(tmp_path / "hf")):
+        config.models[pathlib.Path(init_from).name] = common.network(init_from=init_from)
+    mesh = sharding.make_mesh(MESH)
+    original, exported = (abstract(config, name, mesh, "scalar") for name in ("reward", "hf"))
+    jax.tree.map(np.testing.assert_array_equal, original.load(), exported.load())
+
+
+def test_export_refuses_a_folder_of_something_else(runs):
+    with pytest.raises(ValueError, match="workdir must be empty or hold an earlier export, got .*sft"):
+        run(export.get_config(), runs / "sft", models__model__init_from=f"{runs}/sft")
+
+
+def test_a_model_with_another_tokenizer_is_refused(runs, tmp_path):
+    tokenizers.train(["a quite different text about xylophones"] * 9, 300, tmp_path / "tokenizer")
+    config, changes = selecting(runs, data__tokenizer=str(tmp_path / "tokenizer"))
+    with pytest.raises(ValueError, match=r"config.models.model must share the tokenizer .* ids, got one of \d+ with"):
+        run(config, tmp_path / "run", **changes)
+
+
+def test_grid_of_the_paper():
+    # Appendix E.9 names 2.55e-6, 3.74e-6 and 2.55e-5, and 8.05e-6 as the last rate that did not diverge.
+    assert [float(value) for value in sweep.grid("2.55e-6:2.55e-5:7")] == pytest.approx(
+        [2.55e-6, 3.74e-6, 5.49e-6, 8.06e-6, 1.18e-5, 1.74e-5, 2.55e-5], rel=1e-9
+    )
+    assert sweep.grid("1e-3, 2e-3") == ["1e-3", "2e-3"]
+    for wrong in ("", "1e-3,,2e-3", "1:2", "0:1:3", "1:2:1", "a:b:c"):
+        with pytest.raises(ValueError, match="--values must"):
+            sweep.grid(wrong)
+
+
+def test_sweep_goes_on_after_a_failure_and_resumes(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    monkeypatch.setenv("XLA_FLAGS", "")
+    overrides = ["--config.pretrain.num_steps=2", "--config.eval_every=0"]
+    overrides += [f"--config.data.tokenizer={runs}/base/tokenizer"]
+    overrides += ["--config.data.pretraining=simulated:pretraining:100"]
+    arguments = ("configs/pretrain_tiny.py:tiny", "pretrain.optimizer.lr", ["1e-3", "nan"], "pretrain/loss", tmp_path)
+    table = sweep.run(*arguments, overrides)
+    assert [row["ended"] for row in table] == [True, False]
+    assert table[0]["step"] == 2 and 5 < table[0]["pretrain/loss"] < 7 and table[1]["pretrain/loss"] is None
+    assert "config.pretrain.optimizer.lr must be a positive number, got nan" in table[1]["error"]
+    assert json.loads((tmp_path / "sweep.json").read_text()) == table
+    assert (tmp_path / "lr_1e-3" / "metrics.jsonl").exists()
