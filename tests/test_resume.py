@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,18 +103,22 @@ def test_sigterm_saves_and_exits_0(world, tmp_path):
 
 @pytest.mark.parametrize("stage, build", [("sft", sft.build), ("reward", reward.build)])
 def test_another_mesh_goes_on(stage, build, world, tmp_path):
-    """Four updates on (8, 1, 1), then two on (1, 2, 4): the losses of six on (8, 1, 1), to rounding."""
+    """The last two updates of six done again on (1, 2, 4), from the checkpoint that (8, 1, 1) left: the same losses."""
 
-    def run(workdir, num_steps, *shape):
-        config = tiny_supervised.config(stage, world, **{f"{stage}.num_steps": num_steps, "eval_every": 0})
-        config[stage].optimizer.schedule = "constant"  # the length of a run must not matter
+    def run(workdir, *shape):
+        changes = {"data.valid_fraction": 0.0, "checkpoint.keep_last": 2}
+        config = tiny_supervised.config(
+            stage, world, **changes | ({"data.demonstrations": ()} if stage != "sft" else {})
+        )
         mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
         with jax.set_mesh(mesh):
             loop.run(build(config, mesh), config, workdir)
         return [line[f"{stage}/loss"] for line in lines(workdir) if f"{stage}/loss" in line]
 
-    whole = run(tmp_path / "whole", STEPS, 8, 1, 1)
-    run(tmp_path / "moved", 4, 8, 1, 1)
-    moved = run(tmp_path / "moved", STEPS, 1, 2, 4)
+    whole = run(tmp_path / "whole", 8, 1, 1)
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
+    assert checkpoint.steps(tmp_path / "moved") == [4, 6]
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "6")
+    moved = run(tmp_path / "moved", 1, 2, 4)
     assert len(moved) == STEPS and moved[:4] == whole[:4]
     np.testing.assert_allclose(moved[4:], whole[4:], rtol=2e-4)

@@ -22,6 +22,7 @@ from instructgpt_jax import sharding
 from instructgpt_jax.data import tokenizer
 
 WORDS = "red blue small old river stone bird fox sees finds gives takes near far under over again never".split()
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile, not to run
 MODEL = dict(vocab_size=300, num_layers=2, width=32, num_heads=4, mlp_width=64, max_length=96, residual_dropout=0.1)
 
 
@@ -70,33 +71,36 @@ def config(stage: str, folder: pathlib.Path, **changes):
     return settings
 
 
-def check_mesh(build, config, shape: tuple[int, int, int], loss: str) -> None:
-    """Two updates on eight devices equal two on one: losses, gradient norms and parameters, to rounding.
+def check_meshes(build, config, loss: str) -> None:
+    """Two updates on eight devices, laid out in three ways, equal two on one: metrics and parameters, to rounding.
 
-    Losses are of different parameters: the second follows the first update. Dropout draws the same masks.
+    The second loss follows the first update, and dropout draws the same masks.
     """
-    results = []
-    for sizes in ((1, 1, 1), shape):
+
+    def run(*sizes):
         settings = copy.deepcopy(config)
         settings[settings.stage].optimizer.eps = 0.01  # else Adam steps by the sign of gradients that are all rounding
         mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
         with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
             stage = build(settings, mesh)
             update, arguments = stage.programs()["update"]
-            quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
-            update = update.lower(*arguments).compile(quick)
+            update = update.lower(*arguments).compile(QUICK)
             state, batches = stage.init(), stack.enter_context(contextlib.closing(stage.data(0)))
             logged = []
             for _ in range(2):
                 state, values = update(state, {}, next(batches))
                 logged.append({key: float(value) for key, value in values.items()})
-        results.append((logged, jax.tree.map(np.asarray, state.params)))
-    (one, params), (many, sharded) = results
+        return logged, jax.tree.map(np.asarray, state.params)
+
+    one, params = run(1, 1, 1)
     assert one[0][loss] != one[1][loss]
-    for left, right in zip(one, many, strict=True):
-        np.testing.assert_allclose([right[key] for key in left], list(left.values()), rtol=2e-5, err_msg=str([*left]))
-    for left, right in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
-        np.testing.assert_allclose(right, left, rtol=1e-4, atol=3e-6)
+    for sizes in ((1, 8, 1), (1, 2, 4), (2, 2, 2)):
+        many, sharded = run(*sizes)
+        for left, right in zip(one, many, strict=True):
+            values = [[side[key] for key in left] for side in (right, left)]
+            np.testing.assert_allclose(*values, rtol=2e-5, err_msg=f"{sizes}: {[*left]}")
+        for left, right in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
+            np.testing.assert_allclose(right, left, rtol=1e-4, atol=3e-6, err_msg=str(sizes))
 
 
 def get_config(arg: str):
