@@ -10,6 +10,7 @@ import traceback
 import jax
 from absl import app, flags, logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from instructgpt_jax import export, pipeline, ppo, pretrain, reward, reward_folds, sample, selection, sft, sharding
@@ -63,7 +64,11 @@ def run(config, workdir: str) -> None:
     mesh = check(config)
     if config.stage not in ("sample", "export"):  # whose workdir is no model's
         loop.check_workdir(epath.Path(workdir))
+        if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it
+            multihost_utils.sync_global_devices("tokenizer")
         tokenizer.prepare(config, workdir)
+        if jax.process_index() == 0 and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("tokenizer")
     with jax.set_mesh(mesh):
         STAGES[config.stage](config, mesh, workdir)
 

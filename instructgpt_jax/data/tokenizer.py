@@ -11,6 +11,7 @@ Everything downstream sees ids only. Three conventions hold everywhere:
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -37,6 +38,11 @@ def load(name_or_directory: str | os.PathLike) -> transformers.PreTrainedTokeniz
         as some releases do silently when they find no vocabulary.
     """
     name = os.fspath(name_or_directory)
+    if "://" in name:  # transformers reads local files only
+        with tempfile.TemporaryDirectory() as copy:
+            for path in epath.Path(name).iterdir():
+                path.copy(f"{copy}/{path.name}")
+            return load(copy)
     directory = pathlib.Path(name)
     bare = (directory / "vocab.json").is_file() and not (directory / "tokenizer.json").is_file()
     if bare and not (directory / "tokenizer_config.json").is_file():
@@ -179,10 +185,15 @@ def prepare(config, workdir: str | os.PathLike) -> None:
             key = f"config.models.{network}.init_from"
             raise ValueError(f"config.data.tokenizer must be set, {key}={init_from!r} has none")
     if not (kept / "tokenizer.json").exists():
-        if wanted.startswith("train:"):
-            data = config.data
-            records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
-            train((record["text"] for record in records), int(wanted.removeprefix("train:")), kept)
-        else:
-            load(wanted).save_pretrained(os.fspath(kept))
+        with tempfile.TemporaryDirectory() as made:
+            if wanted.startswith("train:"):
+                data = config.data
+                records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
+                train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
+            else:
+                load(wanted).save_pretrained(made)
+            kept.mkdir(parents=True, exist_ok=True)
+            # tokenizer.json comes last: where it is, the others are.
+            for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):
+                path.copy(kept / path.name, overwrite=True)
     config.data.tokenizer = str(kept)
