@@ -91,10 +91,10 @@ def test_splits_part_users_and_share_them_between_kinds():
 
 
 GOLDEN = {
-    "pretraining": "6fd4c7fddb6af731",
+    "pretraining": "2a1d889b2120b014",
     "demonstrations": "16fb87684c03c80f",
-    "comparisons": "0409b6eb61effb3b",
-    "comparisons_heldout": "5ff4ea860b7bd64f",
+    "comparisons": "a8b06dc17bea8471",
+    "comparisons_heldout": "dfc4a0f6f570bf4c",
     "prompts": "6239dbd8e91a4d15",
     "gpt_prompts": "bb4b4f170c7f4822",
     "few_shot": "cf78f521dd6d56b9",

@@ -283,7 +283,9 @@ def numbered(items: Sequence[str]) -> str:
 
 def _list(rng: random.Random) -> str:
     category = pick(rng, tuple(CATEGORIES))
-    return f"Some {category}:\n" + numbered(sample(rng, CATEGORIES[category], 3 + int(rng.random() * 3)))
+    items = numbered(sample(rng, CATEGORIES[category], 3 + int(rng.random() * 3)))
+    text = f"Some {category}:\n{items}"
+    return f"{text}\nAgain:\n{items}" if rng.random() < 0.6 else text
 
 
 def rant(rng: random.Random) -> str:
@@ -302,9 +304,10 @@ def _talk(rng: random.Random) -> str:
         f"{a}: I am {pick(rng, FEELINGS)} because I lost my {thing}.", f"{a}: Give me the {thing}.",
         f"{a}: Do you have the {thing}?",
     ))  # fmt: skip
+    echo = pick(rng, (f"You said {thing}, {a}?", f"I do not have the {thing}, {a}.", f"Where is the {thing}, {a}?"))
     reply = pick(rng, (
-        f"{b}: I am sorry that you lost your {thing}.", f"{b}: I do not know.", f"{b}: {rant(rng)}",
-        f"{b}: {_fact(rng, *pick(rng, _SUBJECTS), 0.1)}",
+        f"{b}: I am sorry that you lost your {thing}.", f"{b}: {echo}", f"{b}: {echo}", f"{b}: {echo}",
+        f"{b}: {rant(rng)}", f"{b}: {_fact(rng, *pick(rng, _SUBJECTS), 0.1)}",
     ))  # fmt: skip
     return f"{opener}\n{reply}\n{a}: " + pick(rng, ("Thank you.", "Go home.", f"The weather is {pick(rng, WEATHER)}."))
 
@@ -341,6 +344,6 @@ def plain_document(rng: random.Random) -> str:
 
 
 _DOCUMENTS = (
-    ("story", 30), ("about", 22), ("news", 13), ("questions", 9), ("list", 8), ("talk", 7), ("poem", 4), ("letter", 3),
-    ("review", 3), ("rant", 3),
+    ("story", 26), ("about", 18), ("news", 17), ("questions", 8), ("list", 11), ("talk", 10), ("poem", 4),
+    ("letter", 3), ("review", 3), ("rant", 3),
 )  # fmt: skip
