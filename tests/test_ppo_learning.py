@@ -239,43 +239,53 @@ def final(workdir, which=""):
     return jax.tree.map(np.asarray, checkpoint.load_params(workdir, abstract, which=which))
 
 
-def test_killed_and_stopped_runs_end_the_same(world):
-    """Two kill -9 at random moments and one SIGTERM: the same metrics, samples and bits as the uninterrupted run.
+@pytest.fixture(scope="module")
+def whole(world):
+    """The workdir of an uninterrupted run of the command line."""
+    process = command(world, world / "whole")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return world / "whole"
+
+
+def test_killed_and_stopped_runs_end_the_same(world, whole):
+    """One SIGTERM and two kill -9 at random moments: the same metrics, samples and bits as the uninterrupted run.
 
     The run has PPO-ptx, an average of the weights, an adaptive KL coefficient and evaluations in it.
     """
-    whole = command(world, world / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    draw = random.Random(1)
-    steps = sorted(draw.sample(range(1, 10), 3))
-    for step, number in zip(steps, (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), strict=True):
-        process = command(world, world / "killed")
-        wait_for(process, world / "killed", step)
+    killed, draw = world / "killed", random.Random()
+    for step, number in (
+        (draw.randint(1, 3), signal.SIGTERM),
+        (6, signal.SIGKILL),
+        (draw.randint(8, 10), signal.SIGKILL),
+    ):
+        process = command(world, killed)
+        wait_for(process, killed, step)
         time.sleep(draw.uniform(0.0, 0.1))
         process.send_signal(number)
-        code = process.wait()
-        assert code == (0 if number == signal.SIGTERM else -number), process.stderr.read()
-        if number == signal.SIGTERM and not (saved := checkpoint.steps(world / "killed")):
-            raise AssertionError(f"nothing saved by SIGTERM: {saved}")
-    last = command(world, world / "killed")
-    assert last.wait() == 0 and "restored step" in last.stderr.read()
+        assert process.wait() == (0 if number == signal.SIGTERM else -number), process.stderr.read()
+        if number == signal.SIGTERM:
+            assert checkpoint.steps(killed) == [read(killed)[-1]["step"]]  # saved where it stopped
+    last = command(world, killed)
+    _, errors = last.communicate()
+    assert last.returncode == 0 and "restored step" in errors
     for name in ("metrics.jsonl", "samples.jsonl"):
-        assert read(world / "killed", name) == read(world / "whole", name)
-    states = final(world / "killed"), final(world / "whole")
+        assert read(killed, name) == read(whole, name)
+    states = final(killed), final(whole)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
-    lines = [line for line in read(world / "whole") if "objective/kl" in line]
+    lines = [line for line in read(whole) if "objective/kl" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert all(line["policy/ratio_first"] <= 1e-5 and line["rollout/logprob_gap"] <= 1e-5 for line in lines)
     coefficients = [line["objective/kl_coef"] for line in lines]
     assert len(set(coefficients)) == 12 and lines[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert lines[-1]["objective/kl_k3"] > 0
-    evaluations = [line for line in read(world / "whole") if "valid/score" in line]
+    evaluations = [line for line in read(whole) if "valid/score" in line]
     assert [line["step"] for line in evaluations] == [4, 8, 12] and evaluations[-1]["valid/length"] <= 8
-    assert len(read(world / "whole", "samples.jsonl")) == 6
+    assert len(read(whole, "samples.jsonl")) == 6
 
 
-def test_networks_of_the_stage(world):
+def test_networks_of_the_stage(world, whole):
     """The reference is the policy PPO starts from, the value model the reward model; after a resume as before it."""
     config = small_runs.get_config(world)
     stage, mesh = build(config, world / "fresh")
@@ -287,9 +297,9 @@ def test_networks_of_the_stage(world):
     same(frozen["reward"], state.value.params)
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, frozen))]
     assert len(set(buffers)) == len(buffers)
-    trained = final(world / "whole", "policy")["params"]  # of test_killed_and_stopped_runs_end_the_same
+    trained = final(whole, "policy")["params"]
     with jax.set_mesh(mesh):
-        again, _ = build(small_runs.get_config(world), world / "whole")
+        again, _ = build(small_runs.get_config(world), whole)
         same(again.frozen()["ref_policy"], frozen["ref_policy"])
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), trained, frozen["ref_policy"]))) > 1e-3
 
