@@ -149,7 +149,12 @@ def forward(function: Callable[[dict], Any], packed: Packed, trip_count: jax.Arr
 
 
 def row_logprobs(
-    config: ModelConfig, params: dict, rows: dict, temperature: float, limit: int | None = None, with_entropy: bool = False
+    config: ModelConfig,
+    params: dict,
+    rows: dict,
+    temperature: float,
+    limit: int | None = None,
+    with_entropy: bool = False,
 ):
     """(b, T) float32: at each column that predicts a response token, the log-probability of that token; 0 elsewhere.
 

@@ -30,7 +30,8 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
     if value_from_reward and config.models.reward.get("init_from", "") and config.models.value.get("size", ""):
         raise ValueError(
             "config.models.value must be empty, to start from the reward model of config.models.reward.init_from="
-            f"{config.models.reward.init_from!r}, or have an init_from of its own, got size={config.models.value.size!r}"
+            f"{config.models.reward.init_from!r}, or have an init_from of its own, "
+            f"got size={config.models.value.size!r}"
         )
     for name, other in STAND_INS.items():
         entry = config.models[name]
@@ -115,8 +116,6 @@ class Iterations(NamedTuple):
 def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
     """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
     c = config.ppo
-    if not tuple(config.data.pretraining):
-        raise ValueError(f"config.data.pretraining must have a source for the ptx term (ptx_coef={c.ptx_coef}), got none")
     options = ConfigDict(
         {
             "batch_size": c.ptx_ratio * c.batch_size // c.num_minibatches,
@@ -134,12 +133,8 @@ def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, flo
     Args:
       answers: ppo.Validation of each batch, on the host.
     """
-    score, kl, length = (
-        np.concatenate(x)
-        for x in zip(
-            *((v.score[v.real], v.kl[v.real], v.episodes.response_mask[v.real].sum(axis=1)) for v in answers), strict=True
-        )
-    )
+    rows = ((v.score[v.real], v.kl[v.real], v.episodes.response_mask[v.real].sum(axis=1)) for v in answers)
+    score, kl, length = (np.concatenate(x) for x in zip(*rows, strict=True))
     metrics = {"valid/score": score.mean(), "valid/kl": kl.mean(), "valid/length": length.mean()}
     samples = []
     for answer in answers:

@@ -22,7 +22,8 @@ def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.
       key: of dropout, or None.
 
     Returns:
-      The sum, and float32 sums `loss` (the same), `loss_tokens` (its divisor), `tokens` and `flops` (forward and backward).
+      The sum, and float32 sums `loss` (the same), `loss_tokens` (its divisor), `tokens` and `flops` (forward and
+      backward).
     """
     hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"], dropout_key=key)
     kernel, bias = models.unembedding(config, params)

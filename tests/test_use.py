@@ -250,6 +250,16 @@ def test_a_model_with_another_tokenizer_is_refused(runs, tmp_path):
         run(config, tmp_path / "run", **changes)
 
 
+def test_a_reward_model_may_know_more_tokens_than_the_policy(tmp_path):
+    tokenizer = tokenizers.train(["Some text about Mira."] * 9, 300, tmp_path / "policy" / "tokenizer")
+    tokenizer.add_tokens(["<|extra|>"])  # as GPT-J has more of than GPT-Neo
+    tokenizer.save_pretrained(tmp_path / "reward" / "tokenizer")
+    policy, reward = str(tmp_path / "policy"), str(tmp_path / "reward")
+    tokenizers.check_shared("config.models.reward", reward, f"{policy}/tokenizer")
+    with pytest.raises(ValueError, match=r"config.models.reward .* where '<\|extra\|>' is unknown and not \d+"):
+        tokenizers.check_shared("config.models.reward", policy, f"{reward}/tokenizer")
+
+
 def test_grid_of_the_paper():
     # Appendix E.9 names 2.55e-6, 3.74e-6 and 2.55e-5, and 8.05e-6 as the last rate that did not diverge.
     assert [float(value) for value in sweep.grid("2.55e-6:2.55e-5:7")] == pytest.approx(

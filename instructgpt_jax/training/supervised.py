@@ -88,7 +88,8 @@ def init_state(params: Any, tx, shardings: TrainState) -> TrainState:
 def abstract_state(abstract_params: Any, tx, shardings: TrainState) -> TrainState:
     """The state as ShapeDtypeStructs with shardings."""
     shapes = jax.eval_shape(lambda p: create(p, tx, shardings.ema is not None), abstract_params)
-    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
+    describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(describe, shapes, shardings)
 
 
 def num_steps(section: ConfigDict, data: StageData) -> int:
