@@ -268,6 +268,36 @@ def test_folds_hold_out_every_group_once():
             reward_folds.deal(["a", "b", "c"], folds)
 
 
+def test_folds_train_without_their_groups_and_report_final_accuracies(world, tmp_path, monkeypatch):
+    """The training itself replaced: what each fold is asked for, and what becomes of what it logs."""
+    asked = {}
+
+    def run(stage, config, workdir):
+        asked[workdir.name] = stage.reward.to_dict()
+        place = int(workdir.name[-1])
+        early, late = (
+            {"reward/valid_accuracy": 0.6 + x, "reward/held_out_accuracy": 0.5 + x} for x in (0.3, place / 10)
+        )
+        lines = [{"step": 3, **early}, {"step": 6, **late}, {"step": 6, "reward/loss": 0.1}]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(reward_folds.reward, "build", lambda config, mesh: config)
+    monkeypatch.setattr(reward_folds.loop, "run", run)
+    config = tiny_supervised.config("reward", world, **{"reward.folds": 3})
+    reward_folds.run(config, None, tmp_path / "folds")
+    assert {name: section["held_out_groups"] for name, section in asked.items()} == {
+        "fold0": ("a",), "fold1": ("b",), "fold2": ("c",),
+    }  # fmt: skip
+    assert all(section["folds"] == 0 for section in asked.values())
+    report = json.loads((tmp_path / "folds" / "generalisation.json").read_text())
+    assert report["training_groups"]["mean"] == pytest.approx(0.7)
+    assert report["held_out_groups"]["mean"] == pytest.approx(0.6)
+    assert [fold["reward/held_out_accuracy"] for fold in report["folds"]] == pytest.approx([0.5, 0.6, 0.7])
+    config.data.valid_fraction = 0.0
+    with pytest.raises(ValueError, match="config.data.valid_fraction must be above 0"):
+        reward_folds.run(config, None, tmp_path / "other")
+
+
 def test_interval_by_hand():
     found = reward_folds.interval([0.70, 0.72, 0.74])
     error = 0.02 / 3**0.5
