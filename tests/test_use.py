@@ -166,6 +166,20 @@ def test_sample_is_greedy_decoding(runs, tmp_path, capsys):
     assert answer["prompt"] + answer["response"] in capsys.readouterr().out
 
 
+def test_sample_answers_the_same_from_a_workdir_a_snapshot_and_hugging_face(runs, tmp_path):
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
+    last = max(checkpoint.steps(runs / "sft", checkpoint.SNAPSHOTS))
+    sources = (f"{runs}/sft", f"{runs}/sft/snapshots/{last}", str(tmp_path / "hf"))
+    prompts = {"sample__prompts": ("Where is Mira?\n", "List two animals.\n")}
+    answers = [
+        sampling(runs, tmp_path / str(number), models__model__init_from=source, **prompts)
+        for number, source in enumerate(sources)
+    ]
+    responses = [[(answer["response"], answer["ended"]) for answer in some] for some in answers]
+    assert responses[0] == responses[1] == responses[2]
+    assert [some[0]["model"] for some in answers] == list(sources)
+
+
 def test_sample_reads_files_and_answers_do_not_depend_on_the_batch(runs, tmp_path):
     prompts = [f"Count to {number}." for number in range(10)]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n")
