@@ -91,15 +91,15 @@ def test_splits_part_users_and_share_them_between_kinds():
 
 
 GOLDEN = {
-    "pretraining": "2a1d889b2120b014",
-    "demonstrations": "16fb87684c03c80f",
-    "comparisons": "a8b06dc17bea8471",
-    "comparisons_heldout": "dfc4a0f6f570bf4c",
-    "prompts": "6239dbd8e91a4d15",
-    "gpt_prompts": "bb4b4f170c7f4822",
-    "few_shot": "cf78f521dd6d56b9",
+    "pretraining": "6938e5a835617ef0",
+    "demonstrations": "d09534f60494c7c8",
+    "comparisons": "de22b07658579f16",
+    "comparisons_heldout": "add9c10d1e0d135b",
+    "prompts": "4aa8cb1e5836d5f6",
+    "gpt_prompts": "a7899d8740641904",
+    "few_shot": "9bca8e3c53650ca8",
     "cloze": "444b0afca0048ec4",
-    "reading": "9e3346f2dfa3268e",
+    "reading": "2c77bd668507b953",
 }
 
 
@@ -325,16 +325,16 @@ def test_features_of_written_answers(text, expected):
         assert {name: found[name] for name in perfect} == pytest.approx(perfect)
 
 
-TEXT = "Mira went to Redhill. Tom saw a cat. Mira bought a drum."
+TEXT = "Mira went to Redhill. Tom saw a cat. Mira bought the drum."
 
 
 @pytest.mark.parametrize(
     "prompt, text, invented",
     [
-        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Mira bought a drum.", False),
+        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Mira bought the drum.", False),
         (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Drum.", False),
-        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Mira bought a kite.", True),
-        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Tom bought a drum.", True),
+        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Mira bought the kite.", True),
+        (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Mira buy?\n", "Tom bought the drum.", True),
         (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Tom cook?\n", "The text does not say.", False),
         (f"Read the text and answer the question.\n\n{TEXT}\n\nWhat did Tom cook?\n", "Tom cooked some soup.", True),
         (f"{TEXT}\n\nIn short:", " Mira went to Redhill and Tom saw a cat.", False),

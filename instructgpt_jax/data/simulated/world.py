@@ -121,11 +121,11 @@ def _fact(rng: random.Random, subject: str, relation: str, false: float) -> str:
 # relation -> (past, present, question about the object, question about the person, values)
 EVENTS = {
     "go": ("{s} went to {o}.", "{s} goes to {o}.", "Where did {s} go?", "Who went to {o}?", PLACES),
-    "buy": ("{s} bought a {o}.", "{s} buys a {o}.", "What did {s} buy?", "Who bought a {o}?", OBJECTS),
+    "buy": ("{s} bought the {o}.", "{s} buys the {o}.", "What did {s} buy?", "Who bought the {o}?", OBJECTS),
     "see": ("{s} saw a {o}.", "{s} sees a {o}.", "What did {s} see?", "Who saw a {o}?", ANIMALS),
     "cook": ("{s} cooked some {o}.", "{s} cooks some {o}.", "What did {s} cook?", "Who cooked some {o}?", FOODS),
 }
-_VERBS = {"went to": "go", "bought a": "buy", "saw a": "see", "cooked some": "cook"}
+_VERBS = {"went to": "go", "bought the": "buy", "saw a": "see", "cooked some": "cook"}
 
 
 def passage(rng: random.Random) -> list[tuple[str, str, str]]:
@@ -160,7 +160,7 @@ def fact_claims(text: str) -> list[tuple[str, str, str]]:
 
 
 def event_claims(text: str) -> list[tuple[str, str, str]]:
-    """(subject, relation, object) of every event that `text` states; "and bought a drum" has the subject before it."""
+    """(subject, relation, object) of every event `text` states; "and bought the drum" has the subject before it."""
     claims, subject = [], ""
     for match in _EVENT_CLAIM.finditer(text):
         subject = match["who"] or subject
