@@ -177,7 +177,8 @@ def test_ranks_with_ties_and_gaps_are_fine(ranking):
 
 
 @pytest.mark.parametrize(
-    "name, data", [("e.jsonl", b""), ("e.jsonl", b"\n \n"), ("e.jsonl.gz", gzip.compress(b"")), ("e.jsonl.gz", b"")]
+    "name, data",
+    [("e.jsonl", b""), ("e.jsonl", b"\n \n"), ("e.jsonl.gz", gzip.compress(b"", mtime=0)), ("e.jsonl.gz", b"")],
 )
 def test_an_empty_file_is_an_error(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
