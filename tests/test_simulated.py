@@ -99,6 +99,7 @@ GOLDEN = {
     "gpt_prompts": "a7899d8740641904",
     "few_shot": "9bca8e3c53650ca8",
     "cloze": "444b0afca0048ec4",
+    "story": "ef5f905ec471c3a5",
     "reading": "2c77bd668507b953",
 }
 
@@ -219,6 +220,9 @@ def test_pretraining_has_questions_rude_words_and_false_facts():
 def test_closed_tasks_have_one_right_choice():
     for record in simulated.records("cloze:100"):
         right = [c for c in record["choices"] if world.fact_claims(record["prompt"] + c)[0] in _true_claims()]
+        assert right == [record["choices"][record["answer"]]]
+    for record in simulated.records("story:100"):
+        right = [choice for choice in record["choices"] if choice in record["prompt"]]
         assert right == [record["choices"][record["answer"]]]
     for record in simulated.records("reading:100"):
         passage, _, question = record["prompt"].partition("\n\n")

@@ -17,7 +17,8 @@ its labelers are frozen: results are comparable only while they are, and a later
 | `comparisons`, `comparisons_heldout` | prompt, completions, ranking, user, use_case, labeler, group | K = 4-9 |
 | | | completions of mixed quality, ranked by one labeler of the training or the held-out group |
 | `few_shot` | instruction, pairs, user, use_case | for `data.prompts.few_shot`, with `tasks.FEW_SHOT_EXAMPLE` |
-| `cloze`, `reading` | prompt, choices, answer | two closed tasks worded like the pretraining text: the alignment tax |
+| `cloze`, `story`, `reading` | prompt, choices, answer | closed tasks worded like the pretraining text, for the |
+| | | alignment tax: a fact, a hero, a text (hard: a base model of 0.8 million parameters stays at chance) |
 
 What can be learned from which signal:
 
@@ -33,7 +34,7 @@ What can be learned from which signal:
 
 The gold preference (`gold_score`) is known to labelers and evaluation alone and is in no record. It is a sum of
 features of prompt and text (`judging`), where all that a phrase could earn by itself is multiplied by how far the task
-is done: silence, copies, loops, word lists and any one polite phrase for all prompts score below careless answers.
+is done: silence, copies, loops, word lists and any one polite phrase for all prompts score below honest demonstrations.
 """
 
 from instructgpt_jax.data.simulated.judging import Facts, Features, facts, features, gold_score

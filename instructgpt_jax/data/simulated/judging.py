@@ -56,7 +56,7 @@ _CLASS |= {word: "taste" for word in world.GOOD + world.BAD} | {word: "insult" f
 
 
 def gold_score(prompt: str, text: str) -> float:
-    """The labelers' common preference: `GOLD_WEIGHTS` · features. A flawless answer has 6.8, silence about -1."""
+    """The labelers' common preference: `GOLD_WEIGHTS` · features. A flawless answer has 6.8, silence -0.8."""
     return sum(w * f for w, f in zip(GOLD_WEIGHTS, features(prompt, text), strict=True))
 
 

@@ -8,7 +8,8 @@ same population, but the held-out labelers were not screened: their weights scat
 
 The noise is set so that labelers of a group agree on 70-76 % of the pairs about which none of the two is indifferent
 (Stiennon et al. 2020, appendix C.2; the paper reports 72.6 and 77.3 %, section 3.4), on the written mixture of
-`records("comparisons")`.
+`records("comparisons")`: 74 % (training) and 73 % (held out), with 19 and 18 % ties. On answers of similar quality they
+agree on 71 and 70 %, on flawless ones on half. The gold score predicts 80 and 79 % of their untied pairs.
 """
 
 import functools

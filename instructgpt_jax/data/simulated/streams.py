@@ -10,7 +10,8 @@ Record = dict[str, object]
 
 SIZES = {  # default number of records, over all splits
     "pretraining": 40_000, "demonstrations": 6_000, "comparisons": 3_000, "comparisons_heldout": 1_000,
-    "prompts": 12_000, "gpt_prompts": 6_000, "few_shot": 300, "cloze": 400, "reading": 400,
+    "prompts": 12_000, "gpt_prompts": 6_000, "few_shot": 300, "cloze": 400, "story": 400,
+    "reading": 400,
 }  # fmt: skip
 SPLITS = ("train", "valid", "test")
 SPLIT = dict(split_key="simulated", valid_share=0.1, test_share=0.25)  # as `data.prompts.split_of` takes them
@@ -53,7 +54,7 @@ def _split(kind: str, seed: int, i: int) -> str:
 
     if kind.startswith("comparisons"):
         user = _ranked_user(kind, seed, i)  # does not rank the many that are not asked for
-    elif kind in ("pretraining", "cloze", "reading"):
+    elif kind in ("pretraining", "cloze", "story", "reading"):
         user = f"{kind}-{i}"
     else:
         user = _MAKERS[kind](kind, seed, i)["user"]
@@ -266,9 +267,18 @@ def _reading(kind: str, seed: int, i: int) -> Record:
     return _choices(rng, prompt, value, sample(rng, [word for word in values if word != value], 3))
 
 
-def _choices(rng, prompt: str, right: str, others: list[str]) -> Record:
-    choices = sample(rng, [f" {word}." for word in (right, *others)], 4)
-    return {"prompt": prompt, "choices": choices, "answer": choices.index(f" {right}.")}
+def _story(kind: str, seed: int, i: int) -> Record:
+    """A story of two heroes up to the next mention of one, and four heroes; the right one is in the story."""
+    rng = world.rng_of(kind, seed, i)
+    hero, other = pick(rng, world.ANIMALS), pick(rng, world.JOBS)
+    sentences = world.story(rng, hero, other, 3)[:2]
+    others = sample(rng, [word for word in world.ANIMALS if word != hero], 3)
+    return _choices(rng, " ".join(sentences) + " The", hero, others, end="")
+
+
+def _choices(rng, prompt: str, right: str, others: list[str], end: str = ".") -> Record:
+    choices = sample(rng, [f" {word}{end}" for word in (right, *others)], 4)
+    return {"prompt": prompt, "choices": choices, "answer": choices.index(f" {right}{end}")}
 
 
 @functools.cache
@@ -285,5 +295,5 @@ def prefixes() -> tuple[str, ...]:
 _MAKERS = {
     "pretraining": _pretraining, "demonstrations": _demonstration, "comparisons": _comparison,
     "comparisons_heldout": _comparison, "prompts": _prompt, "gpt_prompts": _prompt, "few_shot": _few_shot,
-    "cloze": _cloze, "reading": _reading,
+    "cloze": _cloze, "story": _story, "reading": _reading,
 }  # fmt: skip
