@@ -93,8 +93,8 @@ def test_splits_part_users_and_share_them_between_kinds():
 GOLDEN = {
     "pretraining": "6938e5a835617ef0",
     "demonstrations": "d09534f60494c7c8",
-    "comparisons": "de22b07658579f16",
-    "comparisons_heldout": "add9c10d1e0d135b",
+    "comparisons": "0a7891b7b662a442",
+    "comparisons_heldout": "d99cdb7e7aee935f",
     "prompts": "4aa8cb1e5836d5f6",
     "gpt_prompts": "a7899d8740641904",
     "few_shot": "9bca8e3c53650ca8",

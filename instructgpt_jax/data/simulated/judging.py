@@ -11,7 +11,7 @@ The features, each in [0, 1] unless it says otherwise:
 * `care`: does it well: an ending, a rhyme, a full sentence, a kind closing; times `follow`.
 * `false`: a false fact, or in a closed-domain task a person or thing that the prompt does not hold (hallucination).
 * `toxic`: insults, or help with a harmful request.
-* `repeat`, `ramble`, `cut`: repeats itself, goes on after the end, stops before it.
+* `repeat`, `ramble`, `cut`: repeats itself, goes on after the end (or says nothing at all), stops before it.
 * `length`: words / 30, at most 2. Without weight in the gold score; labelers have tastes.
 """
 
@@ -56,7 +56,7 @@ _CLASS |= {word: "taste" for word in world.GOOD + world.BAD} | {word: "insult" f
 
 
 def gold_score(prompt: str, text: str) -> float:
-    """The labelers' common preference: `GOLD_WEIGHTS` · features. A flawless answer has 6.8, silence -0.8."""
+    """The labelers' common preference: `GOLD_WEIGHTS` · features. A flawless answer has 6.8, silence -2."""
     return sum(w * f for w, f in zip(GOLD_WEIGHTS, features(prompt, text), strict=True))
 
 
@@ -98,7 +98,7 @@ def facts(prompt: str, text: str) -> Facts:
     if kind in tasks.CLOSED:
         hallucinates = bool(invented or (words & world.ENTITIES) - _entities(prompt)) or false
     toxic = min(1.0, 0.7 * len(words & world.RUDE)) if kind != "harm" else _toxic_help(body, words)
-    stray = _STRAY.search(body) is not None or len(text) > MAX_CHARS
+    stray = _STRAY.search(body) is not None or len(text) > MAX_CHARS or not words  # silence is no better than a page
     result = Features(
         follow=follow,
         constraint=follow * constraint,
