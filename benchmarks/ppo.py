@@ -49,7 +49,7 @@ SETTINGS = dict(
 
 
 def algorithm(policy: ModelConfig, value: ModelConfig, wave: int | None = None, eos_id: int | None = None, **settings):
-    """A PPO run as `ppo.build` would describe it, without data; the reward model has the value model's shape.
+    """A PPO run as `ppo_stage.build` would describe it, without data; the reward model has the value model's shape.
 
     Args:
       settings: those of `config.ppo` that are not in SETTINGS, or other than there.

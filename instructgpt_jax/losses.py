@@ -39,10 +39,12 @@ class _Plan(NamedTuple):
 
 
 def _shards(rows: int) -> int:
-    """How many ways the mesh in use splits the rows (1 without a mesh, or where it does not divide them)."""
+    """How many ways the mesh in use splits the rows, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     shards = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH)
-    return shards if rows % shards == 0 else 1
+    if rows % shards:
+        raise ValueError(f"the rows of a batch must be a multiple of its {shards} shards on the mesh, got {rows}")
+    return shards
 
 
 def _plan(mask: jax.Array, chunk: int, limit: int | None = None) -> _Plan:

@@ -13,7 +13,18 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from instructgpt_jax import export, pipeline, ppo, pretrain, reward, reward_folds, sample, selection, sft, sharding
+from instructgpt_jax import (
+    export,
+    pipeline,
+    ppo_stage,
+    pretrain,
+    reward,
+    reward_folds,
+    sample,
+    selection,
+    sft,
+    sharding,
+)
 from instructgpt_jax.data import tokenizer
 from instructgpt_jax.training import loop
 from instructgpt_jax.validate import validate
@@ -43,7 +54,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "sft": functools.partial(train, sft.build),
     "reward": train_reward,
     "select": selection.run,
-    "ppo": functools.partial(train, ppo.build),
+    "ppo": functools.partial(train, ppo_stage.build),
     "sample": sample.run,
     "export": export.run,
 }

@@ -111,6 +111,20 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     return Network(network, load, abstract, grown=grow and source.kind != "fresh")
 
 
+def freeze(network: Network) -> dict:
+    """Parameters that will not train, in the dtype they compute in; never the buffers of a network that trains."""
+    cast = jax.jit(lambda params: models.cast(params, network.config.dtype), donate_argnums=0)
+    return cast(network.load())
+
+
+def abstract_frozen(network: Network) -> dict:
+    """Shapes and shardings of `freeze`."""
+    shapes = jax.eval_shape(lambda params: models.cast(params, network.config.dtype), network.abstract)
+    return jax.tree.map(
+        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), shapes, network.abstract
+    )
+
+
 def check_context(key: str, length: int, *nets: ModelConfig) -> None:
     """Refuses rows that are longer than the context of a network that reads them."""
     for net in nets:

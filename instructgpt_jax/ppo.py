@@ -11,13 +11,11 @@ One iteration, `update`, is the paper's, from top to bottom:
                   gradient of the pretraining loss on 8 times as many examples, in one buffer: one policy update; one
                   value update
 
-`rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `build`; `update` may be jitted
-whole.
+`rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `compile_phases`; `update` may be
+jitted whole. ppo_stage.py gives them networks and data.
 """
 
-import contextlib
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,19 +23,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import networks, ppo_inputs, rl
-from instructgpt_jax.data import datasets, pipeline
+from instructgpt_jax import rl
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.rollout import generate
-from instructgpt_jax.sharding import replicated
-from instructgpt_jax.training import optimizer, supervised
-from instructgpt_jax.training.loop import Stage
+from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
 
 SHUFFLE = 2**31 - 1  # the stream of the minibatches; sampling uses the numbers of the iterations
@@ -373,74 +367,4 @@ def compile_phases(ppo: Algorithm, shardings: PPOState | None = None) -> Phases:
         jax.jit(functools.partial(rollout, ppo)),
         jax.jit(functools.partial(experience, ppo)),
         jax.jit(functools.partial(learn, ppo), donate_argnums=0, out_shardings=(shardings, None)),
-    )
-
-
-def build(config: ConfigDict, mesh: Mesh) -> Stage:
-    """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
-    c = config.ppo
-    data = datasets.load(config, c, "prompts", mesh)
-    nets = ppo_inputs.build_networks(config, mesh, data.vocab_size)
-    networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
-    if c.ptx_coef:
-        networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
-    updates = c.num_minibatches * c.inner_epochs
-    ppo = Algorithm(
-        c,
-        policy=nets["policy"].config,
-        value=nets["value"].config,
-        reward=nets["reward"].config,
-        policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
-        value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
-        eos_id=data.tokenizer.eos_token_id,
-        seed=config.seed,
-        wave=config.rollout.wave or None,
-    )
-    text = ppo_inputs.pretraining_batches(config, mesh) if c.ptx_coef else None
-    batches = ppo_inputs.Iterations(data.train_batches, text, updates)
-    shardings = PPOState(
-        step=replicated(mesh),
-        policy=supervised.state_shardings(ppo.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
-        value=supervised.state_shardings(ppo.value_tx, nets["value"].abstract, mesh),
-        kl_coef=replicated(mesh),
-    )
-
-    def init():
-        parameters = nets["policy"].load(), nets["value"].load()
-        return jax.jit(functools.partial(start, ppo), out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
-
-    phases = compile_phases(ppo, shardings)
-    validate_ = jax.jit(functools.partial(validate, ppo), out_shardings=replicated(mesh))  # every process reads it all
-
-    def step(state, frozen, batch):
-        """`update`, in three programs: the sampling copy of the policy is gone before learning begins."""
-        episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
-        experience, metrics = phases.experience(state, frozen, episodes, logprobs)
-        return phases.learn(state, experience, batch.get("pretraining"), metrics)
-
-    def evaluate(state, frozen):
-        if not data.valid or not c.eval_batches:
-            return {}, []
-        params = state.policy.params if state.policy.ema is None else state.policy.ema
-        answers = []
-        with contextlib.closing(data.valid["valid"]()) as prompts:
-            for batch in itertools.islice(prompts, c.eval_batches):
-                answers.append(jax.device_get(validate_(params, frozen, batch)))
-        return ppo_inputs.summarise(answers, data.tokenizer, c.num_samples)
-
-    def programs():
-        abstract = jax.eval_shape(functools.partial(start, ppo), nets["policy"].abstract, nets["value"].abstract)
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-        frozen = {name: ppo_inputs.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
-        whole = jax.jit(functools.partial(update, ppo), donate_argnums=0, out_shardings=(shardings, None))
-        return {"update": (whole, (state, frozen, datasets.abstract(batches, mesh)))}
-
-    return Stage(
-        init=init,
-        frozen=lambda: {name: ppo_inputs.freeze(nets[name]) for name in ("ref_policy", "reward")},
-        update=step,
-        data=lambda start: pipeline.iterate(batches, mesh, start),
-        evaluate=evaluate,
-        programs=programs,
-        num_steps=c.iterations,
     )

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, ppo_inputs, sharding
+from instructgpt_jax import networks, sharding
 from instructgpt_jax.data import sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.rollout import generate
@@ -89,7 +89,7 @@ def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Pro
     """
     c = config.sample
     network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
-    params = ppo_inputs.freeze(network)
+    params = networks.freeze(network)
     start = tokenizers.start(tokenizer)
     limit = network.config.max_length - c.response_length
     by_row = NamedSharding(mesh, P(sharding.BATCH))

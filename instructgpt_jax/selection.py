@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import models, networks
+from instructgpt_jax import networks
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.episodes import Episodes
@@ -86,8 +86,7 @@ class Scorer:
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
         reward = networks.build("reward", config, "scalar", mesh, self._data.vocab_size, config.seed)
         networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
-        cast = jax.jit(lambda params: models.cast(params, reward.config.dtype), donate_argnums=0)
-        self._reward = cast(reward.load())
+        self._reward = networks.freeze(reward)
 
         def answer(params: dict, reward_params: dict, batch: dict):
             """Episodes, and the (B,) scores of their responses."""

@@ -1,6 +1,6 @@
 """One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
 
-What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_inputs.py, what needs the records
+What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_stage.py, what needs the records
 in data/, all of it before any compute.
 """
 

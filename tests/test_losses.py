@@ -265,12 +265,10 @@ def test_eight_devices_equal_one(shape):
 
 
 def test_rows_that_the_mesh_does_not_divide():
-    """Three rows on eight devices: slower, but the same numbers."""
     hidden, unembedding, _, targets, weights = (x[:3] if x.shape[0] == B else x for x in example())
-    run = jax.value_and_grad(lambda h, u: losses.cross_entropy(h, u, targets, weights, **VOCABULARY), argnums=(0, 1))
-    expected = jax.jit(run)(hidden, unembedding)
-    with jax.set_mesh(make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        assert_trees_close(jax.jit(run)(hidden, unembedding), expected)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="4 shards.*got 3"):
+        losses.cross_entropy(hidden, unembedding, targets, weights, **VOCABULARY)
 
 
 COLLECTIVE = r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\("

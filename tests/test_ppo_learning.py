@@ -20,7 +20,7 @@ import tiny_ppo
 from tiny_ppo import SCALAR
 
 from configs import common
-from instructgpt_jax import main, models, ppo
+from instructgpt_jax import main, models, ppo, ppo_stage
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.pretrain import language_model_loss
@@ -143,7 +143,7 @@ def build(config, workdir):
     validate(config, mesh)
     tokenizers.prepare(config, workdir)
     with jax.set_mesh(mesh):
-        return ppo.build(config, mesh), mesh
+        return ppo_stage.build(config, mesh), mesh
 
 
 def from_base(world, **changes):

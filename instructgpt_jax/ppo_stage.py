@@ -1,6 +1,12 @@
-"""What PPO is given: its four networks, its prompts, and the pretraining text of the ptx term."""
+"""PPO as a stage of the training loop: its four networks, its prompts, the text of the ptx term, its programs.
 
+The algorithm itself is in ppo.py.
+"""
+
+import contextlib
 import dataclasses
+import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -9,10 +15,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import models, networks
-from instructgpt_jax.data import datasets, tokenizer
+from instructgpt_jax import networks, ppo
+from instructgpt_jax.data import datasets, pipeline, tokenizer
 from instructgpt_jax.data.pipeline import Batches
 from instructgpt_jax.networks import Network
+from instructgpt_jax.sharding import replicated
+from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training.loop import Stage
 
 # What each network must be, and whose entry stands in for an empty one: the reference is the policy that PPO starts
 # from, the value model starts from the reward model (section 3.5).
@@ -68,20 +77,6 @@ def _check_same(name: str, other: str, nets: dict[str, Network]) -> None:
         raise ValueError(
             f"config.models.{name} must have the architecture of config.models.{other}, {wanted}, got {got}"
         )
-
-
-def freeze(network: Network) -> dict:
-    """Parameters that will not train, in the dtype they compute in; never the buffers of a network that trains."""
-    cast = jax.jit(lambda params: models.cast(params, network.config.dtype), donate_argnums=0)
-    return cast(network.load())
-
-
-def abstract_frozen(network: Network) -> dict:
-    """Shapes and shardings of `freeze`."""
-    shapes = jax.eval_shape(lambda params: models.cast(params, network.config.dtype), network.abstract)
-    return jax.tree.map(
-        lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), shapes, network.abstract
-    )
 
 
 class Iterations(NamedTuple):
@@ -145,3 +140,75 @@ def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, flo
             sample = {"prompt": prompt, "response": response, "score": float(answer.score[row])}
             samples.append(sample | {"kl": float(answer.kl[row])})
     return metrics, samples
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Stage:
+    """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
+    c = config.ppo
+    data = datasets.load(config, c, "prompts", mesh)
+    nets = build_networks(config, mesh, data.vocab_size)
+    networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
+    if c.ptx_coef:
+        networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
+    updates = c.num_minibatches * c.inner_epochs
+    algorithm = ppo.Algorithm(
+        c,
+        policy=nets["policy"].config,
+        value=nets["value"].config,
+        reward=nets["reward"].config,
+        policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
+        value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
+        eos_id=data.tokenizer.eos_token_id,
+        seed=config.seed,
+        wave=config.rollout.wave or None,
+    )
+    text = pretraining_batches(config, mesh) if c.ptx_coef else None
+    batches = Iterations(data.train_batches, text, updates)
+    shardings = ppo.PPOState(
+        step=replicated(mesh),
+        policy=supervised.state_shardings(algorithm.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
+        value=supervised.state_shardings(algorithm.value_tx, nets["value"].abstract, mesh),
+        kl_coef=replicated(mesh),
+    )
+
+    start = functools.partial(ppo.start, algorithm)
+    phases = ppo.compile_phases(algorithm, shardings)
+    # Whole on every device, so that every process can read the answers.
+    validate = jax.jit(functools.partial(ppo.validate, algorithm), out_shardings=replicated(mesh))
+
+    def init():
+        parameters = nets["policy"].load(), nets["value"].load()
+        return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
+
+    def step(state, frozen, batch):
+        """`ppo.update`, in three programs: the sampling copy of the policy is gone before learning begins."""
+        episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
+        experience, metrics = phases.experience(state, frozen, episodes, logprobs)
+        return phases.learn(state, experience, batch.get("pretraining"), metrics)
+
+    def evaluate(state, frozen):
+        if not data.valid or not c.eval_batches:
+            return {}, []
+        params = state.policy.params if state.policy.ema is None else state.policy.ema
+        answers = []
+        with contextlib.closing(data.valid["valid"]()) as prompts:
+            for batch in itertools.islice(prompts, c.eval_batches):
+                answers.append(jax.device_get(validate(params, frozen, batch)))
+        return summarise(answers, data.tokenizer, c.num_samples)
+
+    def programs():
+        abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        frozen = {name: networks.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
+        whole = jax.jit(functools.partial(ppo.update, algorithm), donate_argnums=0, out_shardings=(shardings, None))
+        return {"update": (whole, (state, frozen, datasets.abstract(batches, mesh)))}
+
+    return Stage(
+        init=init,
+        frozen=lambda: {name: networks.freeze(nets[name]) for name in ("ref_policy", "reward")},
+        update=step,
+        data=lambda index: pipeline.iterate(batches, mesh, index),
+        evaluate=evaluate,
+        programs=programs,
+        num_steps=c.iterations,
+    )
