@@ -5,7 +5,7 @@ Paper:    figure 2: a base model, supervised fine-tuning, a reward model on K = 
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. `:tiny` runs every stage for a few updates.
 Hardware: two CPU cores.
-Expected: objective/score of `ppo` and `ppo_ptx` rises from the fine-tuned policy's; ptx/loss stays where it began.
+Writes:   a workdir for each stage under runs/quickstart/; compare objective/score and valid/kl of `ppo` and `ppo_ptx`.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def get_config(arg=""):
     }
     stages["pretrain"].eval_every = 200
 
-    stages["sft"] = fine_tuning(num_epochs=4, pretraining_fraction=0.0)
+    stages["sft"] = fine_tuning(num_epochs=8, pretraining_fraction=0.0)
     stages["sft"].models.model.residual_dropout = 0.1
     stages["sft"].snapshot_every = -1
     stages["rlhf_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.1)
@@ -63,7 +63,7 @@ def get_config(arg=""):
         )
     for stage in stages.values():
         for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
-            stage.data[kind] = (f"simulated:{kind}",)
+            stage.data[kind] = (f"simulated:{kind}:train" + ":100000" * (kind == "pretraining" and arg != "tiny"),)
         if arg == "tiny":
             shrink(stage)
     return ConfigDict({"stage": "pipeline", "only": "", "order": STAGES, "stages": stages})
