@@ -181,12 +181,15 @@ def tiny_shape(**changes):
 
 
 def test_ptx_keeps_the_pretraining_loss(world, text_loss):
-    """The reward is one word's share. PPO unlearns the text on its way there; PPO-ptx gets as far and does not."""
+    """The reward is one word's share, up to one token in seven: as much as sentences of the text can have.
+
+    PPO unlearns the text on its way there; PPO-ptx gets as far and does not.
+    """
     word = tokenizers.load(str(world / "base" / "tokenizer")).encode(" dog")[-1]
     start, loss, score = None, {}, {}
     for name, ptx_coef in (("ppo", 0.0), ("ptx", 27.8)):
         config = from_base(world, **{"ppo.ptx_coef": ptx_coef, "ppo.kl_coef": 0.0, "ppo.adaptive_kl.target": 0.0})
-        config.ppo.update(dict(iterations=150, batch_size=16, microbatch_rows=8))
+        config.ppo.update(dict(iterations=150, batch_size=16, microbatch_rows=8, score_clip=1.5))
         stage, mesh = build(config, world / name)
         with jax.set_mesh(mesh), contextlib.closing(stage.data(0)) as data:
             state, frozen = stage.init(), stage.frozen()
@@ -195,9 +198,9 @@ def test_ptx_keeps_the_pretraining_loss(world, text_loss):
             scores = []
             for _ in range(config.ppo.iterations):
                 state, metrics = stage.update(state, frozen, next(data))
-                scores.append(float(metrics["objective/score"]))
+                scores.append(float(metrics["objective/reward"]))  # the clipped score: kl_coef is 0
         loss[name], score[name] = text_loss(state.policy.params), np.mean(scores[-10:])
-        assert score[name] > 4 * max(scores[0], 0.5), (name, scores[0], score[name])
+        assert score[name] > 1.3 > 2 * np.mean(scores[:5]), (name, scores[:5], score[name])
     assert loss["ppo"] > 1.2 * start, (start, loss)
     assert loss["ptx"] <= 1.02 * start, (start, loss)
     assert score["ptx"] > 0.9 * score["ppo"], score
