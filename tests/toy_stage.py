@@ -31,7 +31,7 @@ def config(**overrides):
             stage="toy",
             seed=1,
             models=dict(model=dict(size="toy", init_from="")),
-            data=dict(demonstrations=("simulated:toy",), workers=2),
+            data=dict(demonstrations=("simulated:toy",), cache_dir=""),
             toy=dict(num_steps=12, optimizer=OPTIMIZER, sleep=0.0, poison_step=-1),
             mesh=dict(data=1, fsdp=1, tensor=1),
             log_every=1,
