@@ -86,11 +86,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The sharding of an array whose dimension `axis` counts rows of the batch."""
-    return NamedSharding(mesh, P(*(None,) * axis, BATCH))
-
-
 def path_name(path: tuple) -> str:
     """`blocks/mlp/up/kernel`, from the key path of a pytree of nested dicts."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

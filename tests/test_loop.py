@@ -231,7 +231,7 @@ def test_another_experiment_is_refused(tmp_path):
     assert "data.demonstrations: ['simulated:toy'] in the workdir, ['jsonl:b'] asked for" in text and "seed: 1" in text
     with pytest.raises(ValueError, match="toy.optimizer.lr: 0.01 in the workdir, 0.02 asked for"):
         toy_stage.run(workdir, one, **{"toy.optimizer.lr": 0.02})
-    toy_stage.run(workdir, one, **{"toy.num_steps": 5, "data.cache_dir": "cache", "log_every": 2, "checkpoint.every": 2})
+    toy_stage.run(workdir, one, **{"toy.num_steps": 5, "data.cache_dir": "c", "log_every": 2, "checkpoint.every": 2})
     assert json.loads((workdir / "config.json").read_text())["toy"]["num_steps"] == 5
     foreign = tmp_path / "foreign"
     foreign.mkdir()

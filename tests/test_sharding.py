@@ -57,7 +57,7 @@ def gradients(config, params, rows, mesh=None):
     if mesh is None:
         return jax.jit(function)(params, *rows)
     shardings = sharding.param_shardings(mesh, params)
-    split = sharding.batch_sharding(mesh)
+    split = jax.NamedSharding(mesh, P(sharding.BATCH))
     with jax.set_mesh(mesh):
         function = jax.jit(function, in_shardings=(shardings,) + (split,) * 3, out_shardings=(shardings, split))
         arguments = jax.device_put(params, shardings), *jax.device_put(rows, split)
@@ -110,7 +110,7 @@ def test_every_mesh_samples_the_same_tokens(shape, wave, capfd):
     params, mesh = alone(CONFIG)[0], mesh_of(shape)
     expected = sampled_alone()
     generate = functools.partial(rollout.generate, CONFIG, max_new_tokens=6, seed=0, eos_id=3, wave=wave)
-    shardings, split = sharding.param_shardings(mesh, params), sharding.batch_sharding(mesh)
+    shardings, split = sharding.param_shardings(mesh, params), jax.NamedSharding(mesh, P(sharding.BATCH))
     capfd.readouterr()
     with jax.set_mesh(mesh):
         generate = jax.jit(generate, in_shardings=(shardings, split, split), out_shardings=split)
