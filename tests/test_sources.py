@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from instructgpt_jax.data import schema, sources
+from instructgpt_jax.data import datasets, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -31,13 +31,46 @@ def rows(count, tag="p"):
 
 
 def test_parse():
-    assert sources.parse("jsonl:a/*.jsonl.gz@0.25") == ("jsonl", "a/*.jsonl.gz", 0.25)
-    assert sources.parse("tfds:c4/en:3.0.1:train[:1%]") == ("tfds", "c4/en:3.0.1:train[:1%]", None)
-    assert sources.parse("jsonl:me@home/x.jsonl") == ("jsonl", "me@home/x.jsonl", None)
-    assert sources.parse("simulated:prompts:valid@2") == ("simulated", "prompts:valid", 2.0)
-    for wrong in ("a.jsonl", "csv:a.csv", "jsonl:", "jsonl:a@0", "jsonl:a@-1", "jsonl:a@nan", "jsonl:@1"):
+    assert sources.parse("jsonl:a/*.jsonl.gz@0.25") == ("jsonl", "a/*.jsonl.gz", 0.25, ())
+    assert sources.parse("tfds:c4/en:3.0.1:train[:1%]") == ("tfds", "c4/en:3.0.1:train[:1%]", None, ())
+    assert sources.parse("jsonl:me@home/x.jsonl") == ("jsonl", "me@home/x.jsonl", None, ())
+    assert sources.parse("simulated:prompts:valid@2") == ("simulated", "prompts:valid", 2.0, ())
+    assert sources.parse("jsonl:a#b.jsonl#1/2#text=completion@3") == (
+        "jsonl", "a#b.jsonl", 3.0, ("1/2", "text=completion"),
+    )  # fmt: skip
+    for wrong in ("a.jsonl", "csv:a.csv", "jsonl:", "jsonl:a@0", "jsonl:a@-1", "jsonl:a@nan", "jsonl:@1", "jsonl:#1/2"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             sources.parse(wrong)
+    for wrong in ("jsonl:a#0/2", "jsonl:a#3/2"):
+        with pytest.raises(ValueError, match="from 1 to N"):
+            sources.parse(wrong)
+
+
+def test_parts_have_every_prompt_once_and_do_not_follow_the_validation_split(tmp_path):
+    write(tmp_path / "p.jsonl", [{"prompt": f"p{i % 600}", "n": i} for i in range(1200)])
+    name = f"jsonl:{tmp_path}/p.jsonl"
+    whole = sources.load((name,), "prompts", 0)
+    first, second = (sources.load((f"{name}#{part}/2",), "prompts", 0) for part in (1, 2))
+    assert sorted(record["n"] for part in (first, second) for record in part) == list(range(1200))
+    prompts = [{record["prompt"] for record in part} for part in (first, second)]
+    assert not prompts[0] & prompts[1] and 250 < len(prompts[0]) < 350
+    valid = {record["prompt"] for record in datasets.split(whole, 0.5)[1]}
+    assert 0.4 < len(prompts[0] & valid) / len(prompts[0]) < 0.6
+    assert [first.origin(i) for i in range(2)] == [f"{tmp_path}/p.jsonl:{first[i]['n'] + 1}" for i in range(2)]
+
+
+def test_demonstrations_as_text_and_as_prompts(tmp_path):
+    write(tmp_path / "d.jsonl", [{"prompt": f"p{i % 40}", "completion": f"c{i}"} for i in range(80)])
+    text = sources.load((f"jsonl:{tmp_path}/d.jsonl#text=completion",), "pretraining", 0)
+    assert [record["text"] for record in text] == [f"c{i}" for i in range(80)]
+    prompts = sources.load((f"jsonl:{tmp_path}/d.jsonl#unique",), "prompts", 0)
+    assert [record["completion"] for record in prompts] == [f"c{i}" for i in range(40)]
+    held_out = {record["prompt"] for record in datasets.split(prompts, 0.3)[1]}
+    assert held_out == {record["prompt"] for record in datasets.split(text, 0.3)[1]} and held_out
+    simulated = sources.load(("simulated:demonstrations:5#text=prompt",), "pretraining", 0)
+    assert all(record["text"] == record["prompt"] for record in simulated) and len(simulated) == 5
+    with pytest.raises(ValueError, match="missing field 'text'"):
+        sources.load((f"jsonl:{tmp_path}/d.jsonl#text=answer",), "pretraining", 0)
 
 
 def test_plain_and_gzip_in_file_order_with_origins(tmp_path):

@@ -1,5 +1,5 @@
-"""Where records come from: `jsonl:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `simulated:NAME`, each with an optional
-`@WEIGHT`.
+"""Where records come from: `jsonl:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `simulated:NAME`, each with optional `#OPTION`s
+and an optional `@WEIGHT`.
 
 `load` opens the sources of one kind of data (`config.data.demonstrations`, ...) and gives random access to their
 records; a record is a dict as `data/schema.py` describes it. It reads and checks every line of a JSONL file and every
@@ -14,11 +14,22 @@ simulated record before it returns, so that bad input stops a run before any com
   twice. `data/build.py` makes such sets from JSONL, and checks every record while it does.
 * `simulated:NAME`: the embedded world of `data/simulated.py`.
 
+Options, in any order:
+
+* `#I/N`: the I-th of N parts, by a hash of the prompt (of the text where there is none) that has nothing to do with
+  `config.data.valid_fraction`: two models can learn from halves of the same comparisons that share no prompt.
+* `#unique`: the first record of each prompt (or text). A file of demonstrations with several answers to a prompt is so
+  a source of prompts.
+* `#NEW=OLD`: the field OLD of a record under the name NEW too. `#text=completion` makes pretraining text of
+  demonstrations; such a record keeps its prompt, so what is held out there is held out here.
+
 With no weights the sources are read as one, one after another. With weights (then on every source) `Records.parts` are
 mixed in those proportions by `data/pipeline.py`.
 """
 
 import bisect
+import functools
+import hashlib
 import itertools
 import math
 import os
@@ -33,6 +44,7 @@ from instructgpt_jax.data import jsonl, schema
 
 EXTRA_FIELDS = "extra_fields_json"  # how data/build.py stores the optional fields of a record
 _LISTED = 10  # malformed records listed in an error
+_OPTION = re.compile(r"(?:(?P<part>\d+)/(?P<parts>\d+)|(?P<unique>unique)|(?P<new>\w+)=(?P<old>\w+))")
 _TFDS_NAME = re.compile(r"(?P<name>\w+(?:/[\w.\-]+)*(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 
 
@@ -40,8 +52,9 @@ class Source(NamedTuple):
     """A parsed source string."""
 
     form: str  # 'jsonl', 'tfds' or 'simulated'
-    name: str  # what stands between the form and the weight
+    name: str  # what stands between the form and the options
     weight: float | None
+    options: tuple[str, ...] = ()
 
 
 class Records(Sequence):
@@ -82,20 +95,28 @@ class _Bad(NamedTuple):
 
 
 def parse(source: str) -> Source:
-    """Splits a source string, e.g. "jsonl:data/*.jsonl.gz@0.3" -> Source("jsonl", "data/*.jsonl.gz", 0.3)."""
+    """Splits a source string: "jsonl:data/*.jsonl#1/2@0.3" -> Source("jsonl", "data/*.jsonl", 0.3, ("1/2",))."""
     form, colon, name = source.partition(":")
     if not colon or form not in ("jsonl", "tfds", "simulated") or not name:
         raise ValueError(f"a data source must be jsonl:GLOB, tfds:NAME[:SPLIT] or simulated:NAME, got {source!r}")
+    weight, options = None, []
     head, at, tail = name.rpartition("@")
-    if not at:
-        return Source(form, name, None)
-    try:
-        weight = float(tail)
-    except ValueError:  # an "@" inside a file name
-        return Source(form, name, None)
-    if not (weight > 0 and math.isfinite(weight)) or not head:
-        raise ValueError(f"the weight of a data source must be a positive number, got {source!r}")
-    return Source(form, head, weight)
+    if at:
+        try:
+            name, weight = head, float(tail)
+        except ValueError:  # an "@" inside a file name
+            name = f"{head}@{tail}"
+        if weight is not None and not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of a data source must be a positive number, got {source!r}")
+    while "#" in name and _OPTION.fullmatch(name.rpartition("#")[2]):
+        name, _, option = name.rpartition("#")
+        options.insert(0, option)
+    for match in map(_OPTION.fullmatch, options):
+        if match["part"] and not 1 <= int(match["part"]) <= int(match["parts"]):
+            raise ValueError(f"the part I/N of a data source must have I from 1 to N, got {source!r}")
+    if not name:
+        raise ValueError(f"a data source must have a name before its options and weight, got {source!r}")
+    return Source(form, name, weight, tuple(options))
 
 
 def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "") -> Records:
@@ -120,12 +141,14 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
         raise ValueError(f"either every data source or none must have a weight, got {tuple(sources)!r}")
     parts, bad = [], []
     for source in parsed:
+        rename = functools.partial(_rename, options=source.options)
         if source.form == "jsonl":
-            part, bad_here = _load_jsonl(source.name, kind)
+            part, bad_here = _load_jsonl(source.name, kind, rename)
         elif source.form == "tfds":
-            part, bad_here = _load_tfds(source.name, kind, data_dir), []
+            part, bad_here = _load_tfds(source.name, kind, data_dir, rename), []
         else:
-            part, bad_here = _load_simulated(source.name, kind)
+            part, bad_here = _load_simulated(source.name, kind, rename)
+        part = _choose(part, source.options)
         part.weight = source.weight
         part.skipped = tuple(f"{b.origin}: {b.reason}" for b in bad_here)
         parts.append(part)
@@ -135,6 +158,34 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
         if not len(part):
             raise ValueError(f"data source {source!r} has no valid record of kind {kind}")
     return parts[0] if len(parts) == 1 else _concatenate(parts)
+
+
+def _rename(record: schema.Record, options: tuple[str, ...]) -> schema.Record:
+    """The record with the fields that `#NEW=OLD` adds."""
+    for match in map(_OPTION.fullmatch, options):
+        if match["new"] and match["old"] in record:
+            record = record | {match["new"]: record[match["old"]]}
+    return record
+
+
+def _choose(records: Records, options: tuple[str, ...]) -> Records:
+    """The records that `#I/N` and `#unique` leave."""
+    chosen = [match for match in map(_OPTION.fullmatch, options) if not match["new"]]
+    if not chosen:
+        return records
+    keep, seen = [], set()
+    for i in range(len(records)):
+        record = records[i]
+        text = record.get("prompt", record.get("text"))
+        place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"parts of a source").digest(), "big")
+        if any(match["part"] and place % int(match["parts"]) != int(match["part"]) - 1 for match in chosen):
+            continue
+        if any(match["unique"] for match in chosen):
+            if text in seen:
+                continue
+            seen.add(text)
+        keep.append(i)
+    return Records(len(keep), lambda i: records[keep[i]], lambda i: records.origin(keep[i]))
 
 
 def _refuse_or_list(bad: list[str], kind: str, skip_bad: int) -> None:
@@ -170,7 +221,7 @@ def _concatenate(parts: list[Records]) -> Records:
     return records
 
 
-def _load_jsonl(pattern: str, kind: str) -> tuple[Records, list[_Bad]]:
+def _load_jsonl(pattern: str, kind: str, rename: Callable) -> tuple[Records, list[_Bad]]:
     """Indexes the valid lines of every file of `pattern`."""
     paths = jsonl.match(pattern)
     buffers, spans, bad = [], [], []
@@ -180,7 +231,7 @@ def _load_jsonl(pattern: str, kind: str) -> tuple[Records, list[_Bad]]:
         for line, start, end in jsonl.lines(buffer):
             found += 1
             try:
-                schema.validate(schema.parse_line(buffer[start:end]), kind)
+                schema.validate(rename(schema.parse_line(buffer[start:end])), kind)
             except ValueError as error:
                 bad.append(_Bad(f"{path}:{line}", str(error)))
             else:
@@ -192,7 +243,7 @@ def _load_jsonl(pattern: str, kind: str) -> tuple[Records, list[_Bad]]:
 
     def get(i):
         number, _, start, end = index[i].tolist()
-        return schema.parse_line(buffers[number][start:end])
+        return rename(schema.parse_line(buffers[number][start:end]))
 
     def origin(i):
         return f"{paths[index[i, 0]]}:{index[i, 1]}"
@@ -200,7 +251,7 @@ def _load_jsonl(pattern: str, kind: str) -> tuple[Records, list[_Bad]]:
     return Records(len(index), get, origin), bad
 
 
-def _load_tfds(spec: str, kind: str, data_dir: str) -> Records:
+def _load_tfds(spec: str, kind: str, data_dir: str, rename: Callable) -> Records:
     import tensorflow_datasets as tfds  # a second of import time that JSONL runs do not pay
 
     match = _TFDS_NAME.fullmatch(spec)
@@ -234,6 +285,7 @@ def _load_tfds(spec: str, kind: str, data_dir: str) -> Records:
         try:
             if EXTRA_FIELDS in record:
                 record |= schema.parse_line(record.pop(EXTRA_FIELDS).encode())
+            record = rename(record)
             schema.validate(record, kind)
         except ValueError as error:
             raise ValueError(f"{origin(i)}: {error}") from None
@@ -258,16 +310,16 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _load_simulated(name: str, kind: str) -> tuple[Records, list[_Bad]]:
+def _load_simulated(name: str, kind: str, rename: Callable) -> tuple[Records, list[_Bad]]:
     from instructgpt_jax.data import simulated  # builds its world on import
 
     rows = simulated.records(name)
     bad, keep = [], []
     for i, row in enumerate(rows):
         try:
-            schema.validate(row, kind)
+            schema.validate(rename(row), kind)
         except ValueError as error:
             bad.append(_Bad(f"simulated:{name}[{i}]", str(error)))
         else:
             keep.append(i)
-    return Records(len(keep), lambda i: rows[keep[i]], lambda i: f"simulated:{name}[{keep[i]}]"), bad
+    return Records(len(keep), lambda i: rename(rows[keep[i]]), lambda i: f"simulated:{name}[{keep[i]}]"), bad
