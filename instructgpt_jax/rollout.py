@@ -122,6 +122,37 @@ def generate(
     return jax.tree.map(lambda x: whole(x).reshape(B, -1)[back], rollout)
 
 
+def respond(
+    config: ModelConfig,
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    episodes: jax.Array,
+    options,
+    seed: int,
+    eos_id: int,
+    *,
+    iteration: int | jax.Array = 0,
+    wave: int | None = None,
+) -> Rollout:
+    """`generate` with the `response_length`, `temperature`, `top_k` and `top_p` of a section of the configuration."""
+    return generate(
+        config,
+        params,
+        prompts,
+        lengths,
+        options.response_length,
+        seed,
+        options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        eos_id=eos_id,
+        iteration=iteration,
+        episodes=episodes,
+        wave=wave,
+    )
+
+
 def sample(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0):
     """Draws a token a row.
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks, sharding
 from instructgpt_jax.data import sources
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.rollout import generate
+from instructgpt_jax.rollout import respond
 
 RULE = "-" * 80  # between printed answers
 SHORTEST = 16  # columns that prompts are padded to at least; then powers of two, so that few programs are compiled
@@ -95,22 +95,12 @@ def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Pro
     by_row = NamedSharding(mesh, P(sharding.BATCH))
     batch_size = c.batch_size
 
-    def respond(params, prompts, lengths, episodes):
-        return generate(
-            network.config,
-            params,
-            prompts,
-            lengths,
-            c.response_length,
-            config.seed,
-            c.temperature,
-            top_k=c.top_k,
-            top_p=c.top_p,
-            eos_id=tokenizer.eos_token_id,
-            episodes=episodes,
-        )
-
-    respond = jax.jit(respond, out_shardings=sharding.replicated(mesh))
+    answer_batch = jax.jit(
+        lambda params, prompts, lengths, episodes: respond(
+            network.config, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id
+        ),
+        out_shardings=sharding.replicated(mesh),
+    )
 
     def encode(prompts: list[Prompt]) -> list[list[int]]:
         encoded = [start + ids.tolist() for ids in tokenizers.encode(tokenizer, [prompt.text for prompt in prompts])]
@@ -133,7 +123,7 @@ def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Pro
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
             numbers = np.arange(first + low, first + low + batch_size, dtype=np.int32)
             arrays = jax.device_put((tokens, lengths, numbers), by_row)
-            responses, _, mask = jax.device_get(respond(params, *arrays))
+            responses, _, mask = jax.device_get(answer_batch(params, *arrays))
             for prompt, response, real in zip(prompts[low:], responses, mask, strict=False):
                 ids = response[real]
                 ended = bool(ids[-1] == tokenizer.eos_token_id)

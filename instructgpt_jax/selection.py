@@ -22,7 +22,7 @@ from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.rollout import generate
+from instructgpt_jax.rollout import respond
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import checkpoint, loop, metrics
 
@@ -91,19 +91,9 @@ class Scorer:
         def answer(params: dict, reward_params: dict, batch: dict):
             """Episodes, and the (B,) scores of their responses."""
             prompts, lengths = batch["prompts"], batch["prompt_lengths"]
-            tokens, _, mask = generate(
-                policy,
-                params,
-                prompts,
-                lengths,
-                c.response_length,
-                config.seed,
-                c.temperature,
-                top_k=c.top_k,
-                top_p=c.top_p,
-                eos_id=self._data.tokenizer.eos_token_id,
-                episodes=batch["index"],
-                wave=config.rollout.wave or None,
+            eos_id, wave = self._data.tokenizer.eos_token_id, config.rollout.wave or None
+            tokens, _, mask = respond(
+                policy, params, prompts, lengths, batch["index"], c, config.seed, eos_id, wave=wave
             )
             answers = Episodes(prompts, lengths, tokens, mask)
             packed = ep.pack(answers, c.row_length, c.microbatch_rows)
