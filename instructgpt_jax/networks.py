@@ -25,7 +25,7 @@ from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
 # What may be set on a network that comes with its architecture: it changes the work or the noise, not the function.
-RUNTIME_FIELDS = ("dtype", "remat", "residual_dropout", "embedding_dropout", "attention_dropout")
+RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
 ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
 
 

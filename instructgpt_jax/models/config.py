@@ -8,6 +8,7 @@ POSITIONS = ("learned", "rotary", "none")
 NORMS = ("layernorm", "rmsnorm")
 RESIDUALS = ("sequential", "parallel", "parallel_shared_norm", "post_norm")
 REMAT = ("none", "dots", "full")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 HEADS = ("lm", "scalar")
 
@@ -48,6 +49,8 @@ class ModelConfig:
       remat: what the backward pass recomputes: `none` (nothing but norms, activations and softmax: keeping them costs
         more than computing them), `dots` (also attention: all but the products with weights), `full` (all but each
         block's input).
+      attention: the backend that attends over whole rows: `auto` (the platform's, or `xla` with a line in the log where
+        that cannot serve them), or `xla`, `cudnn` or `splash` by force; see flash.py. A cache is read by `xla` always.
       head: `lm` (logits) or `scalar` (a reward or value a token).
     """
 
@@ -84,6 +87,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     head: str = "lm"
 
     def __post_init__(self):
@@ -93,6 +97,7 @@ class ModelConfig:
             ("norm", NORMS),
             ("residual", RESIDUALS),
             ("remat", REMAT),
+            ("attention", ATTENTION),
             ("dtype", DTYPES),
             ("head", HEADS),
         ):

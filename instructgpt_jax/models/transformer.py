@@ -11,6 +11,7 @@ Training runs packed rows (`hidden`); sampling runs the same blocks against a ke
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -18,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax.models import attention, heads
+from instructgpt_jax.models import attention, flash, heads
 from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, batch_shards, constrain, path_name
@@ -35,7 +36,9 @@ ACTIVATIONS = {
 
 
 SAVED = {  # by the forward pass for the backward
-    "none": jax.checkpoint_policies.dots_saveable,
+    "none": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, flash.saved_by_the_kernel
+    ),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -92,7 +95,11 @@ class Attention(nn.Module):
             cache = (key, value)
         scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
         drop = layer.dropout_key if layer.dropout_key is None else jax.random.fold_in(layer.dropout_key, 0)
-        y = attention.attend(query, key, value, layer.mask, scale, c.attention_dropout, drop).swapaxes(1, 2)
+        if layer.fused is None:
+            y = attention.attend(query, key, value, layer.mask, scale, c.attention_dropout, drop)
+        else:
+            y = layer.fused(query, key, value)
+        y = y.swapaxes(1, 2)
         init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
         shape = (c.num_heads, c.head_width, c.width)
         return nn.Einsum(shape, "btnh,nhd->btd", c.out_bias, dtype=c.dtype, kernel_init=init, name="out")(y), cache
@@ -120,9 +127,10 @@ class Mlp(nn.Module):
 class LayerInputs(NamedTuple):
     """What a block needs beside the residual stream and its parameters."""
 
-    mask: jax.Array  # (B, T, S) bool
+    mask: jax.Array | None  # (B, T, S) bool; None where `fused` attends
     rotary: tuple[jax.Array, jax.Array] | None  # cos, sin
     dropout_key: jax.Array | None
+    fused: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None  # of queries, keys and values
 
 
 class Block(nn.Module):
@@ -254,12 +262,17 @@ def hidden(
     if dropout_key is not None:
         x = dropout(x, config.embedding_dropout, jax.random.fold_in(dropout_key, config.num_layers))
     layout = Layout(positions, segments, branches)
+    backend = flash.choose(config, layout, dropout_key is not None and config.attention_dropout > 0)
+    fused = None if backend == "xla" else flash.row_attention(backend, config, layout)
     shared = layer_inputs(config, layout, layout)
 
     def layer(x, scanned):
         blocks, window, index = scanned
         inputs = shared
-        if any(config.windows):
+        if fused is not None:
+            which = (jnp.array(flash.distinct_windows(config)) == window).argmax()
+            inputs = inputs._replace(mask=None, fused=functools.partial(fused, window=which))
+        elif any(config.windows):
             inputs = inputs._replace(mask=shared.mask & attention.within_window(layout, layout, window))
         if dropout_key is not None:
             inputs = inputs._replace(dropout_key=jax.random.fold_in(dropout_key, index))

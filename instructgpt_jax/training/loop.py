@@ -33,7 +33,7 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 # ... except, inside them, the length of the run, what changes speed or memory alone, and places (the tokenizer that
 # counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
 FREE = (
-    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat",
+    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
     "tokenizer", "cache_dir", "data_dir",
 )  # fmt: skip
 

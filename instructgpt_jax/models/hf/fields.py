@@ -14,7 +14,7 @@ from instructgpt_jax.models.config import ModelConfig
 REQUIRED = object()
 
 # What a stage sets and a checkpoint does not: precision, memory, noise. The same for every family.
-RUNTIME_FIELDS = ("dtype", "remat", "residual_dropout", "embedding_dropout", "attention_dropout")
+RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
 
 # Keys of any config.json that change neither the logits nor the score. Keys that start with `_` are bookkeeping too.
 IGNORED = frozenset(
