@@ -31,6 +31,7 @@ from instructgpt_jax.validate import validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs://; runs/<config name> by default.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of a Cloud TPU slice, as launch/ does.")
 
 # What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
 CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
@@ -91,14 +92,15 @@ def default_workdir(config_file: str) -> str:
 
 
 def join_cluster() -> None:
-    """Joins the other processes of a job: a TPU pod, Slurm, Open MPI, or by hand with three variables.
+    """Joins the other processes of a job: a TPU slice, Slurm, Open MPI, or by hand with three variables.
 
     By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last one different in each.
+    The workers of a Cloud TPU VM do not know of each other by their environment: there it takes `--distributed`.
     """
     by_hand = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
     if all(by_hand):
         jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
-    elif any(map(os.environ.get, CLUSTER)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    elif DISTRIBUTED.value or any(map(os.environ.get, CLUSTER)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 
