@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Starts a configuration on every worker of a TPU VM. It goes on when the connection ends, and writes to
+# ~/instructgpt_jax_logs/main.log of each worker. The same command again resumes a run that has ended, from its workdir,
+# and leaves one that is going on alone.
+#
+#   launch/run.sh --name=pod --zone=us-east5-a -- --config=configs/ppo_ptx_6b.py --workdir=gs://bucket/ppo_ptx_6b \
+#       --config.data.prompts=jsonl:gs://bucket/prompts.jsonl
+#
+#   --name=NAME --zone=ZONE [--project=PROJECT] [--dry_run]    as in create.sh
+#   --wait      until it ends; fails unless the run is complete on every worker
+#   -- FLAGS    of instructgpt_jax.main
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/common.sh"
+
+wait="" config="" workdir=""
+while (($#)); do
+    case $1 in
+        --wait) wait=yes ;;
+        --) shift && break ;;
+        *) common_flag "$1" ;;
+    esac
+    shift
+done
+for argument in "$@"; do
+    case $argument in
+        --config=*) config=${argument#*=} ;;
+        --workdir=*) workdir=${argument#*=} ;;
+    esac
+done
+need name zone
+[[ -n $config ]] || die "--config=FILE must be given, after --; --help shows an example"
+[[ -e $here/../${config%%:*} ]] || die "--config must be a file of this checkout, got $config"
+[[ $workdir == gs://* || $workdir == /* ]] || die "--workdir must be gs://… (or an absolute path on storage that all \
+workers share), after --, got '$workdir'; a worker's own disk goes with the TPU VM"
+
+worker start "$@"
+if [[ -n $wait ]]; then
+    worker wait
+fi
