@@ -1,4 +1,4 @@
-"""The launch scripts against a gcloud that notes its arguments and has two workers: folders that its ssh and scp reach."""
+"""The launch scripts against a gcloud that notes its arguments and has two workers: folders for its ssh and scp."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SCRIPTS = ("create", "install", "run", "logs", "stop", "delete")
 HERE = ["--name=pod", "--zone=us-east5-a"]
 RUN = ["--config=configs/ppo_ptx_6b.py", "--workdir=gs://bucket/run"]
 
-GCLOUD = r'''#!PYTHON
+GCLOUD = r"""#!PYTHON
 import json, os, pathlib, shutil, subprocess, sys
 
 here, arguments = pathlib.Path(__file__).parent, sys.argv[1:]
@@ -41,9 +41,9 @@ elif verb in ("ssh", "scp"):
             source, target = (path.replace("pod:", f"{home}/") for path in arguments[4:6])
             shutil.copy(source, target)
     sys.exit(max(codes, default=0))
-'''
+"""
 
-MAIN = r'''#!PYTHON
+MAIN = r"""#!PYTHON
 import json, os, pathlib, signal, sys, time
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as after a save
@@ -53,7 +53,7 @@ with open(pathlib.Path.home() / "runs.jsonl", "a") as file:
 while "--config.hold=True" in sys.argv:
     time.sleep(0.05)
 sys.exit(3 if "--config.fail=True" in sys.argv else 0)
-'''
+"""
 
 
 class Cloud:
@@ -147,15 +147,17 @@ def test_a_dry_run_prints_the_command_and_asks_nothing(cloud, script, more):
 
 @pytest.mark.parametrize("script, arguments, message", [
     ("create", ["--zone=z", "--type=v5p-8"], "--name must be given; --help shows an example"),
-    ("create", ["--name=pod", "--zone", "z"], "unknown argument --zone; a flag is written --flag=value, --help lists them"),
+    ("create", ["--name=pod", "--zone", "z"],
+     "unknown argument --zone; a flag is written --flag=value, --help lists them"),
     ("create", HERE, "--type must be given; --help shows an example"),
-    ("create", [*HERE, "--type=h200"], "--type must begin with v2-, v3-, v4-, v5litepod-, v5p- or v6e-, or --runtime be "
-     "given, got --type=h200"),
+    ("create", [*HERE, "--type=h200"],
+     "--type must begin with v2-, v3-, v4-, v5litepod-, v5p- or v6e-, or --runtime be given, got --type=h200"),
     ("run", HERE, "--config=FILE must be given, after --; --help shows an example"),
     ("run", [*HERE, "--", "--config=configs/none.py", "--workdir=gs://b/w"],
      "--config must be a file of this checkout, got configs/none.py"),
-    ("run", [*HERE, "--", RUN[0], "--workdir=runs/x"], "--workdir must be gs://… (or an absolute path on storage that all "
-     "workers share), after --, got 'runs/x'; a worker's own disk goes with the TPU VM"),
+    ("run", [*HERE, "--", RUN[0], "--workdir=runs/x"],
+     "--workdir must be gs://… (or an absolute path on storage that all workers share), after --, got 'runs/x'; "
+     "a worker's own disk goes with the TPU VM"),
     ("logs", [*HERE, "--lines=many"], "--lines must be a whole number, got many"),
     ("stop", ["--name=pod"], "--zone must be given; --help shows an example"),
     ("delete", [*HERE, "--force"], "unknown argument --force; a flag is written --flag=value, --help lists them"),
@@ -214,7 +216,13 @@ def test_install_unpacks_the_commit_on_every_worker_once(cloud):
 
 def test_flags_arrive_unchanged_and_the_run_completes(cloud):
     cloud.install()
-    odd = ["--config.a=two  words", "--config.b=it's \"so\"", "--config.c=$HOME `id` \\ * ;&|", "--config.d=", "--config.e=a\nb"]
+    odd = [
+        "--config.a=two  words",
+        '--config.b=it\'s "so"',
+        "--config.c=$HOME `id` \\ * ;&|",
+        "--config.d=",
+        "--config.e=a\nb",
+    ]
     done = cloud.launch("run", *HERE, "--wait", "--", *RUN, *odd)
     assert done.returncode == 0, done.stderr
     for worker in ("worker0", "worker1"):
