@@ -105,14 +105,15 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """The file has the old text or the new, never a part (an object store's single write is atomic by itself)."""
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """The file has the old content or the new, never a part (an object store's single write is atomic by itself)."""
+    content = content.encode() if isinstance(content, str) else content
     if "://" in str(path):
-        path.write_text(text)
+        path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

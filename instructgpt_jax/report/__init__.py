@@ -1,0 +1,39 @@
+"""The report of an evaluation: report.json, one page of HTML, and its figures as PNG."""
+
+import json
+
+from etils import epath
+
+from instructgpt_jax.report import check, figures, page, style
+from instructgpt_jax.training import metrics
+
+__all__ = ["write"]
+
+
+def write(report: dict, folder: epath.PathLike) -> None:
+    """Writes `index.html`, a PNG a figure, and last `report.json`: where that is, the report is whole.
+
+    Each file appears whole or not at all, and the same report makes the same bytes. Figures of an earlier report that
+    this one has no numbers for are removed.
+
+    Args:
+      report: `title` and `models`, and any of the sections `results`, `language`, `reward_model`, `curves`,
+        `overoptimisation`, `prefix`, `samples`, `perf`; `check.check` says what they hold. A section that is missing is
+        missing on the page.
+      folder: local or gs://; made if it does not exist.
+
+    Raises:
+      ValueError: the report has not the form that a section needs; nothing is written.
+    """
+    check.check(report)
+    drawn = figures.all_figures(report)
+    index = page.render(report, drawn)
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(figures.NAMES) - {figure.name for figure in drawn}:
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    for figure in drawn:
+        metrics.write_atomically(folder / f"{figure.name}.png", style.png(figure))
+    metrics.write_atomically(folder / "index.html", index)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    metrics.write_atomically(folder / "report.json", text)

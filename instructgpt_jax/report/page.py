@@ -1,0 +1,259 @@
+"""The report as one page of HTML: each section is a function from the report to HTML, '' where it has no numbers."""
+
+import html
+from collections.abc import Sequence
+
+from instructgpt_jax.report import figures as figure_names
+from instructgpt_jax.report import findings, template, words
+from instructgpt_jax.report.style import SIGNS, Figure, svg
+
+SHOWN = 4  # samples before the rest is folded away
+
+
+def render(report: dict, figures: Sequence[Figure]) -> str:
+    """The page, with every figure as inline SVG."""
+    drawn = {figure.name: figure for figure in figures}
+    sections = (
+        ("paper", "The paper and this run", _findings(report)),
+        ("preferences", "Which model labelers prefer", _figures(drawn, *figure_names.NAMES[:3])),
+        ("metadata", "Following instructions, and the truth", _figures(drawn, "figure4_metadata")),
+        ("samples", "Samples side by side", _samples(report)),
+        ("tax", "The alignment tax", _figures(drawn, "alignment_tax") + _language(report)),
+        ("reward", "The reward model", _figures(drawn, "reward_model")),
+        ("overoptimisation", "Over-optimisation", _figures(drawn, "overoptimisation")),
+        ("training", "Training", _figures(drawn, "curves")),
+        ("prefix", "The few-shot prefix", _prefix(report)),
+        ("numbers", "All numbers", _numbers(report)),
+        ("run", "Models, time and versions", _run(report)),
+    )
+    sections = [section for section in sections if section[2]]
+    return template.page(
+        title=_text(report["title"]),
+        headline=_text(findings.headline(report) or report["title"]),
+        facts=_facts(report),
+        contents=" ".join(f'<a href="#{key}">{_text(title)}</a>' for key, title, _ in sections),
+        sections="\n".join(
+            f'<section id="{key}">\n<h2>{_text(title)}</h2>\n{body}\n</section>' for key, title, body in sections
+        ),
+        footer='All numbers are in <a href="report.json">report.json</a>; the figures lie beside it as PNG.',
+    )
+
+
+def _text(value) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _facts(report: dict) -> str:
+    found = []
+    for name in words.distributions(report):
+        n = report.get("distributions", {}).get(name, {}).get("n")
+        if n:
+            found.append(f"{n:,} held-out {words.distribution(name)}")
+    facts = [f"Measured on {' and '.join(found)}." if found else ""]
+    if any("win_rate" in row for rows in report.get("results", {}).values() for row in rows.values()):
+        facts.append("± is half of a 95 % interval.")
+    if "seed" in report:
+        facts.append(f"Seed {report['seed']}.")
+    return _text(" ".join(filter(None, facts)))
+
+
+def _findings(report: dict) -> str:
+    found = findings.findings(report)
+    if not found:
+        return ""
+    classes = {findings.HOLDS: "holds", findings.FAILS: "fails", findings.UNCLEAR: "unclear"}
+    signs = {findings.HOLDS: "✓", findings.FAILS: "✗", findings.UNCLEAR: "~"}
+    rows = "".join(
+        f"<tr><td>{_text(f.claim)}</td><td>{_lines(f.paper)}</td><td>{_lines(f.here)}</td>"
+        f'<td class="{classes[f.verdict]}">{signs[f.verdict]} {_text(f.verdict)}</td></tr>\n'
+        for f in found
+    )
+    holds = sum(f.verdict == findings.HOLDS for f in found)
+    return (
+        f"<p>{holds} of {len(found)} statements hold in this run. Preferences are win rates against the SFT baseline. "
+        "The paper's numbers are of other models, prompts and people: compare directions, not sizes. An ordering holds "
+        f"where 95 % intervals do not overlap, and is {findings.UNCLEAR} where they do.</p>"
+        '<div class="scroll"><table class="findings"><thead><tr><th>Finding</th><th>Paper</th><th>This run</th>'
+        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _lines(text: str) -> str:
+    """Lines stay lines, and a number stays with its unit."""
+    return _text(text).replace("\n", "<br>").replace(" ±", "&nbsp;±").replace("± ", "±&nbsp;").replace(" %", "&nbsp;%")
+
+
+def _figures(drawn: dict[str, Figure], *names: str) -> str:
+    found = [drawn[name] for name in names if name in drawn]
+    return "\n".join(_figure(figure, titled=len(names) > 1) for figure in found)
+
+
+def _figure(figure: Figure, titled: bool) -> str:
+    panels = "".join(
+        f'<div class="panel"><h4>{_text(panel.title)}</h4>{svg(panel, f"{figure.name}-{n}")}</div>\n'
+        for n, panel in enumerate(figure.panels)
+    )
+    legend = "".join(
+        f'<li><span class="sign" style="color: {_variable(k.color)}">{SIGNS[k.marker]}</span>{_text(k.label)}</li>'
+        for k in figure.legend
+    )
+    form = " one" if len(figure.panels) == 1 else " two" if figure.columns == 2 else ""
+    title = f"<h3>{_text(figure.title)}</h3>" if titled else ""
+    return (
+        f'<figure id="{figure.name}">\n{title}<figcaption>{_text(figure.caption)}</figcaption>\n'
+        + (f'<ul class="legend">{legend}</ul>\n' if legend else "")
+        + f'<div class="panels{form}">\n{panels}</div>\n'
+        + f'<p class="png"><a href="{figure.name}.png">{figure.name}.png</a></p>\n</figure>'
+    )
+
+
+def _variable(color: str) -> str:
+    return f"var(--{color.replace('_', '-')})"
+
+
+def _samples(report: dict) -> str:
+    samples = report.get("samples", [])
+    if not samples:
+        return ""
+    names, tints = words.model_names(report), words.colors(report)
+    cards = []
+    for sample in samples:
+        responses = [("Human reference", "ink", {"text": sample["reference"]})] if sample.get("reference") else []
+        found = sample["responses"]
+        responses += [(names[name], tints[name], found[name]) for name in report["models"] if name in found]
+        kind = words.distribution(sample["distribution"]) if "distribution" in sample else "Prompt"
+        answers = "".join(_response(*response) for response in responses)
+        prompt = f'<div class="prompt text">{_text(sample["prompt"].strip())}</div>'
+        cards.append(
+            f'<div class="sample"><h3>{_text(kind)}</h3>\n{prompt}\n<div class="responses">{answers}</div></div>'
+        )
+    gold = ", the gold score what the labelers' judgements are made from"
+    known = any("gold" in response for sample in samples for response in sample["responses"].values())
+    note = f"The same prompts, answered by every model. The score is the reward model's{gold if known else ''}."
+    body = f"<p>{note}</p>\n" + "\n".join(cards[:SHOWN])
+    if len(cards) > SHOWN:
+        rest = "\n".join(cards[SHOWN:])
+        body += f"\n<details><summary>{len(cards) - SHOWN} more prompts</summary>\n{rest}\n</details>"
+    return body
+
+
+def _response(name: str, tint: str, response: dict) -> str:
+    known = [key for key in ("score", "gold") if response.get(key) is not None]
+    scores = " · ".join(f"{key} {words.number(response[key])}" for key in known)
+    text = response["text"].strip()
+    body = f'<div class="text">{_text(text)}</div>' if text else '<div class="empty">(empty)</div>'
+    heading = f"<h3>{_text(name)}" + (f' <span class="scores">{_text(scores)}</span>' if scores else "") + "</h3>"
+    return f'<div class="response" style="--tint: {_variable(tint)}">{heading}{body}</div>'
+
+
+def _prefix(report: dict) -> str:
+    found = report.get("prefix", {})
+    candidates = found.get("candidates", [])
+    if not candidates:
+        return ""
+    cards = []
+    for n, candidate in enumerate(candidates):
+        chosen = n == found.get("chosen")
+        cards.append(
+            f'<div class="prompt prefix{" chosen" * chosen}"><h3>Candidate {n + 1}{", chosen" * chosen} '
+            f'<span class="scores">mean score {words.number(words.mean(candidate["score"]))}</span></h3>'
+            f'<div class="text">{_text(candidate["text"].strip())}</div></div>'
+        )
+    note = (
+        "Prompted GPT reads one of these before each prompt: the one whose responses to validation prompts have the "
+        "highest mean score."
+    )
+    return f"<p>{note}</p><details><summary>{len(candidates)} candidates</summary>{''.join(cards)}</details>"
+
+
+def _numbers(report: dict) -> str:
+    tables = "\n".join(_distribution(report, name) for name in words.distributions(report) if report["results"][name])
+    if not tables:
+        return ""
+    return f"<p>Means, and below them their 95 % intervals.</p>\n{tables}"
+
+
+def _distribution(report: dict, distribution: str) -> str:
+    """Rows are quantities, columns are models."""
+    found = report["results"][distribution]
+    shown = [name for name in report["models"] if name in found]
+    rows = []
+    for key, title, form in (
+        ("win_rate", "Win rate against the baseline, %", "share"),
+        ("likert", "Rating, 1 to 7", "number"),
+        ("metadata", "Properties, % of responses", "share"),
+    ):
+        inner = list(dict.fromkeys(name for model in shown for name in found[model].get(key, {})))
+        if inner:
+            rows.append(f'<tr class="head"><th colspan="{len(shown) + 1}">{_text(title)}</th></tr>')
+        for name in inner:
+            label = words.METADATA.get(name, words.plain(name)) if key == "metadata" else words.group(name)
+            rows.append(_numbers_row(label, [found[model].get(key, {}).get(name) for model in shown], form))
+    grouped = ("win_rate", "likert", "metadata")
+    keys = dict.fromkeys(key for model in shown for key in found[model] if key not in grouped)
+    others = words.ordered(keys, words.METRICS)
+    if others and rows:
+        rows.append(f'<tr class="head"><th colspan="{len(shown) + 1}">Scores and text</th></tr>')
+    for key in others:
+        label, form, note = words.METRICS.get(key, (words.plain(key), "number", ""))
+        rows.append(_numbers_row(label, [found[model].get(key) for model in shown], form, note))
+    return f'<h3 class="note">{_text(words.distribution(distribution))}</h3>' + _table(report, shown, rows)
+
+
+def _language(report: dict) -> str:
+    """The alignment tax in numbers."""
+    found = report.get("language", {})
+    shown = words.language_order(report)
+    if not shown:
+        return ""
+    rows = []
+    if any("pretraining_loss" in row for row in found.values()):
+        losses = [found[name].get("pretraining_loss") for name in shown]
+        rows.append(_numbers_row("Pretraining loss, nats a token", losses, "loss"))
+    for task in dict.fromkeys(task for row in found.values() for task in row.get("tasks", {})):
+        chance = report.get("chance", {}).get(task)
+        note = "" if chance is None else f"chance {100 * chance:.1f} %"
+        values = [found[name].get("tasks", {}).get(task) for name in shown]
+        rows.append(_numbers_row(f"{words.plain(task)}, % right", values, "share", note))
+    return _table(report, shown, rows)
+
+
+def _table(report: dict, shown: list[str], rows: list[str]) -> str:
+    names = words.model_names(report)
+    head = "".join(f"<th>{_text(names.get(name, words.plain(name)))}</th>" for name in shown)
+    return (
+        '<div class="scroll"><table class="numbers"><thead><tr><th></th>'
+        f"{head}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
+    )
+
+
+def _numbers_row(label: str, values: list, form: str, note: str = "") -> str:
+    cells = []
+    for value in values:
+        text, interval = words.cell(value, form)
+        cells.append(f"<td>{_text(text)}" + (f"<small>{_text(interval)}</small>" if interval else "") + "</td>")
+    small = f"<small>{_text(note)}</small>" if note else ""
+    return f"<tr><th>{_text(label)}{small}</th>{''.join(cells)}</tr>"
+
+
+def _run(report: dict) -> str:
+    perf, tables = report.get("perf", {}), []
+    names, models = words.model_names(report), []
+    for name, model in report["models"].items():
+        count = f"{words.parameters(model['parameters'])} parameters" if model.get("parameters") else ""
+        models.append((names[name], ", ".join(filter(None, (model["size"], count)))))
+    tables.append(_pairs("Models", models))
+    if perf.get("seconds"):
+        times = [(words.plain(stage), words.seconds(value)) for stage, value in perf["seconds"].items()]
+        tables.append(_pairs("Time", [*times, ("together", words.seconds(sum(perf["seconds"].values())))]))
+    about = [("device", perf["device"])] if perf.get("device") else []
+    about += list(perf.get("versions", {}).items())
+    if about:
+        tables.append(_pairs("Versions", about))
+    return f'<div class="columns">{"".join(tables)}</div>'
+
+
+def _pairs(title: str, pairs: list[tuple[str, str]]) -> str:
+    rows = "".join(f"<tr><td>{_text(key)}</td><td>{_text(value)}</td></tr>" for key, value in pairs)
+    head = f'<thead><tr><th colspan="2">{_text(title)}</th></tr></thead>'
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
