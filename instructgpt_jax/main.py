@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from instructgpt_jax import (
+    evaluate,
     export,
     pipeline,
     ppo_stage,
@@ -56,6 +57,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "reward": train_reward,
     "select": selection.run,
     "ppo": functools.partial(train, ppo_stage.build),
+    "evaluate": evaluate.run,
     "sample": sample.run,
     "export": export.run,
 }

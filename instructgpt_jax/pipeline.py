@@ -6,12 +6,18 @@ in any string of a stage is the pipeline's own, so that one stage starts from an
 stage that is complete is skipped, one that was interrupted resumes.
 """
 
+import json
 import os
+import time
 from collections.abc import Callable
 
+import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax.training import metrics
+
+SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
 
 
 def run(
@@ -43,7 +49,19 @@ def run(
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
     for number, name in enumerate(names, start=1):
         metrics.say(f"pipeline: stage {number} of {len(names)}, {name}")
-        run_stage(stage_config(config, name, workdir), os.path.join(workdir, name))
+        started = time.perf_counter()
+        try:
+            run_stage(stage_config(config, name, workdir), os.path.join(workdir, name))
+        finally:  # also when a signal ended it: it will go on from there
+            _add_seconds(epath.Path(workdir) / SECONDS, name, time.perf_counter() - started)
+
+
+def _add_seconds(path: epath.Path, name: str, seconds: float) -> None:
+    """Counts the time of a stage in the pipeline's workdir, over all runs of it."""
+    if jax.process_index() == 0 and path.parent.exists():
+        spent = json.loads(path.read_text()) if path.exists() else {}
+        spent[name] = round(spent.get(name, 0.0) + seconds, 1)
+        metrics.write_atomically(path, json.dumps(spent) + "\n")
 
 
 def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:

@@ -22,6 +22,12 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+class Each(NamedTuple):
+    """A section with names of the user's own, each value by one rule."""
+
+    rule: Any
+
+
 def integer(least: int) -> Rule:
     return Rule(
         f"an integer of at least {least}", lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least
@@ -101,6 +107,20 @@ SECTIONS = {
         "by": choice("score", "loss"), "num_batches": integer(1), "max_prompt_length": integer(1),
         "row_length": integer(2), "microbatch_rows": integer(1), "num_samples": integer(0),
     },
+    "evaluate": ANSWERS | {
+        "models": Each({
+            "label": TEXT, "method": choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control"), "size": TEXT,
+            "model": TEXT, "prefix": FLAG,
+        }),
+        "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
+        "distributions": Each(TEXTS), "num_prompts": integer(0), "split": choice("all", "valid"), "labelers": FLAG,
+        "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
+        "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
+        "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},
+        "overoptimisation": {"runs": Each(TEXT), "prompts": TEXTS}, "curves": Each(TEXT),
+        "max_prompt_length": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
+        "num_samples": integer(0),
+    },
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
@@ -108,6 +128,7 @@ TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training l
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
+    "evaluate": ("ref_policy", "reward"),
 }
 SOURCES = {"pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts"}
 
@@ -134,8 +155,10 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     if stage != "export":
         for name, rule in DATA.items():
             check(config.get("data", None), name, rule, "config.data")
+    if stage == "evaluate":
+        _check_evaluation(config)
     _check_sources(config)
-    if stage in ("ppo", "select"):
+    if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)
     elif stage in TRAINED:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
@@ -152,6 +175,10 @@ def check(parent: Any, name: str, rule: Any, path: str) -> None:
         if not rule.holds(value):
             raise ValueError(f"{path}.{name} must be {rule.expected}, got {value!r}")
         return
+    if isinstance(rule, Each):
+        if not isinstance(value, ConfigDict):
+            raise ValueError(f"{path}.{name} must be a section of the configuration, got {value!r}")
+        rule = dict.fromkeys(value, rule.rule)
     for inner, inner_rule in rule.items():
         check(value, inner, inner_rule, f"{path}.{name}")
     unknown = sorted(set(value) - set(rule))
@@ -163,6 +190,8 @@ def _check_networks(config: ConfigDict) -> None:
     wanted = NETWORKS.get(config.stage, ("model",))
     if config.stage == "select" and config.select.by == "loss":
         wanted = ("model",)
+    if config.stage == "evaluate":
+        wanted = (*wanted, *(entry.model for entry in config.evaluate.models.values()))
     for name in wanted:
         entry = config.get("models", ConfigDict()).get(name, None)
         if not isinstance(entry, ConfigDict):
@@ -174,6 +203,44 @@ def _check_networks(config: ConfigDict) -> None:
         raise ValueError(
             f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"
         )
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    """Names that belong together, and what each part of the evaluation needs of the others."""
+    c, path = config.evaluate, "config.evaluate"
+    if sorted(c.order) != sorted(c.models) or not c.order:
+        raise ValueError(f"{path}.order must name {path}.models {sorted(c.models)}, got {tuple(c.order)}")
+    if c.baseline not in c.models:
+        raise ValueError(f"{path}.baseline must be one of {tuple(c.order)}, got {c.baseline!r}")
+    if not c.distributions:
+        raise ValueError(f"{path}.distributions must name at least one set of prompts, got none")
+    names = [*c.order, *c.distributions, *c.tasks, *c.overoptimisation.runs]
+    for name in names:
+        if not name.replace("_", "").replace("-", "").isalnum():  # files are called so
+            raise ValueError(f"names in {path} must be letters, digits, - and _, got {name!r}")
+    prompts = {f"distributions.{name}": c.distributions[name] for name in c.distributions}
+    if any(entry.prefix for entry in c.models.values()):
+        if not c.prefix.candidates or not c.prefix.max_length:
+            given = f"{len(c.prefix.candidates)} and {c.prefix.max_length}"
+            raise ValueError(
+                f"{path}.prefix.candidates and max_length must be set for a model with a prefix, got {given}"
+            )
+        prompts["prefix.prompts"] = c.prefix.prompts
+    if c.overoptimisation.runs:
+        prompts["overoptimisation.prompts"] = c.overoptimisation.prompts
+    named = prompts | {f"tasks.{name}": c.tasks[name] for name in c.tasks}
+    for name, given in (named | {"references": c.references, "accuracy": c.accuracy}).items():
+        if not given and name in named:
+            raise ValueError(f"{path}.{name} must name at least one source, got ()")
+        for source in given:
+            try:
+                form = sources.parse(source).form
+            except ValueError as error:
+                raise ValueError(f"{path}.{name}: {error}") from None
+            if c.labelers and form != "simulated" and name in prompts:
+                raise ValueError(f"{path}.labelers=True must have simulated prompts, got {path}.{name}={source!r}")
+    if c.split == "valid" and not config.data.valid_fraction:
+        raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
 
 
 def _check_sources(config: ConfigDict) -> None:
@@ -188,6 +255,8 @@ def _check_sources(config: ConfigDict) -> None:
         needs["pretraining"] = f" (config.sft.pretraining_fraction={config.sft.pretraining_fraction})"
     if stage == "ppo" and config.ppo.ptx_coef:
         needs["pretraining"] = f" for the ptx term (config.ppo.ptx_coef={config.ppo.ptx_coef})"
+    if stage == "evaluate" and config.evaluate.pretraining.num_sequences:
+        needs["pretraining"] = " (config.evaluate.pretraining.num_sequences)"
     for kind, why in needs.items():
         if not config.data[kind]:
             raise ValueError(
@@ -206,7 +275,7 @@ def _check_episodes(config: ConfigDict, stage: str, mesh: Mesh) -> None:
     section, path = config[stage], f"config.{stage}"
     name, shards = _shards(mesh)
     _divides(f"{path}.batch_size", section.batch_size, name, shards)
-    if config.rollout.wave:
+    if stage != "evaluate" and config.rollout.wave:
         _divides(f"{path}.batch_size", section.batch_size, "config.rollout.wave", config.rollout.wave)
         _divides("config.rollout.wave", config.rollout.wave, name, shards)
     if stage == "ppo":

@@ -6,6 +6,7 @@
 | comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
 | prompts | `prompt` str |
 | pretraining | `text` str |
+| tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
 
 Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
 one.
@@ -21,7 +22,7 @@ text may not.
 import json
 from typing import Any
 
-KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
+KINDS = ("demonstrations", "comparisons", "prompts", "pretraining", "tasks")
 
 Record = dict[str, Any]
 
@@ -65,6 +66,9 @@ def validate(record: Record, kind: str) -> None:
         _check_text(record, "prompt")
     elif kind == "pretraining":
         _check_text(record, "text")
+    elif kind == "tasks":
+        _check_text(record, "prompt")
+        _check_choices(record)
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     user = record.get("user")
@@ -107,6 +111,21 @@ def _check_comparison(record: Record) -> None:
             raise ValueError(f"ranking[{k}] must be a positive integer (1 = best), got {_short(rank)}")
     if min(ranking) != 1 or max(ranking) > len(ranking):
         raise ValueError(f"ranking must lie in 1..{len(ranking)} and hold a 1 (the best), got {_short(ranking)}")
+
+
+def _check_choices(record: Record) -> None:
+    for field in ("choices", "answer"):
+        if field not in record:
+            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
+    choices, answer = record["choices"], record["answer"]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError(f"choices must be a list of at least 2 texts, got {_short(choices)}")
+    for k, choice in enumerate(choices):
+        _check_string(choice, f"choices[{k}]")
+        if not choice:
+            raise ValueError(f"choices[{k}] must not be empty")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise ValueError(f"answer must be a number from 0 to {len(choices) - 1}, got {_short(answer)}")
 
 
 def _short(value: Any) -> str:

@@ -169,12 +169,14 @@ def prepare(config, workdir: str | os.PathLike) -> None:
     """Settles `config.data.tokenizer` and keeps a copy in `workdir/tokenizer`, for later stages and for export.
 
     `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
-    `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy.
+    `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy
+    (of an evaluation: of the reward model).
     """
     kept = epath.Path(workdir) / "tokenizer"
     wanted = config.data.tokenizer
     if not wanted:
-        network = "policy" if "policy" in config.models else "model"
+        own = [name for name in ("policy", "model", "reward") if name in config.models]
+        network = own[0]  # of an evaluation, whose policies have names of their own: the reward model
         init_from = config.models[network].get("init_from", "")
         if not init_from:
             raise ValueError(

@@ -1,0 +1,297 @@
+"""The paper's evaluation of a set of policies (Ouyang et al. 2022, sections 3.6 and 4), in its order; one report.
+
+What is measured, of each policy of `config.evaluate.models`:
+
+  1. The few-shot prefix of a prompted base model: the written candidate whose answers the reward model scores best.
+  2. The reward model itself: accuracy by labeler group beside the labelers' own agreement (section 4.1).
+  3. Answers to held-out prompts of each distribution: win rate against the baseline, ratings and metadata (figures 1, 3
+     and 4), score, KL to the reference, overlap with references, slots.
+  4. The alignment tax: the loss on pretraining text and closed tasks (section 4.2).
+  5. Training curves, and over-optimisation: score, judge and gold score against KL along a run's snapshots.
+
+Results lie in `parts/` of the workdir as they come, so that a run that was killed goes on where it was; the report is
+made of them in the end, and its existence says that the stage is complete.
+"""
+
+import functools
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import networks
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import curves, language, rewards, statistics, text, world
+from instructgpt_jax.evaluation import data as datasets
+from instructgpt_jax.evaluation.answers import Examiner
+from instructgpt_jax.evaluation.parts import Parts
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.networks import Network
+from instructgpt_jax.training import checkpoint, loop, metrics
+
+FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
+PACKAGES = ("instructgpt-jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
+    """Evaluates `config.evaluate.models` and writes the report.
+
+    Raises:
+      ValueError: a model, a source or a workdir that is not what it must be; before anything is computed.
+    """
+    started, c, workdir = time.perf_counter(), config.evaluate, epath.Path(workdir)
+    folder = epath.Path(c.report) if c.report else workdir / "report"
+    tokenizer = tokenizers.load(config.data.tokenizer)
+    nets = build_networks(config, mesh, tokenizers.vocab_size(tokenizer))
+    known = (workdir / "config.json").exists()
+    loop.claim_workdir(config, workdir)
+    if known and (folder / "report.json").exists():
+        metrics.say(f"evaluate: complete in {folder}, nothing to do")
+        return
+    data = datasets.load(config, tokenizer)
+    parts = Parts(workdir / "parts")
+    frozen = {name: net for name, net in nets.items() if name in FROZEN}
+    examiner = Examiner(config, tokenizer, frozen, mesh)
+
+    report = describe(config, nets, data)
+    prefix = report["prefix"] = parts.get("prefix", lambda: choose_prefix(config, nets, examiner, data))
+    report["reward_model"] = parts.get("reward_model", lambda: examine_reward_model(config, examiner, data))
+    answers = answer(config, nets, examiner, data, prefix, parts)
+    report["results"] = {
+        distribution: {name: judge(config, data, distribution, name, answers[distribution]) for name in c.order}
+        for distribution in data.prompts
+    }
+    report["language"] = examine_language(config, nets, tokenizer, data, mesh, parts)
+    report["chance"] = {task: language.chance(records) for task, records in data.tasks.items()}
+    report["curves"] = {stage: curves.read(c.curves[stage]) for stage in c.curves}
+    report["overoptimisation"] = examine_snapshots(config, nets, examiner, data, mesh, parts)
+    report["samples"] = sample(config, data, answers)
+    report["perf"] = perf(config, time.perf_counter() - started)
+    write({key: value for key, value in report.items() if value}, folder)
+    metrics.say(f"evaluate: the report is in {folder}")
+
+
+# What is evaluated ----------------------------------------------------------------------------------------------------
+
+
+def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str, Network]:
+    """The frozen networks, and under its name in `config.models` each policy; shapes only."""
+    c = config.evaluate
+    names = [name for name in FROZEN if name in config.models]
+    names += [entry.model for entry in c.models.values() if entry.model not in names]
+    nets = {}
+    for name in dict.fromkeys(names):
+        nets[name] = networks.build(name, config, FROZEN.get(name, "lm"), mesh, vocab_size, config.seed)
+        if FROZEN.get(name) == "scalar" and nets[name].grown:
+            found = config.models[name].init_from
+            raise ValueError(f"config.models.{name} must be a reward model, got a language model from {found!r}")
+    networks.check_context("config.evaluate.row_length", c.row_length, *(net.config for net in nets.values()))
+    prompted = any(entry.prefix for entry in c.models.values())
+    longest = c.max_prompt_length + c.response_length + prompted * c.prefix.max_length
+    for entry in c.models.values():
+        networks.check_context("prefix, prompt and response of config.evaluate", longest, nets[entry.model].config)
+    if c.pretraining.num_sequences:
+        policies = (nets[entry.model].config for entry in c.models.values())
+        networks.check_context("config.evaluate.pretraining.row_length", c.pretraining.row_length, *policies)
+    return nets
+
+
+def weights(network: Network) -> Callable[[], dict]:
+    """Loads a network's parameters when first asked; they go when the returned function does."""
+    return functools.cache(lambda: networks.freeze(network))
+
+
+def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) -> dict:
+    """The head of the report: who is compared with whom, on what."""
+    c, models = config.evaluate, {}
+    for name in c.order:
+        entry = c.models[name]
+        parameters = sum(x.size for x in jax.tree.leaves(nets[entry.model].abstract))
+        about = {"label": entry.label, "method": entry.method, "size": entry.size, "parameters": parameters}
+        models[name] = about
+    distributions = {name: {"n": len(prompts)} for name, prompts in data.prompts.items()}
+    head = {"title": c.title, "seed": config.seed, "models": models, "baseline": c.baseline}
+    return head | {"distributions": distributions}
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+def choose_prefix(config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data) -> dict:
+    """Scores the answers of the first prompted policy under each candidate; {} where no policy has a prefix."""
+    c = config.evaluate
+    prompted = [c.models[name] for name in c.order if c.models[name].prefix]
+    if not prompted:
+        return {}
+    network, candidates = nets[prompted[0].model], []
+    params = networks.freeze(network)
+    for prefix in c.prefix.candidates:
+        found = examiner.answer(network.config, params, "prefix", data.prefix_prompts, prefix)
+        candidates.append({"text": prefix, "score": float(np.mean([one["score"] for one in found]))})
+        metrics.say(f"evaluate: prefix {len(candidates)} of {len(c.prefix.candidates)}: {candidates[-1]['score']:.3f}")
+    chosen = int(np.argmax([candidate["score"] for candidate in candidates]))
+    return {"candidates": candidates, "chosen": chosen}
+
+
+def examine_reward_model(config: ConfigDict, examiner: Examiner, data: datasets.Data) -> dict:
+    """Accuracy and calibration on comparisons; agreement where the labelers are simulated."""
+    records = data.comparisons
+    if not records:
+        return {}
+    pairs = [(record["prompt"], completion) for record in records for completion in record["completions"]]
+    found = rewards.accuracy(records, examiner.score("reward", *zip(*pairs, strict=True)))
+    if config.evaluate.labelers:
+        found["agreement"] = world.agreement(records, config.seed)
+    shown = ", ".join(f"{group} {share['mean']:.3f}" for group, share in found["accuracy"].items())
+    metrics.say(f"evaluate: reward model, pair accuracy: {shown}")
+    return found
+
+
+def answer(
+    config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data, prefix: dict, parts: Parts
+) -> dict[str, dict[str, list[dict]]]:
+    """distribution -> policy -> its answers, see Examiner.answer."""
+    c, found = config.evaluate, {distribution: {} for distribution in data.prompts}
+    for name in c.order:
+        entry = c.models[name]
+        network, before = nets[entry.model], prefix["candidates"][prefix["chosen"]]["text"] if entry.prefix else ""
+        params = weights(network)
+        for distribution, prompts in data.prompts.items():
+
+            def make(prompts=prompts, network=network, params=params, name=name, before=before):
+                return examiner.answer(network.config, params(), name, prompts, before)
+
+            answers = found[distribution][name] = parts.get(f"answers.{distribution}.{name}", make)
+            means = {key: np.mean([one[key] for one in answers]) for key in ("score", "kl", "length", "ended")}
+            shown = ", ".join(f"{key} {mean:.3g}" for key, mean in means.items())
+            metrics.say(f"evaluate: {name}, {len(answers)} answers to {distribution} prompts: {shown}")
+    return found
+
+
+def judge(
+    config: ConfigDict, data: datasets.Data, distribution: str, name: str, answers: dict[str, list[dict]]
+) -> dict:
+    """All that the report says of one policy's answers to the prompts of one distribution."""
+    c, prompts = config.evaluate, data.prompts[distribution]
+    texts = [one["text"] for one in answers[name]]
+    found = {}
+    if c.labelers:
+        baseline = [one["text"] for one in answers[c.baseline]]
+        found |= world.judge(prompts, texts, baseline, config.seed)
+    for key in ("score", "judge", "kl", "length", "ended"):
+        if key in answers[name][0]:
+            found[key] = statistics.interval([float(one[key]) for one in answers[name]])
+    written = [(given, data.references[prompt]) for prompt, given in zip(prompts, texts, strict=True)
+               if prompt in data.references]  # fmt: skip
+    if written:
+        found["bleu"] = text.bleu(*zip(*written, strict=True))
+        found["rouge_l"] = statistics.interval([text.rouge_l(*pair) for pair in written])
+    if c.slots:
+        covered = [text.slot_coverage(prompt, given) for prompt, given in zip(prompts, texts, strict=True)]
+        found["slot_coverage"] = statistics.interval(covered)
+    return found
+
+
+def examine_language(
+    config: ConfigDict, nets: dict[str, Network], tokenizer, data: datasets.Data, mesh: Mesh, parts: Parts
+) -> dict:
+    """The alignment tax of every policy without a prefix: pretraining loss, closed tasks."""
+    c, found = config.evaluate, {}
+    if not data.text and not data.tasks:
+        return found
+
+    def make(network: ModelConfig, params: dict) -> dict:
+        losses = language.pretraining_losses(network, params, data.text, c.microbatch_rows, mesh) if data.text else []
+        tasks = {
+            task: statistics.interval(language.closed_task(network, params, tokenizer, records, c, mesh))
+            for task, records in data.tasks.items()
+        }
+        return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | {"tasks": tasks}
+
+    for name in (name for name in c.order if not c.models[name].prefix):
+        network = nets[c.models[name].model]
+        plain = network.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
+        found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))  # noqa: B023
+        values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]
+        metrics.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
+    return found
+
+
+def examine_snapshots(
+    config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data, mesh: Mesh, parts: Parts
+) -> dict[str, list[dict]]:
+    """Along each run of `overoptimisation.runs`, from the reference at step 0: mean KL, score, judge and gold score."""
+    c, found = config.evaluate, {}
+
+    def make(network: Network) -> dict[str, float]:
+        answers = examiner.answer(network.config, networks.freeze(network), "snapshots", data.snapshot_prompts)
+        means = {
+            key: float(np.mean([one[key] for one in answers])) for key in ("kl", "score", "judge") if key in answers[0]
+        }
+        if c.labelers:
+            means["gold"] = float(np.mean(world.gold(data.snapshot_prompts, [one["text"] for one in answers])))
+        return means
+
+    for run, workdir in c.overoptimisation.runs.items():
+        found[run] = []
+        for step, network in snapshots(config, nets, workdir, mesh):
+            means = parts.get(f"snapshots.{run}.{step}" if step else "snapshots", lambda: make(network))  # noqa: B023
+            found[run].append({"step": step} | means)
+            metrics.say(f"evaluate: {run} at step {step}: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items()))
+    return found
+
+
+def snapshots(config: ConfigDict, nets: dict[str, Network], workdir: str, mesh: Mesh) -> Iterator[tuple[int, Network]]:
+    """Steps and networks of a PPO run: the reference as step 0, then the snapshots that were kept."""
+    yield 0, nets["ref_policy"]
+    for step in checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
+        entry = {"size": "", "init_from": f"{workdir}/{checkpoint.SNAPSHOTS}/{step}", "weights": ""}
+        one = ConfigDict({"models": {"policy": entry}, "data": {"tokenizer": config.data.tokenizer}})
+        yield step, networks.build("policy", one, "lm", mesh, 1, config.seed)
+
+
+def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:
+    """The first prompts of each distribution with the answers of all policies side by side."""
+    c, found = config.evaluate, []
+    for distribution, prompts in data.prompts.items():
+        for number, prompt in enumerate(prompts[: c.num_samples]):
+            one = {"prompt": prompt, "distribution": distribution}
+            if prompt in data.references:
+                one["reference"] = data.references[prompt][0]
+            responses = {}
+            for name in c.order:
+                given = answers[distribution][name][number]
+                responses[name] = {"text": given["text"], "score": given["score"]}
+                if c.labelers:
+                    responses[name]["gold"] = world.gold([prompt], [given["text"]])[0]
+            found.append(one | {"responses": responses})
+    return found
+
+
+# The report -----------------------------------------------------------------------------------------------------------
+
+
+def perf(config: ConfigDict, seconds: float) -> dict:
+    """What may differ between two equal runs: times, versions, device."""
+    path = epath.Path(config.evaluate.seconds) if config.evaluate.seconds else None
+    spent = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    devices = jax.devices()
+    return {
+        "seconds": spent | {"evaluate": round(spent.get("evaluate", 0.0) + seconds, 1)},
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+    }
+
+
+def write(report: dict, folder: epath.Path) -> None:
+    """report.json, whole or not at all."""
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics.write_atomically(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")

@@ -1,0 +1,40 @@
+"""Sequences of tokens as full batches of one shape, so that one program serves all of them."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from instructgpt_jax import sharding
+from instructgpt_jax.data import tokenizer as tokenizers
+
+
+def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """The ids of each text as the beginning of a sequence: with BOS in front for families that have one."""
+    start = np.array(tokenizers.start(tokenizer), np.int32)
+    return [np.concatenate([start, ids]) for ids in tokenizers.encode(tokenizer, list(texts))]
+
+
+def cuts(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `range(count)`."""
+    return (slice(low, min(low + size, count)) for low in range(0, count, size))
+
+
+def fill(array: np.ndarray, rows: int) -> np.ndarray:
+    """(rows, …): the array, then copies of its first row."""
+    return np.concatenate([array, np.repeat(array[:1], rows - len(array), axis=0)])
+
+
+def pad(sequences: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences (…,) int32 right-padded with 0 to (rows, width), and their lengths (rows,); filled as by `fill`."""
+    tokens = np.zeros((len(sequences), width), np.int32)
+    for row, ids in enumerate(sequences):
+        tokens[row, : len(ids)] = ids
+    return fill(tokens, rows), fill(np.array([len(ids) for ids in sequences], np.int32), rows)
+
+
+def put(arrays, mesh: Mesh):
+    """Host arrays on the mesh, split over its batch shards."""
+    return jax.device_put(arrays, NamedSharding(mesh, P(sharding.BATCH)))

@@ -1,0 +1,32 @@
+"""Results as files, each written whole, so that a run that was killed does not repeat them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from instructgpt_jax.training import metrics
+
+
+class Parts:
+    """The files `<folder>/<name>.json` that were there when the run began, and those it adds."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._found = {path.name for path in folder.iterdir()}
+        if jax.process_count() > 1:  # nobody writes before everybody has looked
+            multihost_utils.sync_global_devices("parts")
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """What the file holds; where there is none, what `make` returns, as it reads back from JSON."""
+        path = self._folder / f"{name}.json"
+        if path.name in self._found:
+            return json.loads(path.read_text())
+        text = json.dumps(make(), ensure_ascii=False)
+        if jax.process_index() == 0:
+            metrics.write_atomically(path, text + "\n")
+        return json.loads(text)

@@ -1,0 +1,75 @@
+"""Means with their 95 % intervals, as `{"mean", "low", "high", "n"}`. Plain numpy on the host.
+
+* A share of yes/no answers: Wilson's score interval (Wilson 1927), which stays inside [0, 1] and is not empty at 0.
+* Any other mean, win rates with ties among them: mean ± 1.96 standard errors.
+* A share of pairs, several of each prompt: the pairs of a prompt are correlated, so the prompts are the sample and the
+  share is a ratio of two sums, with the linearised standard error (Cochran 1977, equation 6.13).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Z = 1.959963984540054  # of a two-sided 95 % interval
+RESAMPLES = 2000  # of the bootstrap
+
+
+def interval(values: Sequence[float]) -> dict[str, float] | None:
+    """The mean of independent values, Wilson's interval where all are 0 or 1; None without a value.
+
+    >>> interval([1, 1, 1, 0])["low"]  # of 4: (0.75 + z²/8 - z · sqrt(0.75 · 0.25 / 4 + z²/64)) / (1 + z²/4)
+    0.300641842582402
+    """
+    values = np.asarray(values, np.float64)
+    n = len(values)
+    if not n:
+        return None
+    mean = values.mean()
+    if np.isin(values, (0.0, 1.0)).all():
+        centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
+        low, high = min(mean, centre - half), max(mean, centre + half)  # equal at 0 and at 1 but for rounding
+    else:
+        half = Z * values.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+        low, high = mean - half, mean + half
+    return _interval(mean, low, high, n)
+
+
+def win_rate(outcomes: Sequence[float]) -> dict[str, float] | None:
+    """Of outcomes 1 (won), 0.5 (tied) and 0 (lost), one a prompt: ties count half."""
+    outcomes = np.asarray(outcomes, np.float64)
+    if not np.isin(outcomes, (0.0, 0.5, 1.0)).all():
+        raise ValueError(f"outcomes must be 0, 0.5 or 1, got {sorted(set(outcomes.tolist()))[:5]}")
+    return interval(outcomes)
+
+
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> dict[str, float] | None:
+    """sum(parts) / sum(wholes), each a count of one prompt, such as right pairs of all its pairs; n counts prompts."""
+    parts, wholes = (np.asarray(x, np.float64)[np.asarray(wholes) > 0] for x in (parts, wholes))
+    n = len(parts)
+    if not n:
+        return None
+    ratio = parts.sum() / wholes.sum()
+    spread = np.sum((parts - ratio * wholes) ** 2) * n / (n - 1) if n > 1 else 0.0
+    half = Z * np.sqrt(spread) / wholes.sum()
+    return _interval(ratio, ratio - half, ratio + half, n)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int) -> dict[str, float]:
+    """mean(ours - theirs) over the same prompts, with the 2.5 and 97.5 % quantiles of a bootstrap over prompts.
+
+    Raises:
+      ValueError: not one value of each for every prompt.
+    """
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape or not ours.size:
+        raise ValueError(f"both must have a value for each prompt, got {ours.shape} and {theirs.shape}")
+    difference = ours - theirs
+    draw = np.random.default_rng(seed)
+    means = [difference[draw.integers(0, len(difference), len(difference))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return _interval(difference.mean(), low, high, len(difference))
+
+
+def _interval(mean, low, high, n: int) -> dict[str, float]:
+    return {"mean": float(mean), "low": float(low), "high": float(high), "n": n}

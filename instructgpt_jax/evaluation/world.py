@@ -1,0 +1,61 @@
+"""What the labelers of the simulated world say of answers: preference, the overall rating, and the paper's table 3.
+
+Each prompt goes to one labeler of each group, drawn by the prompt and the seed alone, so that the same people judge all
+policies. Everything follows from the texts: nothing here is random.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+from instructgpt_jax.data import simulated
+from instructgpt_jax.evaluation import statistics
+
+METADATA = ("follows_instruction", "satisfies_constraint", "hallucination", "appropriate", "toxic")
+
+
+def labeler_of(prompt: str, group: str, seed: int) -> simulated.Labeler:
+    """The labeler of a group who judges the answers to a prompt."""
+    people = simulated.labelers(group)
+    return people[zlib.crc32(f"{seed}\n{group}\n{prompt}".encode()) % len(people)]
+
+
+def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str], seed: int) -> dict:
+    """The labelers' view of one policy's answers.
+
+    Args:
+      prompts, texts, baseline: the prompts, the policy's answers, and those of the policy it is compared with.
+      seed: the day on which the labelers judge.
+
+    Returns:
+      `win_rate` against the baseline and `likert` (1 to 7), each by labeler group; `metadata`, the shares of table 3 as
+      the training labelers see them (where a question does not apply, the prompt does not count); `gold`, the mean of
+      the labelers' common preference.
+    """
+    found: dict = {"win_rate": {}, "likert": {}}
+    for group in simulated.GROUPS:
+        people = [labeler_of(prompt, group, seed) for prompt in prompts]
+        cases = list(zip(people, prompts, texts, strict=True))
+        wins = [simulated.prefer(*case, other, seed) for case, other in zip(cases, baseline, strict=True)]
+        rated = [simulated.rate(*case, seed) for case in cases]
+        found["win_rate"][group] = statistics.win_rate(wins)
+        found["likert"][group] = statistics.interval([answer["rating"] for answer in rated])
+        if group == "training":
+            columns = {name: [answer[name] for answer in rated if answer[name] is not None] for name in METADATA}
+            found["metadata"] = {name: statistics.interval(values) for name, values in columns.items() if values}
+    found["gold"] = statistics.interval(gold(prompts, texts))
+    return found
+
+
+def gold(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """The gold score of each answer."""
+    return [simulated.gold_score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def agreement(records: Sequence[dict], seed: int) -> dict[str, float]:
+    """Share of pairs on which two labelers of a group agree, by group of the comparisons, on their own completions."""
+    found = {}
+    for group in simulated.GROUPS:
+        items = [(record["prompt"], record["completions"]) for record in records if record.get("group") == group]
+        if items:
+            found[group] = simulated.agreement(simulated.labelers(group), items, seed).share
+    return found
