@@ -7,7 +7,7 @@
 #       --config.data.prompts=jsonl:gs://bucket/prompts.jsonl
 #
 #   --name=NAME --zone=ZONE [--project=PROJECT] [--dry_run]    as in create.sh
-#   --wait      until it ends; fails unless the run is complete on every worker
+#   --wait      until it ends; fails if on any worker it failed or was stopped
 #   -- FLAGS    of instructgpt_jax.main
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

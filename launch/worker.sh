@@ -76,10 +76,9 @@ state() {
         echo "nothing was started"
     else
         case $(cat "$logs/exit_code" 2>/dev/null) in
-            0) echo "complete" ;;
             143) echo "stopped by a signal; the same launch/run.sh resumes it" ;;
             "") echo "interrupted; the same launch/run.sh resumes it" ;;
-            *) echo "failed with exit code $(cat "$logs/exit_code")" ;;
+            *) echo "ended with exit code $(cat "$logs/exit_code")" ;;
         esac
     fi
 }

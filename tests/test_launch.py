@@ -227,7 +227,7 @@ def test_flags_arrive_unchanged_and_the_run_completes(cloud):
     assert done.returncode == 0, done.stderr
     for worker in ("worker0", "worker1"):
         assert cloud.runs(worker) == [["-m", "instructgpt_jax.main", "--distributed", *RUN, *odd]]
-    assert cloud.launch("logs", *HERE).stdout.count(": complete\n") == 2
+    assert cloud.launch("logs", *HERE).stdout.count(": ended with exit code 0\n") == 2
     assert cloud.launch("logs", *HERE, "--to=fetched").returncode == 0
     for index in range(2):
         assert "python -m instructgpt_jax.main" in (cloud.folder / "fetched" / f"worker{index}.log").read_text()
@@ -259,7 +259,7 @@ def test_wait_fails_if_a_worker_fails(cloud):
     cloud.install()
     done = cloud.launch("run", *HERE, "--wait", "--", *RUN, "--config.fail=True")
     assert done.returncode == 3
-    assert "failed with exit code 3" in done.stdout
+    assert "ended with exit code 3" in done.stdout
 
 
 def test_delete(cloud):
