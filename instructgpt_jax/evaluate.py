@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks
+from instructgpt_jax import report as reports
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves, language, rewards, statistics, text, world
 from instructgpt_jax.evaluation import data as datasets
@@ -74,7 +75,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report["overoptimisation"] = examine_snapshots(config, nets, examiner, data, mesh, parts)
     report["samples"] = sample(config, data, answers)
     report["perf"] = perf(config, time.perf_counter() - started)
-    write({key: value for key, value in report.items() if value}, folder)
+    if jax.process_index() == 0:
+        reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder)
     metrics.say(f"evaluate: the report is in {folder}")
 
 
@@ -288,10 +290,3 @@ def perf(config: ConfigDict, seconds: float) -> dict:
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }
-
-
-def write(report: dict, folder: epath.Path) -> None:
-    """report.json, whole or not at all."""
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics.write_atomically(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")

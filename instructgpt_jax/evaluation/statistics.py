@@ -40,7 +40,8 @@ def win_rate(outcomes: Sequence[float]) -> dict[str, float] | None:
     outcomes = np.asarray(outcomes, np.float64)
     if not np.isin(outcomes, (0.0, 0.5, 1.0)).all():
         raise ValueError(f"outcomes must be 0, 0.5 or 1, got {sorted(set(outcomes.tolist()))[:5]}")
-    return interval(outcomes)
+    found = interval(outcomes)
+    return found and found | {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
 
 
 def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> dict[str, float] | None:

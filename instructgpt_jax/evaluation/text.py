@@ -109,8 +109,8 @@ def says(attribute: str, value: str, text: str) -> bool:
             return value in text
         adjectives, words = _PRICE_LEVELS[level]
         return re.search(rf"\b(?:{adjectives})\b|{_beside(words, _PRICE, _RATING)}", text) is not None
-    pattern = SYNONYMS.get(value)
-    return value in text or (pattern is not None and re.search(rf"\b(?:{pattern})\b", text) is not None)
+    pattern = SYNONYMS.get(value, re.escape(value))
+    return re.search(rf"(?<!\w)(?:{pattern})(?!\w)", text) is not None
 
 
 def _beside(words: str, about: str, other: str) -> str:
