@@ -94,7 +94,8 @@ def rankings(lr: float, batch_size: int) -> ConfigDict:
             "max_completions": 9,
             "shared_prompt": True,
             "bias_examples": 2048,  # demonstrations that get mean score 0
-            "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1)
+            "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1) ...
+            "fold_by": "group",  # ... or, with "prompt", of the prompts
             "held_out_groups": (),
             "optimizer": optimizer(lr, "cosine"),
         }

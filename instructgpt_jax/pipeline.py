@@ -2,8 +2,9 @@
 
 `config.stages` is a dict of stage configurations by name, `config.order` says in which order they run. A stage lives in
 the folder of its name (`sft/`, `round0/reward/`) and is the same run as if it had been started alone there. `{workdir}`
-in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`. A
-stage that is complete is skipped, one that was interrupted resumes.
+in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`.
+`{NAME}` of a string `config.NAME` beside `stages` is that string: one place for the user's sources. A stage that is
+complete is skipped, one that was interrupted resumes.
 """
 
 import json
@@ -65,11 +66,20 @@ def _add_seconds(path: epath.Path, name: str, seconds: float) -> None:
 
 
 def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
-    """The configuration of one stage, `{workdir}` filled in."""
+    """The configuration of one stage, `{workdir}` and the `{NAME}`s of the pipeline's own strings filled in.
+
+    Raises:
+      ValueError: a string that the stage needs is empty.
+    """
+    own = {key: value for key, value in config.items() if isinstance(value, str)} | {"workdir": str(workdir)}
 
     def fill(value):
         if isinstance(value, str):
-            return value.replace("{workdir}", str(workdir))
+            for key, text in own.items():
+                if f"{{{key}}}" in value and not text:
+                    raise ValueError(f"config.{key} must be set, for example --config.{key}=jsonl:{key}.jsonl, got ''")
+                value = value.replace(f"{{{key}}}", text)
+            return value
         if isinstance(value, dict):
             return {key: fill(part) for key, part in value.items()}
         if isinstance(value, list | tuple):

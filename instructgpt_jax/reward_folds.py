@@ -1,31 +1,45 @@
-"""How a reward model generalises to people whose judgements it never saw (Ouyang et al. 2022, section 4.1).
+"""How a reward model generalises to people, or to prompts, whose judgements it never saw.
 
-The labeler groups (field `group` of a comparison) are dealt into `config.reward.folds` folds. For each fold a reward
-model is trained on the others, in `fold<i>/` of the workdir and exactly as if it had been started alone there, and
-measured on two sets that share no prompt with its training data: validation prompts of the groups it trained on, and
-the fold that was held out. The paper: five groups, 72.4 ± 0.4 % of pairs right on labelers seen in training,
-69.6 ± 0.9 % on the others.
+People (`config.reward.fold_by = "group"`; Ouyang et al. 2022, section 4.1): the labeler groups (field `group` of a
+comparison) are dealt into `config.reward.folds` folds. For each fold a reward model is trained on the others, in
+`fold<i>/` of the workdir and exactly as if it had been started alone there, and measured on two sets that share no
+prompt with its training data: validation prompts of the groups it trained on, and the fold that was held out. The
+paper: five groups, 72.4 ± 0.4 % of pairs right on labelers seen in training, 69.6 ± 0.9 % on the others.
+
+Prompts (`"prompt"`): fold i trains on all comparisons but the part `#i/N` of their prompts (data/sources.py) and scores
+that part, so that every comparison is scored once by a model that never saw its prompt. The scores go to
+`held_out.jsonl`, for a paired comparison with something else.
 """
 
 import json
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import stats
 
-from instructgpt_jax import reward
+from instructgpt_jax import networks, reward
 from instructgpt_jax.data import encoding, sources, tokenizer
+from instructgpt_jax.evaluation import batches, rewards
 from instructgpt_jax.training import loop, metrics
 
 TRAINED, HELD_OUT = "reward/valid_accuracy", "reward/held_out_accuracy"
 REPORT = "generalisation.json"
+SCORES = "held_out.jsonl"
+BATCH = 64  # texts scored at once
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
-    """Trains and measures every fold and writes `generalisation.json`; complete folds are skipped, a cut one resumes.
+    """Trains and measures every fold, of people or of prompts."""
+    return (by_prompt if config.reward.fold_by == "prompt" else by_group)(config, mesh, workdir)
+
+
+def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
+    """Folds over labelers; complete folds are skipped, a cut one resumes. Writes `generalisation.json`.
 
     Args:
       config: of a reward stage, `config.reward.folds` at least 2.
@@ -50,9 +64,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         metrics.say(f"reward: fold {number + 1} of {len(folds)}, held out: {', '.join(held_out)}")
         folder = workdir / f"fold{number}"
         fold = ConfigDict(config.to_dict())
-        fold.reward.folds, fold.reward.held_out_groups = 0, held_out
-        tokenizer.prepare(fold, str(folder))
-        loop.run(reward.build(fold, mesh), fold, folder)
+        fold.reward.held_out_groups = held_out
+        _train(fold, mesh, folder)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         last = next(line for line in reversed(lines) if HELD_OUT in line)
         rows.append({"held_out_groups": held_out, **{name: last[name] for name in (TRAINED, HELD_OUT)}})
@@ -67,6 +80,80 @@ def run(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         found = report[name]
         metrics.say(f"reward: accuracy on {name}: {found['mean']:.3f} ± {found['standard_error']:.3f} (standard error)")
     return report
+
+
+def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
+    """Folds over prompts; complete folds are skipped, a cut one resumes.
+
+    Writes `generalisation.json`, the accuracy on untied pairs of held-out prompts with its interval over prompts, and
+    `held_out.jsonl`, each comparison with the `scores` of its completions and its `fold`, by fold and in their order.
+
+    Args:
+      config: of a reward stage, `config.reward.folds` at least 2.
+
+    Returns:
+      What `generalisation.json` holds: `accuracy` of all pairs, and `folds`, that of each fold.
+    """
+    workdir, data, count = epath.Path(workdir), config.data, config.reward.folds
+    loop.claim_workdir(config, workdir)
+    scored = []
+    for number in range(1, count + 1):
+        metrics.say(f"reward: fold {number} of {count}, held out: a part of the prompts")
+        folder = workdir / f"fold{number - 1}"
+        fold = ConfigDict(config.to_dict())
+        fold.data.comparisons = tuple(sources.with_option(name, f"!{number}/{count}") for name in data.comparisons)
+        _train(fold, mesh, folder)
+        part = tuple(sources.with_option(name, f"{number}/{count}") for name in data.comparisons)
+        records = sources.load(part, "comparisons", data.skip_bad, data.data_dir)
+        scored += _score(fold, mesh, folder, [dict(records[i]) for i in range(len(records))], number - 1)
+
+    def accuracy(rows):
+        return rewards.accuracy(rows, [x for row in rows for x in row["scores"]])["accuracy"]
+
+    by_fold = [accuracy([row for row in scored if row["fold"] == fold]) for fold in range(count)]
+    report = {"accuracy": accuracy(scored), "folds": by_fold}
+    metrics.write_atomically(workdir / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
+    metrics.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    for group, found in report["accuracy"].items():
+        low, high = found["low"], found["high"]
+        metrics.say(f"reward: accuracy on unseen prompts, {group}: {found['mean']:.3f} [{low:.3f}, {high:.3f}]")
+    return report
+
+
+def _train(fold: ConfigDict, mesh: Mesh, folder: epath.Path) -> None:
+    """One fold, exactly as if it had been started alone in its folder."""
+    fold.reward.folds = 0
+    tokenizer.prepare(fold, str(folder))
+    loop.run(reward.build(fold, mesh), fold, folder)
+
+
+def _score(fold: ConfigDict, mesh: Mesh, folder: epath.Path, records: list[dict], number: int) -> list[dict]:
+    """Comparisons with the scores that the model of a fold gives their completions."""
+    entry = {"init_from": str(folder)}
+    trained = ConfigDict({"data": fold.data.to_dict(), "models": {"model": entry}})
+    text = tokenizer.load(fold.data.tokenizer)
+    network = networks.build("model", trained, "scalar", mesh, tokenizer.vocab_size(text), fold.seed)
+    pairs = [(row["prompt"], completion) for row in records for completion in row["completions"]]
+    prompts = batches.encode(text, [prompt for prompt, _ in pairs])
+    ends = [
+        np.append(ids, text.eos_token_id) for ids in tokenizer.encode(text, [completion for _, completion in pairs])
+    ]
+    Q, R = max(map(len, prompts)), max(map(len, ends))
+    params = networks.freeze(network)
+
+    @jax.jit
+    def score(params, prompts, lengths, completions, completion_lengths):
+        mask = jnp.arange(R)[None] < completion_lengths[:, None]
+        row_length, rows = max(fold.reward.row_length, Q + R), fold.reward.microbatch_rows
+        return reward.score(network.config, params, prompts, lengths, completions, mask, row_length, rows)
+
+    scores = []
+    for cut in batches.cuts(len(pairs), BATCH):
+        arrays = (*batches.pad(prompts[cut], BATCH, Q), *batches.pad(ends[cut], BATCH, R))
+        found = jax.device_get(score(params, *batches.put(arrays, mesh)))
+        scores += found[: cut.stop - cut.start].tolist()
+    left = iter(scores)
+    return [row | {"scores": [next(left) for _ in row["completions"]], "fold": number} for row in records]
 
 
 def deal(names: Sequence[str], folds: int) -> list[tuple[str, ...]]:

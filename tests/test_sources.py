@@ -41,7 +41,8 @@ def test_parse():
     for wrong in ("a.jsonl", "csv:a.csv", "jsonl:", "jsonl:a@0", "jsonl:a@-1", "jsonl:a@nan", "jsonl:@1", "jsonl:#1/2"):
         with pytest.raises(ValueError, match=re.escape(wrong)):
             sources.parse(wrong)
-    for wrong in ("jsonl:a#0/2", "jsonl:a#3/2"):
+    assert sources.with_option("jsonl:a#unique@0.5", "!1/5") == "jsonl:a#unique#!1/5@0.5"
+    for wrong in ("jsonl:a#0/2", "jsonl:a#!3/2"):
         with pytest.raises(ValueError, match="from 1 to N"):
             sources.parse(wrong)
 
@@ -54,6 +55,10 @@ def test_parts_have_every_prompt_once_and_do_not_follow_the_validation_split(tmp
     assert sorted(record["n"] for part in (first, second) for record in part) == list(range(1200))
     prompts = [{record["prompt"] for record in part} for part in (first, second)]
     assert not prompts[0] & prompts[1] and 250 < len(prompts[0]) < 350
+    rest = sources.load((f"{name}#!1/2",), "prompts", 0)
+    assert [record["n"] for record in rest] == [record["n"] for record in second]
+    both = sources.load((sources.with_option(f"{name}#!1/5@2", "unique"),), "prompts", 0)
+    assert len(both) == len({record["prompt"] for record in both}) and 440 < len(both) < 520
     valid = {record["prompt"] for record in datasets.split(whole, 0.5)[1]}
     assert 0.4 < len(prompts[0] & valid) / len(prompts[0]) < 0.6
     assert [first.origin(i) for i in range(2)] == [f"{tmp_path}/p.jsonl:{first[i]['n'] + 1}" for i in range(2)]

@@ -17,7 +17,8 @@ simulated record before it returns, so that bad input stops a run before any com
 Options, in any order:
 
 * `#I/N`: the I-th of N parts, by a hash of the prompt (of the text where there is none) that has nothing to do with
-  `config.data.valid_fraction`: two models can learn from halves of the same comparisons that share no prompt.
+  `config.data.valid_fraction`: two models can learn from halves of the same comparisons that share no prompt. `#!I/N`:
+  all but that part.
 * `#unique`: the first record of each prompt (or text). A file of demonstrations with several answers to a prompt is so
   a source of prompts.
 * `#NEW=OLD`: the field OLD of a record under the name NEW too. `#text=completion` makes pretraining text of
@@ -44,7 +45,7 @@ from instructgpt_jax.data import jsonl, schema
 
 EXTRA_FIELDS = "extra_fields_json"  # how data/build.py stores the optional fields of a record
 _LISTED = 10  # malformed records listed in an error
-_OPTION = re.compile(r"(?:(?P<part>\d+)/(?P<parts>\d+)|(?P<unique>unique)|(?P<new>\w+)=(?P<old>\w+))")
+_OPTION = re.compile(r"(?:(?P<but>!?)(?P<part>\d+)/(?P<parts>\d+)|(?P<unique>unique)|(?P<new>\w+)=(?P<old>\w+))")
 _TFDS_NAME = re.compile(r"(?P<name>\w+(?:/[\w.\-]+)*(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 
 
@@ -119,6 +120,12 @@ def parse(source: str) -> Source:
     return Source(form, name, weight, tuple(options))
 
 
+def with_option(source: str, option: str) -> str:
+    """The source with one more option: with_option("jsonl:a@2", "1/5") -> "jsonl:a#1/5@2"."""
+    form, name, weight, options = parse(source)
+    return f"{form}:{name}" + "".join(f"#{o}" for o in (*options, option)) + ("" if weight is None else f"@{weight:g}")
+
+
 def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "") -> Records:
     """Opens and checks all records of `sources`.
 
@@ -173,12 +180,13 @@ def _choose(records: Records, options: tuple[str, ...]) -> Records:
     chosen = [match for match in map(_OPTION.fullmatch, options) if not match["new"]]
     if not chosen:
         return records
+    parts = [match for match in chosen if match["part"]]
     keep, seen = [], set()
     for i in range(len(records)):
         record = records[i]
         text = record.get("prompt", record.get("text"))
         place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"parts of a source").digest(), "big")
-        if any(match["part"] and place % int(match["parts"]) != int(match["part"]) - 1 for match in chosen):
+        if any((place % int(m["parts"]) == int(m["part"]) - 1) == bool(m["but"]) for m in parts):
             continue
         if any(match["unique"] for match in chosen):
             if text in seen:
