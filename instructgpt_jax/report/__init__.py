@@ -36,4 +36,4 @@ def write(report: dict, folder: epath.PathLike) -> None:
         metrics.write_atomically(folder / f"{figure.name}.png", style.png(figure))
     metrics.write_atomically(folder / "index.html", index)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    metrics.write_atomically(folder / "report.json", text)
+    metrics.write_atomically(folder / "report.json", text.encode("utf-8", "replace"))  # half a surrogate pair: '?'

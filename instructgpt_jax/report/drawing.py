@@ -35,7 +35,7 @@ def by_size(lines: list[words.Line], sizes: list[tuple[str, str]], value: Callab
             for x, found in points:
                 _point(ax, x, found, line.color)
         if len(order) == 1:
-            ax.set_xticks(range(len(lines)), [_wrap(line.label) for line in lines])
+            _method_ticks(ax, lines)
             ax.set_xlim(-0.6, len(lines) - 0.4)
         else:
             ax.set_xticks(range(len(order)), [label for _, label in sizes])
@@ -78,7 +78,7 @@ def bars(lines: list[words.Line], sizes: list[str], values: dict[str, dict]) -> 
                 ax.bar(at, value["mean"], width * 0.92, color=color("paper"))  # hides the grid behind the pale bar
                 ax.bar(at, value["mean"], width * 0.92, color=color(line.color), alpha=alpha)
                 _interval(ax, at, value, "ink", 1.3)
-        ax.set_xticks(range(len(lines)), [_wrap(line.label) for line in lines])
+        _method_ticks(ax, lines)
         ax.grid(axis="x", visible=False)
         _percent(ax.yaxis)
         ax.set_ylabel("share of responses")
@@ -192,7 +192,12 @@ def _interval(ax, x: float, value: dict, tint: str, width: float) -> None:
     ends = [value["low"], value["high"]]
     ax.plot([x, x], ends, color=color(tint), linewidth=width, solid_capstyle="butt", zorder=2.5)
     if ends[0] < ends[1]:
-        ax.plot([x, x], ends, color=color(tint), marker="_", markersize=7, linestyle="none", zorder=2.5)
+        ax.plot([x, x], ends, color=color(tint), marker="_", markersize=9, linestyle="none", zorder=2.5)
+
+
+def _method_ticks(ax, lines: list[words.Line]) -> None:
+    size = 11 if len(lines) < 5 else 10 if len(lines) < 7 else 8.5
+    ax.set_xticks(range(len(lines)), [_wrap(line.label) for line in lines], fontsize=size)
 
 
 def _percent(axis) -> None:

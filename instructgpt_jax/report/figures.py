@@ -15,14 +15,17 @@ NAMES = (
     "overoptimisation",
     "curves",
 )
-SUPERVISED = {"pretrain": "Pretraining", "sft": "Fine-tuning", "reward": "Reward model"}  # of the metric keys
-PPO = (  # (title, key on training batches, key on validation prompts, unit)
-    ("score", "objective/score", "valid/score", "mean of the responses"),
-    ("KL from the reference", "objective/kl", "valid/kl", "nats a response"),
-    ("length", "response/length", "valid/length", "tokens a response"),
-    ("pretraining loss", "ptx/loss", "", "nats a token"),
-    ("value loss", "value/loss", "", "loss"),
-    ("entropy of the policy", "policy/entropy", "", "nats a token"),
+CURVES = (  # (title, key on training batches, key on validation data, step, unit)
+    ("Pretraining: loss", "pretrain/loss", "pretrain/valid_loss", "step", "nats a token"),
+    ("Fine-tuning: loss", "sft/loss", "sft/valid_loss", "step", "nats a token"),
+    ("Reward model: loss", "reward/loss", "reward/valid_loss", "step", "nats a pair"),
+    ("Reward model: accuracy", "reward/accuracy", "reward/valid_accuracy", "step", "share of pairs"),
+    ("PPO: score", "objective/score", "valid/score", "iteration", "mean of the responses"),
+    ("PPO: KL from the reference", "objective/kl", "valid/kl", "iteration", "nats a response"),
+    ("PPO: length", "response/length", "valid/length", "iteration", "tokens a response"),
+    ("PPO: pretraining loss", "ptx/loss", "", "iteration", "nats a token"),
+    ("PPO: value loss", "value/loss", "", "iteration", "half a squared error"),
+    ("PPO: entropy of the policy", "policy/entropy", "", "iteration", "nats a token"),
 )
 BARS = "Bars are 95 % intervals."
 
@@ -133,10 +136,9 @@ def reward_model(report: dict) -> Figure | None:
             for group in words.ordered(accuracy | agreement, words.GROUPS)
         ]
         panels.append(Panel("Pairs ranked as the labeler ranked them", drawing.accuracy(groups)))
-        key.append(Key("accuracy", "sft", marker("sft")))
         said.append("Accuracy is the share of untied pairs that the reward model puts in the labeler's order.")
         if agreement:
-            key.append(Key("agreement of two labelers", "ink", "D"))
+            key = [Key("accuracy", "sft", marker("sft")), Key("agreement of two labelers", "ink", "D")]
             said.append("Diamonds are how often two labelers agree on a pair: a model can hardly do better.")
     if found.get("calibration"):
         panels.append(Panel("Calibration", drawing.calibration(found["calibration"])))
@@ -173,15 +175,9 @@ def overoptimisation(report: dict) -> Figure | None:
 
 def curves(report: dict) -> Figure | None:
     """Training curves: a panel for each loss and accuracy of the supervised stages, and for each quantity of PPO."""
-    stages = {stage: found for stage, found in report.get("curves", {}).items() if found}
-    wanted = [
-        (f"{title}: {quantity}", f"{prefix}/{quantity}", f"{prefix}/valid_{quantity}", "step", unit)
-        for prefix, title in SUPERVISED.items()
-        for quantity, unit in (("loss", "nats, a mean"), ("accuracy", "share of pairs"))
-    ]
-    wanted += [(f"PPO: {title}", train, valid, "iteration", unit) for title, train, valid, unit in PPO]
+    stages = {stage: report["curves"][stage] for stage in words.ordered(report.get("curves", {}), words.STAGES)}
     looks, panels, shown = _looks(report, list(stages)), [], {}
-    for title, train, valid, step, unit in wanted:
+    for title, train, valid, step, unit in CURVES:
         have = {stage: (found.get(train, []), found.get(valid, [])) for stage, found in stages.items()}
         have = {stage: pair for stage, pair in have.items() if any(pair)}
         if have:
@@ -257,6 +253,6 @@ def _looks(report: dict, stages: list[str]) -> dict[str, Key]:
         if not tint:
             tint, spare = f"extra{1 + spare % 3}", spare + 1
         used[tint] = used.get(tint, -1) + 1
-        label = names.get(stage) or words.STAGES.get(stage) or words.METHODS.get(stage, words.plain(stage))
+        label = names.get(stage) or (words.STAGES | words.METHODS).get(stage, words.plain(stage))
         found[stage] = Key(label, tint, marker(tint), used[tint])
     return found

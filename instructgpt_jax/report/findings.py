@@ -33,11 +33,13 @@ def headline(report: dict) -> str:
             return f"{first} is preferred to {second} in {words.percent(rate)} of cases."
     for method in ("ppo_ptx", "ppo"):
         row, start = found.row(found.best_size(method)), found.row(report.get("baseline", ""))
-        for key, what in (("gold", "gold score"), ("judge", "judge's score"), ("score", "score")):
+        for key, what in (("gold", "gold"), ("judge", "judge's"), ("score", "reward model's")):
             if key in row and key in start:
-                before, after = (words.number(words.mean(r[key])) for r in (start, row))
+                before, after = (words.mean(r[key]) for r in (start, row))
                 first, second = found.named(report["baseline"], found.best_size(method))
-                return f"From {first} to {second} the mean {what} goes from {before} to {after}."
+                verb = "raises" if after > before else "lowers"
+                change = f"from {words.number(before)} to {words.number(after)}"
+                return f"{second} {verb} the {what} score of {first} {change}."
     return ""
 
 
@@ -195,18 +197,25 @@ def _metadata(found: _View) -> Iterator[Finding]:
 
 
 def _tax(found: _View) -> Iterator[Finding]:
-    """Section 4.2: PPO loses on public tasks, PPO-ptx much less; here measured as loss on pretraining text."""
+    """Section 4.2: PPO loses on public tasks, PPO-ptx much less; here measured as loss on pretraining text.
+
+    It is compared with the policy that PPO started from, where the report has its loss, else with the base model.
+    """
     language = found.report.get("language", {})
+    start = language.get("ref_policy", {}).get("pretraining_loss")
+    owner = "GPT's" if start is None else "its start's"
 
     def loss(name: str) -> dict | None:
         return language.get(name, {}).get("pretraining_loss")
 
     limit = f"{100 * KEPT:.0f} %"
     for method, claim, paper in (
-        ("ppo", f"PPO pays an alignment tax: its pretraining loss is more than {limit} above GPT's", "69.8 → 52.0"),
-        ("ppo_ptx", f"The pretraining mix keeps the loss within {limit} of GPT's", "69.8 → 69.9"),
+        ("ppo", f"PPO pays an alignment tax: its pretraining loss is more than {limit} above {owner}", "69.8 → 52.0"),
+        ("ppo_ptx", f"The pretraining mix keeps the loss within {limit} of {owner}", "69.8 → 69.9"),
     ):
         pairs = list(found.pairs("base", method, loss))
+        if start is not None and loss(name := found.best_size(method)) is not None:
+            pairs = [(found.models[name]["size"], start, loss(name))]
         rises = [b["mean"] / a["mean"] - 1 for _, a, b in pairs]
         if rises:
             texts = [

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from instructgpt_jax.report import figures as figure_names
 from instructgpt_jax.report import findings, template, words
-from instructgpt_jax.report.style import SIGNS, Figure, svg
+from instructgpt_jax.report.style import LINES, SIGNS, Figure, Key, svg
 
+PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 SHOWN = 4  # samples before the rest is folded away
 
 
@@ -29,7 +30,7 @@ def render(report: dict, figures: Sequence[Figure]) -> str:
     sections = [section for section in sections if section[2]]
     return template.page(
         title=_text(report["title"]),
-        headline=_text(findings.headline(report) or report["title"]),
+        headline=_lines(findings.headline(report) or report["title"]),
         facts=_facts(report),
         contents=" ".join(f'<a href="#{key}">{_text(title)}</a>' for key, title, _ in sections),
         sections="\n".join(
@@ -40,7 +41,9 @@ def render(report: dict, figures: Sequence[Figure]) -> str:
 
 
 def _text(value) -> str:
-    return html.escape(str(value), quote=True)
+    """Escaped; control characters, which HTML has no place for, as their pictures."""
+    text = str(value).encode("utf-8", "replace").decode()
+    return html.escape(text.translate(PICTURES), quote=True)
 
 
 def _facts(report: dict) -> str:
@@ -48,7 +51,8 @@ def _facts(report: dict) -> str:
     for name in words.distributions(report):
         n = report.get("distributions", {}).get(name, {}).get("n")
         if n:
-            found.append(f"{n:,} held-out {words.distribution(name)}")
+            what = words.DISTRIBUTIONS.get(name, f"prompts ({words.plain(name)})")
+            found.append(f"{n:,} held-out {what}")
     facts = [f"Measured on {' and '.join(found)}." if found else ""]
     if any("win_rate" in row for rows in report.get("results", {}).values() for row in rows.values()):
         facts.append("± is half of a 95 % interval.")
@@ -72,9 +76,9 @@ def _findings(report: dict) -> str:
     return (
         f"<p>{holds} of {len(found)} statements hold in this run. Preferences are win rates against the SFT baseline. "
         "The paper's numbers are of other models, prompts and people: compare directions, not sizes. An ordering holds "
-        f"where 95 % intervals do not overlap, and is {findings.UNCLEAR} where they do.</p>"
+        f"where the 95 % intervals are apart; where they overlap it is {findings.UNCLEAR}.</p>"
         '<div class="scroll"><table class="findings"><thead><tr><th>Finding</th><th>Paper</th><th>This run</th>'
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<th>Verdict</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
@@ -93,17 +97,25 @@ def _figure(figure: Figure, titled: bool) -> str:
         f'<div class="panel"><h4>{_text(panel.title)}</h4>{svg(panel, f"{figure.name}-{n}")}</div>\n'
         for n, panel in enumerate(figure.panels)
     )
-    legend = "".join(
-        f'<li><span class="sign" style="color: {_variable(k.color)}">{SIGNS[k.marker]}</span>{_text(k.label)}</li>'
-        for k in figure.legend
-    )
-    form = " one" if len(figure.panels) == 1 else " two" if figure.columns == 2 else ""
+    legend = "".join(f"<li>{_sign(key)}{_text(key.label)}</li>" for key in figure.legend)
+    few = len(figure.panels) == 2 or figure.columns == 2
+    form = " one" if len(figure.panels) == 1 else " two" if few else ""
     title = f"<h3>{_text(figure.title)}</h3>" if titled else ""
     return (
-        f'<figure id="{figure.name}">\n{title}<figcaption>{_text(figure.caption)}</figcaption>\n'
+        f'<figure id="figure_{figure.name}">\n{title}<figcaption>{_text(figure.caption)}</figcaption>\n'
         + (f'<ul class="legend">{legend}</ul>\n' if legend else "")
         + f'<div class="panels{form}">\n{panels}</div>\n'
         + f'<p class="png"><a href="{figure.name}.png">{figure.name}.png</a></p>\n</figure>'
+    )
+
+
+def _sign(key: Key) -> str:
+    """The marker of a legend on its line."""
+    dashes = "" if key.line == 0 else f' stroke-dasharray="{" ".join(str(2 * x) for x in LINES[key.line % 4][1])}"'
+    return (
+        f'<svg class="sign" viewBox="0 0 32 14" aria-hidden="true" style="color: {_variable(key.color)}">'
+        f'<line x1="0" y1="7" x2="32" y2="7" stroke="currentColor" stroke-width="2"{dashes}/>'
+        f'<text x="16" y="12" text-anchor="middle" fill="currentColor">{SIGNS[key.marker]}</text></svg>'
     )
 
 
@@ -117,7 +129,7 @@ def _samples(report: dict) -> str:
         return ""
     names, tints = words.model_names(report), words.colors(report)
     cards = []
-    for sample in samples:
+    for sample in _in_turn(report, samples):
         responses = [("Human reference", "ink", {"text": sample["reference"]})] if sample.get("reference") else []
         found = sample["responses"]
         responses += [(names[name], tints[name], found[name]) for name in report["models"] if name in found]
@@ -135,6 +147,16 @@ def _samples(report: dict) -> str:
         rest = "\n".join(cards[SHOWN:])
         body += f"\n<details><summary>{len(cards) - SHOWN} more prompts</summary>\n{rest}\n</details>"
     return body
+
+
+def _in_turn(report: dict, samples: list[dict]) -> list[dict]:
+    """The first sample of each distribution, then the second of each, and so on."""
+    order, seen, places = words.distributions(report), {}, []
+    for n, sample in enumerate(samples):
+        name = sample.get("distribution", "")
+        seen[name] = seen.get(name, 0) + 1
+        places.append((seen[name], order.index(name) if name in order else len(order), n))
+    return [samples[n] for _, _, n in sorted(places)]
 
 
 def _response(name: str, tint: str, response: dict) -> str:
@@ -209,7 +231,7 @@ def _language(report: dict) -> str:
     rows = []
     if any("pretraining_loss" in row for row in found.values()):
         losses = [found[name].get("pretraining_loss") for name in shown]
-        rows.append(_numbers_row("Pretraining loss, nats a token", losses, "loss"))
+        rows.append(_numbers_row("Pretraining loss, nats a token", losses, "fine"))
     for task in dict.fromkeys(task for row in found.values() for task in row.get("tasks", {})):
         chance = report.get("chance", {}).get(task)
         note = "" if chance is None else f"chance {100 * chance:.1f} %"

@@ -89,11 +89,11 @@ def settings() -> Iterator[None]:
     chosen = {
         "font.family": "sans-serif",
         "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 11,
-        "axes.titlesize": 11.5,
-        "axes.labelsize": 11,
-        "xtick.labelsize": 10.5,
-        "ytick.labelsize": 10.5,
+        "font.size": 11.5,
+        "axes.titlesize": 12,
+        "axes.labelsize": 11.5,
+        "xtick.labelsize": 11,
+        "ytick.labelsize": 11,
         "text.color": color("ink"),
         "axes.labelcolor": muted,
         "axes.titlecolor": color("ink"),
@@ -111,7 +111,7 @@ def settings() -> Iterator[None]:
         "grid.linewidth": 0.8,
         "axes.axisbelow": True,
         "lines.linewidth": 1.8,
-        "lines.markersize": 6.5,
+        "lines.markersize": 5.5,
         "lines.markeredgewidth": 1.4,
         "svg.fonttype": "none",  # text stays text, in the page's own type
         "figure.constrained_layout.use": True,
@@ -133,6 +133,7 @@ def svg(panel: Panel, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would be the whole page's
     size = re.search(r'viewBox="[^"]*"', text).group()
     text = re.sub(r"<svg[^>]*>", f'<svg {size} role="img" aria-label="{_attribute(panel.title)}">', text, count=1)
     text = re.sub(r'<g id="[^"]*">', "<g>", text).replace("xlink:href", "href")

@@ -56,20 +56,22 @@ h3 { font-size: 1rem; line-height: 1.35; margin-bottom: .35rem; }
 h2 + p, figcaption, .note { color: var(--muted); max-width: 46rem; margin-top: .5rem; }
 figure { margin: 2.2rem 0 0; } h2 + figure { margin-top: .5rem; }
 figure h3 { font-size: 1.12rem; margin: 0; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1.5rem 1.8rem;
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1.5rem 1.8rem;
   margin-top: .9rem; }
-.panels.one { grid-template-columns: minmax(0, 34rem); }
-.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 28rem)); }
+.panels.one { grid-template-columns: minmax(0, 32rem); }
+.panels.two { grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 29rem)); }
 .panel { min-width: 0; }
 .panel h4 { margin: 0 0 .2rem; font-size: .95rem; font-weight: 600; }
 .panel svg { display: block; width: 100%; height: auto; }
+.panel svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .panel svg text { font-family: inherit !important; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; margin: .8rem 0 0; padding: 0;
   font-size: .93rem; }
-.sign { margin-right: .35em; }
+.sign { width: 32px; height: 14px; margin-right: .45em; vertical-align: -.1em; font-size: 14px; }
 .png { font-size: .85rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; margin-top: 1rem; border: 1px solid var(--grid); border-radius: .5rem; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .5rem .8rem; border-bottom: 1px solid var(--grid); vertical-align: top; }
 tr:last-child > * { border-bottom: 0; }
 thead th { font-weight: 600; background: var(--soft); vertical-align: bottom; }
@@ -79,9 +81,8 @@ thead th { font-weight: 600; background: var(--soft); vertical-align: bottom; }
 .numbers tbody th { position: sticky; left: 0; background: var(--paper); min-width: 8.5rem; max-width: 14rem; }
 .numbers small { display: block; color: var(--muted); font-size: .78rem; }
 .numbers tr.head th { background: var(--soft); color: var(--muted); font-size: .82rem; }
-.findings td { min-width: 11rem; }
 .findings td:first-child { font-weight: 500; }
-.findings td:last-child { min-width: 7.5rem; font-weight: 600; white-space: nowrap; }
+.findings td:last-child { font-weight: 600; white-space: nowrap; }
 .holds { color: var(--good); } .fails { color: var(--bad); } .unclear { color: var(--open); }
 .sample { margin-top: 1.8rem; }
 .sample h3 { color: var(--muted); font-weight: 500; font-size: .9rem; }
@@ -91,7 +92,7 @@ thead th { font-weight: 600; background: var(--soft); vertical-align: bottom; }
   margin-top: .9rem; }
 .response { border: 1px solid var(--grid); border-top: .25rem solid var(--tint); border-radius: .5rem;
   padding: .6rem .9rem .8rem; min-width: 0; }
-.response .text { font-size: .95rem; }
+.response .text { font-size: .95rem; max-height: 24rem; overflow-y: auto; }
 .scores { display: block; color: var(--muted); font-size: .82rem; font-weight: 400; }
 .chosen { border-left: .25rem solid var(--good); }
 .prefix { margin-top: .9rem; }
@@ -101,8 +102,16 @@ details { margin-top: 1.4rem; } summary { cursor: pointer; color: var(--sft); }
   align-items: start; }
 footer { margin-top: 4rem; padding-top: 1rem; border-top: 1px solid var(--grid); color: var(--muted);
   font-size: .9rem; }
-@media (max-width: 40rem) {
+@media (max-width: 44rem) {
   body { padding: 1.5rem 1rem 3rem; } section { margin-top: 2.6rem; } th, td { padding: .45rem .6rem; }
+  .findings thead { display: none; }
+  .findings tr { display: grid; grid-template-columns: 1fr 1fr; padding: .6rem .8rem;
+    border-bottom: 1px solid var(--grid); }
+  .findings tr:last-child { border-bottom: 0; }
+  .findings td { border: 0; padding: 0 .6rem .2rem 0; }
+  .findings td:first-child, .findings td:last-child { grid-column: 1 / -1; }
+  .findings td:nth-child(2)::before { content: "Paper"; } .findings td:nth-child(3)::before { content: "This run"; }
+  .findings td::before { display: block; color: var(--muted); font-size: .8rem; }
 }
 @media print { nav { display: none; } section, figure, .sample { break-inside: avoid; } }
 """)

@@ -14,7 +14,13 @@ METHODS = {
 }
 DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts"}
 GROUPS = {"training": "training labelers", "heldout": "held-out labelers", "all": "all labelers"}
-STAGES = {"pretrain": "pretraining", "rlhf_init": "start of PPO", "reward": "reward model"}
+STAGES = {  # in the order in which they train
+    "pretrain": "pretraining",
+    "sft": "SFT",
+    "rlhf_init": "start of PPO",
+    "ref_policy": "start of PPO",
+    "reward": "reward model",
+}
 METADATA = {
     "follows_instruction": "Attempts the correct instruction",
     "satisfies_constraint": "Follows explicit constraints",
@@ -31,7 +37,7 @@ METRICS = {
     "length": ("Length, tokens", "number", "of a response"),
     "ended": ("Ended by itself, %", "share", "responses that end before the limit"),
     "bleu": ("BLEU", "number", "of the corpus, against the human references"),
-    "rouge_l": ("ROUGE-L", "number", "against the human references"),
+    "rouge_l": ("ROUGE-L", "fine", "against the human references"),
     "slot_coverage": ("Slot coverage, %", "share", "facts of the prompt that the response states"),
 }
 
@@ -144,26 +150,29 @@ def half(value: dict) -> float:
 
 
 def percent(value: dict) -> str:
-    """`71 ± 3 %`; for narrow intervals with a decimal; `50 %` where there is none."""
+    """`71 ± 3 %`; with a decimal if narrow; `50 %` if there is no interval, `2 % (0 to 9)` if it is lopsided."""
     if value["low"] == value["high"]:
         return f"{100 * value['mean']:.3g} %"
     digits = 0 if half(value) >= 0.01 else 1
+    if abs(value["mean"] - value["low"] - half(value)) > 0.2 * half(value):
+        mean, low, high = (f"{100 * value[key]:.{digits}f}" for key in ("mean", "low", "high"))
+        return f"{mean} % ({low} to {high})"
     return f"{100 * value['mean']:.{digits}f} ± {100 * half(value):.{digits}f} %"
 
 
 def number(value: float) -> str:
-    """Enough digits to tell values apart, with a true minus sign: 0.012, −0.12, 1.23, 12.3, 1234."""
+    """Enough digits to tell values apart, with a true minus sign: 0.0012, −0.12, 1.23, 12.3, 1234."""
     size = abs(value)
-    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.1 or size == 0 else 3
+    digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.01 or size == 0 else 4
     text = f"{value:.{digits}f}"
     return (text if float(text) or not value else f"{value:.1e}").replace("-", "−")
 
 
 def cell(value: dict | float | None, form: str = "number") -> tuple[str, str]:
-    """Mean and 95 % interval as they stand in a table; `form` share is in per cent, loss has three decimals."""
+    """Mean and 95 % interval as they stand in a table; `form` share is in per cent, fine has three decimals."""
     if value is None:
         return "–", ""
-    write = {"share": lambda x: f"{100 * x:.1f}", "loss": lambda x: f"{x:.3f}", "number": number}[form]
+    write = {"share": lambda x: f"{100 * x:.1f}", "fine": lambda x: f"{x:.3f}", "number": number}[form]
     if not isinstance(value, dict):
         return write(value), ""
     return write(value["mean"]), f"{write(value['low'])} to {write(value['high'])}"

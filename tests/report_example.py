@@ -1,0 +1,111 @@
+"""A whole report with made-up numbers: two sizes, two kinds of prompts, two groups of labelers."""
+
+import math
+
+LEVELS = {"base": 0.08, "prefix": 0.21, "sft": 0.5, "ppo": 0.72, "ppo_ptx": 0.7, "control": 0.47}
+LABELS = {
+    "base": "GPT",
+    "prefix": "GPT (prompted)",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "ppo_ptx": "PPO-ptx",
+    "control": "PPO, shuffled rankings",
+}
+
+
+def interval(mean: float, half: float, n: int = 1000) -> dict:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def example() -> dict:
+    """Every section; the quality of a model decides all its numbers, so that each differs from the others."""
+    models, quality = {}, {}
+    for size, parameters, gain in (("small", 1_400_000, 0.0), ("medium", 3_600_000, 0.03)):
+        for method in LEVELS if size == "small" else ("base", "sft", "ppo_ptx"):
+            name = f"{method}_{size}"
+            models[name] = {"label": LABELS[method], "method": method, "size": size, "parameters": parameters}
+            quality[name] = LEVELS[method] + gain
+    results = {
+        distribution: {name: row(quality[name] - 0.04 * n, name == "sft_small") for name in models}
+        for n, distribution in enumerate(("instruct", "gpt"))
+    }
+    losses = {"base": 1.62, "sft": 1.71, "ppo": 1.8, "ppo_ptx": 1.64, "control": 1.66}
+    plain = [name for name, model in models.items() if model["method"] != "prefix"]
+    language = {
+        name: {
+            "pretraining_loss": interval(losses[models[name]["method"]] - 0.1 * name.endswith("medium"), 0.01),
+            "tasks": {"cloze": interval(0.9 - losses[models[name]["method"]] / 20, 0.02)},
+        }
+        for name in plain
+    }
+    steps = range(1, 31)
+    rise = [[step, 2 - 2 * math.exp(-step / 10)] for step in steps]
+    fall = [[step, 1.5 + math.exp(-step / 10)] for step in steps]
+    return {
+        "title": "A made-up run",
+        "seed": 0,
+        "models": models,
+        "baseline": "sft_small",
+        "distributions": {"instruct": {"n": 1000}, "gpt": {"n": 900}},
+        "results": results,
+        "language": language,
+        "chance": {"cloze": 0.25},
+        "reward_model": {
+            "accuracy": {"training": interval(0.716, 0.012), "heldout": interval(0.702, 0.02)},
+            "agreement": {"training": 0.738, "heldout": 0.731},
+            "calibration": [{"predicted": p / 10, "observed": p / 10, "pairs": 100 * p} for p in range(1, 10)],
+        },
+        "curves": {
+            "ppo_ptx": {"objective/score": rise, "ptx/loss": fall, "valid/score": rise[9::10]},
+            "pretrain": {"pretrain/loss": fall, "pretrain/valid_loss": fall[9::10]},
+            "reward": {"reward/accuracy": rise},
+        },
+        "overoptimisation": {
+            "ppo": [
+                {"step": s, "kl": s / 3.0, "score": s / 10, "gold": 1 - (s - 20) ** 2 / 400} for s in range(0, 31, 5)
+            ]
+        },
+        "prefix": {
+            "candidates": [{"text": "Hello.\n\n", "score": -1.5}, {"text": "Q: 1?\nA: 1.", "score": -0.5}],
+            "chosen": 1,
+        },
+        "samples": [
+            {
+                "prompt": f"Name {n} <animals>.",
+                "distribution": "gpt" if n < 5 else "instruct",
+                "reference": "fox & hare",
+                "responses": {
+                    name: {"text": f"<script>alert({n})</script>\x04", "score": -0.25, "gold": 1.5} for name in models
+                },
+            }
+            for n in range(10)
+        ],
+        "perf": {"seconds": {"ppo": 150.0, "evaluate": 61.2}, "versions": {"jax": "0.10.2"}, "device": "1 x cpu"},
+    }
+
+
+def row(level: float, baseline: bool) -> dict:
+    """All metrics of one model on one distribution."""
+    rates = {"training": interval(level, 0.03), "heldout": interval(level - 0.01, 0.03)}
+    if baseline:
+        rates = {group: interval(0.5, 0.0) for group in rates}
+    return {
+        "win_rate": rates,
+        "likert": {"training": interval(1.5 + 4 * level, 0.1), "heldout": interval(1.4 + 4 * level, 0.1)},
+        "metadata": {
+            "follows_instruction": interval(0.2 + level, 0.02),
+            "satisfies_constraint": interval(0.1 + level, 0.03),
+            "hallucination": interval(0.5 - 0.6 * level, 0.03, 230),
+            "appropriate": interval(0.22 + level, 0.02),
+            "toxic": interval(0.09 - 0.1 * level, 0.005),
+        },
+        "score": interval(3 * level - 1, 0.08),
+        "judge": interval(2 * level - 1, 0.08),
+        "gold": interval(5 * level, 0.1),
+        "kl": interval(9 * level, 0.4),
+        "length": interval(30 + level, 0.5),
+        "ended": interval(0.1 + level, 0.02),
+        "bleu": 60 + 10 * level,
+        "rouge_l": interval(0.5 + 0.2 * level, 0.01),
+        "slot_coverage": interval(0.2 + level, 0.02),
+    }
