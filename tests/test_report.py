@@ -17,7 +17,7 @@ from instructgpt_jax.report import figures, findings, page, style, words
 from tests.report_example import example, interval
 
 SECTIONS = {  # key of the report -> sections that the page has with it and the models alone
-    "results": ["paper", "preferences", "metadata", "numbers"],
+    "results": ["paper", "preferences", "metadata", "scores", "numbers"],
     "language": ["paper", "tax"],
     "reward_model": ["paper", "reward"],
     "curves": ["training"],

@@ -1,7 +1,5 @@
 """Every figure of the report: which numbers it shows and what is said of them. Without its numbers a figure is None."""
 
-from collections.abc import Callable
-
 from instructgpt_jax.report import drawing, words
 from instructgpt_jax.report.style import Figure, Key, Panel, marker
 
@@ -10,6 +8,7 @@ NAMES = (
     "figure3_win_rate_by_group",
     "likert",
     "figure4_metadata",
+    "scores",
     "alignment_tax",
     "reward_model",
     "overoptimisation",
@@ -32,7 +31,7 @@ BARS = "Bars are 95 % intervals."
 
 def all_figures(report: dict) -> list[Figure]:
     """The figures that the report has numbers for, in the order of `NAMES`."""
-    makers = (win_rates, win_rates_by_group, likert, metadata, tax, reward_model, overoptimisation, curves)
+    makers = (win_rates, win_rates_by_group, likert, metadata, scores, tax, reward_model, overoptimisation, curves)
     return [figure for maker in makers if (figure := maker(report)) is not None]
 
 
@@ -97,22 +96,33 @@ def metadata(report: dict) -> Figure | None:
     return None
 
 
+def scores(report: dict) -> Figure | None:
+    """Scores of the responses and their likeness to human references, on the main distribution."""
+    for distribution in words.distributions(report):
+        rows, panels, shown = report["results"][distribution], [], []
+        for key in ("score", "judge", "gold", "slot_coverage", "bleu", "rouge_l"):
+            name, form, note = words.METRICS[key]
+            found = _rows(report, {model: row[key] for model, row in rows.items() if key in row})
+            if found:
+                panels.append(Panel(name.split(",")[0], drawing.dots(found, "higher is better", form == "share", None)))
+                shown.append(f"{name.split(',')[0]}: {note}.")
+        if panels:
+            where = f"Means over the responses to {words.distribution(distribution)}."
+            caption = f"{where} {' '.join(shown)} {BARS}"
+            return Figure("scores", "Scores of the responses", caption, panels, (), 3)
+    return None
+
+
 def tax(report: dict) -> Figure | None:
     """The alignment tax: pretraining loss and closed tasks of each model."""
     language, panels = report.get("language", {}), []
-    names, tints = words.model_names(report), words.colors(report)
-    order = words.language_order(report)
-
-    def rows(value: Callable) -> list[tuple[str, str, dict]]:
-        found = [(name, value(language[name])) for name in order]
-        return [(names.get(n, words.plain(n)), tints.get(n, "muted"), row) for n, row in found if row is not None]
-
-    losses = rows(lambda row: row.get("pretraining_loss"))
+    losses = _rows(report, {n: row["pretraining_loss"] for n, row in language.items() if "pretraining_loss" in row})
     if losses:
         draw = drawing.dots(losses, "nats a token; lower is better", False, None)
         panels.append(Panel("Loss on pretraining text", draw))
     for task in dict.fromkeys(task for row in language.values() for task in row.get("tasks", {})):
-        values = rows(lambda row, task=task: row.get("tasks", {}).get(task))
+        found = {name: row["tasks"][task] for name, row in language.items() if task in row.get("tasks", {})}
+        values = _rows(report, found)
         draw = drawing.dots(values, "right answers; higher is better", True, report.get("chance", {}).get(task))
         panels.append(Panel(f"Task: {words.plain(task)}", draw))
     if not panels:
@@ -236,6 +246,16 @@ def _by_size(report: dict, where: list[tuple[str, str]], quantity: str) -> list[
         title = f"{words.distribution(distribution)}, {words.group(group)}"
         panels.append(Panel(title, drawing.by_size(lines, sizes, value, axis)))
     return panels
+
+
+def _rows(report: dict, values: dict[str, dict | float]) -> list[tuple[str, str, dict]]:
+    """(label, colour, interval) of each model, in the report's order; a plain number has no width."""
+    names, tints, rows = words.model_names(report), words.colors(report), []
+    for name in words.ordered(values, report["models"]):
+        value = values[name]
+        value = value if isinstance(value, dict) else {"mean": value, "low": value, "high": value}
+        rows.append((names.get(name, words.STAGES.get(name, words.plain(name))), tints.get(name, "muted"), value))
+    return rows
 
 
 def _size_label(report: dict, size: str) -> str:

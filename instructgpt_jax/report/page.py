@@ -19,8 +19,9 @@ def render(report: dict, figures: Sequence[Figure]) -> str:
         ("preferences", "Which model labelers prefer", _figures(drawn, *figure_names.NAMES[:3])),
         ("metadata", "Following instructions, and the truth", _figures(drawn, "figure4_metadata")),
         ("samples", "Samples side by side", _samples(report)),
+        ("scores", "Scores of the responses", _figures(drawn, "scores")),
         ("tax", "The alignment tax", _figures(drawn, "alignment_tax") + _language(report)),
-        ("reward", "The reward model", _figures(drawn, "reward_model")),
+        ("reward", "The reward model", _figures(drawn, "reward_model") + _agreement(report)),
         ("overoptimisation", "Over-optimisation", _figures(drawn, "overoptimisation")),
         ("training", "Training", _figures(drawn, "curves")),
         ("prefix", "The few-shot prefix", _prefix(report)),
@@ -102,7 +103,7 @@ def _figure(figure: Figure, titled: bool) -> str:
     form = " one" if len(figure.panels) == 1 else " two" if few else ""
     title = f"<h3>{_text(figure.title)}</h3>" if titled else ""
     return (
-        f'<figure id="figure_{figure.name}">\n{title}<figcaption>{_text(figure.caption)}</figcaption>\n'
+        f'<figure id="figure_{figure.name}">\n{title}<figcaption>{_lines(figure.caption)}</figcaption>\n'
         + (f'<ul class="legend">{legend}</ul>\n' if legend else "")
         + f'<div class="panels{form}">\n{panels}</div>\n'
         + f'<p class="png"><a href="{figure.name}.png">{figure.name}.png</a></p>\n</figure>'
@@ -192,11 +193,15 @@ def _numbers(report: dict) -> str:
     tables = "\n".join(_distribution(report, name) for name in words.distributions(report) if report["results"][name])
     if not tables:
         return ""
-    return f"<p>Means, and below them their 95 % intervals.</p>\n{tables}"
+    present = {key for rows in report["results"].values() for row in rows.values() for key in row}
+    notes = [f"{name.split(',')[0]}: {note}" for key, (name, _, note) in words.METRICS.items() if key in present]
+    text = f"Means, and below them their 95 % intervals. {'; '.join(notes)}{'.' if notes else ''}"
+    return f"<p>{_lines(text)}</p>\n{tables}"
 
 
 def _distribution(report: dict, distribution: str) -> str:
     """Rows are quantities, columns are models."""
+    names = words.model_names(report)
     found = report["results"][distribution]
     shown = [name for name in report["models"] if name in found]
     rows = []
@@ -217,9 +222,11 @@ def _distribution(report: dict, distribution: str) -> str:
     if others and rows:
         rows.append(f'<tr class="head"><th colspan="{len(shown) + 1}">Scores and text</th></tr>')
     for key in others:
-        label, form, note = words.METRICS.get(key, (words.plain(key), "number", ""))
-        rows.append(_numbers_row(label, [found[model].get(key) for model in shown], form, note))
-    return f'<h3 class="note">{_text(words.distribution(distribution))}</h3>' + _table(report, shown, rows)
+        label, form, _ = words.METRICS.get(key, (words.plain(key), "number", ""))
+        rows.append(_numbers_row(label, [found[model].get(key) for model in shown], form))
+    return f'<h3 class="of">{_text(words.distribution(distribution))}</h3>' + _table(
+        [names[name] for name in shown], rows
+    )
 
 
 def _language(report: dict) -> str:
@@ -237,14 +244,27 @@ def _language(report: dict) -> str:
         note = "" if chance is None else f"chance {100 * chance:.1f} %"
         values = [found[name].get("tasks", {}).get(task) for name in shown]
         rows.append(_numbers_row(f"{words.plain(task)}, % right", values, "share", note))
-    return _table(report, shown, rows)
+    names = words.STAGES | words.model_names(report)
+    return _table([names.get(name, words.plain(name)) for name in shown], rows)
 
 
-def _table(report: dict, shown: list[str], rows: list[str]) -> str:
-    names = words.model_names(report)
-    head = "".join(f"<th>{_text(names.get(name, words.plain(name)))}</th>" for name in shown)
+def _agreement(report: dict) -> str:
+    """The reward model's accuracy in numbers."""
+    found = report.get("reward_model", {})
+    accuracy, agreement = found.get("accuracy", {}), found.get("agreement", {})
+    groups = words.ordered(accuracy | agreement, words.GROUPS)
+    if not groups:
+        return ""
+    rows = [_numbers_row("Accuracy, % of pairs", [accuracy.get(group) for group in groups], "share")]
+    if agreement:
+        rows.append(_numbers_row("Agreement of labelers, %", [agreement.get(group) for group in groups], "share"))
+    return _table([words.group(group) for group in groups], rows)
+
+
+def _table(columns: list[str], rows: list[str]) -> str:
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
     return (
-        '<div class="scroll"><table class="numbers"><thead><tr><th></th>'
+        f'<div class="scroll{" small" * (len(columns) < 3)}"><table class="numbers"><thead><tr><th></th>'
         f"{head}</tr></thead><tbody>\n{chr(10).join(rows)}\n</tbody></table></div>"
     )
 

@@ -53,7 +53,9 @@ a:hover { text-decoration: underline; }
 section { margin-top: 3.2rem; scroll-margin-top: 1rem; }
 h2 { font-size: 1.4rem; letter-spacing: -.01em; line-height: 1.25; }
 h3 { font-size: 1rem; line-height: 1.35; margin-bottom: .35rem; }
-h2 + p, figcaption, .note { color: var(--muted); max-width: 46rem; margin-top: .5rem; }
+h2 + p, figcaption { color: var(--muted); max-width: 46rem; margin-top: .5rem; }
+.of { margin: 1.6rem 0 -.3rem; }
+.small { max-width: 34rem; }
 figure { margin: 2.2rem 0 0; } h2 + figure { margin-top: .5rem; }
 figure h3 { font-size: 1.12rem; margin: 0; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1.5rem 1.8rem;

@@ -30,11 +30,11 @@ METADATA = {
 }
 # Of one model on one distribution: key -> (name, form, what it is).
 METRICS = {
-    "score": ("Score", "number", "the reward model's, mean over responses"),
-    "judge": ("Judge", "number", "score of a reward model that PPO never saw"),
-    "gold": ("Gold score", "number", "what the simulated labelers' judgements are made from"),
+    "score": ("Score", "number", "of the reward model that PPO trained on"),
+    "judge": ("Judge", "number", "score of another reward model, which PPO never saw"),
+    "gold": ("Gold score", "number", "what the labelers' judgements are made from"),
     "kl": ("KL, nats", "number", "from the reference policy, sum over the tokens of a response"),
-    "length": ("Length, tokens", "number", "of a response"),
+    "length": ("Length, tokens", "number", "of the response"),
     "ended": ("Ended by itself, %", "share", "responses that end before the limit"),
     "bleu": ("BLEU", "number", "of the corpus, against the human references"),
     "rouge_l": ("ROUGE-L", "fine", "against the human references"),
@@ -160,19 +160,27 @@ def percent(value: dict) -> str:
     return f"{100 * value['mean']:.{digits}f} ± {100 * half(value):.{digits}f} %"
 
 
-def number(value: float) -> str:
-    """Enough digits to tell values apart, with a true minus sign: 0.0012, −0.12, 1.23, 12.3, 1234."""
-    size = abs(value)
+def number(value: float, size: float | None = None) -> str:
+    """Enough digits to tell values apart, with a true minus sign: 0.0012, −0.12, 1.23, 12.3, 1234.
+
+    `size` is the largest number beside it, for numbers that are to have the same decimals.
+    """
+    size = abs(value) if size is None else size
     digits = 0 if size >= 1000 else 1 if size >= 10 else 2 if size >= 0.01 or size == 0 else 4
     text = f"{value:.{digits}f}"
-    return (text if float(text) or not value else f"{value:.1e}").replace("-", "−")
+    return (text if float(text) or size != abs(value) or not value else f"{value:.1e}").replace("-", "−")
 
 
 def cell(value: dict | float | None, form: str = "number") -> tuple[str, str]:
     """Mean and 95 % interval as they stand in a table; `form` share is in per cent, fine has three decimals."""
     if value is None:
         return "–", ""
-    write = {"share": lambda x: f"{100 * x:.1f}", "fine": lambda x: f"{x:.3f}", "number": number}[form]
+    size = max(abs(value["low"]), abs(value["high"])) if isinstance(value, dict) else abs(value)
+    write = {
+        "share": lambda x: f"{100 * x:.1f}",
+        "fine": lambda x: f"{x:.3f}",
+        "number": lambda x: number(x, size),
+    }[form]
     if not isinstance(value, dict):
         return write(value), ""
     return write(value["mean"]), f"{write(value['low'])} to {write(value['high'])}"
