@@ -194,7 +194,9 @@ def _numbers(report: dict) -> str:
     if not tables:
         return ""
     present = {key for rows in report["results"].values() for row in rows.values() for key in row}
-    notes = [f"{name.split(',')[0]}: {note}" for key, (name, _, note) in words.METRICS.items() if key in present]
+    notes = [
+        f"{name.split(',')[0]}: {note}" for key, (name, _, note) in words.METRICS.items() if note and key in present
+    ]
     text = f"Means, and below them their 95 % intervals. {'; '.join(notes)}{'.' if notes else ''}"
     return f"<p>{_lines(text)}</p>\n{tables}"
 
@@ -282,8 +284,8 @@ def _run(report: dict) -> str:
     perf, tables = report.get("perf", {}), []
     names, models = words.model_names(report), []
     for name, model in report["models"].items():
-        count = f"{words.parameters(model['parameters'])} parameters" if model.get("parameters") else ""
-        models.append((names[name], ", ".join(filter(None, (model["size"], count)))))
+        count = f"{words.parameters(model['parameters'])} parameters" if model.get("parameters") else model["size"]
+        models.append((names[name], count))
     tables.append(_pairs("Models", models))
     if perf.get("seconds"):
         times = [(words.plain(stage), words.seconds(value)) for stage, value in perf["seconds"].items()]

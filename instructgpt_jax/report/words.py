@@ -34,7 +34,7 @@ METRICS = {
     "judge": ("Judge", "number", "score of another reward model, which PPO never saw"),
     "gold": ("Gold score", "number", "what the labelers' judgements are made from"),
     "kl": ("KL, nats", "number", "from the reference policy, sum over the tokens of a response"),
-    "length": ("Length, tokens", "number", "of the response"),
+    "length": ("Length, tokens", "number", ""),
     "ended": ("Ended by itself, %", "share", "responses that end before the limit"),
     "bleu": ("BLEU", "number", "of the corpus, against the human references"),
     "rouge_l": ("ROUGE-L", "fine", "against the human references"),
