@@ -355,6 +355,9 @@ def test_numbers_as_words():
         ("reward_model accuracy training", 0.7, r"\['training'\] must be an interval"),
         ("curves ppo_ptx objective/score", [1, 2], r"must be a list of \[step, value\]"),
         ("overoptimisation ppo", [{"step": 1}], r"must be a list of dicts with step and kl"),
+        ("prefix candidates", [{"text": ""}], r"must be a list of dicts with text and score"),
+        ("reward_model calibration", [{}], r"must be a list of dicts with predicted and observed and pairs"),
+        ("perf seconds ppo", "long", r"\['seconds'\]\['ppo'\] must be a number, got 'long'"),
         ("samples", [{"responses": {}}], r"report\['samples'\]\[0\] must have a prompt"),
     ],
 )

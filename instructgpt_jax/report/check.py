@@ -23,6 +23,8 @@ def check(report: dict) -> None:
         _need(isinstance(model, dict), where, "be a dict", model)
         for key in ("label", "method", "size"):
             _need(isinstance(model.get(key), str), f"{where}[{key!r}]", "be a string", model.get(key))
+        count = model.get("parameters", 0)
+        _need(_number(count), f"{where}['parameters']", "be a number", count)
     for distribution, rows in _dict(report, "results", "report").items():
         where = f"report['results'][{distribution!r}]"
         for name in _dict(report["results"], distribution, "report['results']"):
@@ -38,8 +40,15 @@ def check(report: dict) -> None:
             _interval(row["pretraining_loss"], f"{where}['pretraining_loss']")
         for task, value in _dict(row, "tasks", where).items():
             _interval(value, f"{where}['tasks'][{task!r}]")
-    for group, value in _dict(_dict(report, "reward_model", "report"), "accuracy", "report['reward_model']").items():
-        _interval(value, f"report['reward_model']['accuracy'][{group!r}]")
+    model, where = _dict(report, "reward_model", "report"), "report['reward_model']"
+    for group, value in _dict(model, "accuracy", where).items():
+        _interval(value, f"{where}['accuracy'][{group!r}]")
+    _numbers(_dict(model, "agreement", where), f"{where}['agreement']")
+    _rows(model.get("calibration", []), f"{where}['calibration']", ("predicted", "observed", "pairs"))
+    _numbers(_dict(report, "chance", "report"), "report['chance']")
+    _numbers(_dict(_dict(report, "perf", "report"), "seconds", "report['perf']"), "report['perf']['seconds']")
+    candidates = _dict(report, "prefix", "report").get("candidates", [])
+    _rows(candidates, "report['prefix']['candidates']", ("text", "score"))
     for n, sample in enumerate(_list(report, "samples")):
         where = f"report['samples'][{n}]"
         _need(isinstance(sample, dict) and isinstance(sample.get("prompt"), str), where, "have a prompt", sample)
@@ -47,13 +56,13 @@ def check(report: dict) -> None:
             _need(name in models, f"{where} has the model {name!r}: it", f"be one of {list(models)}", name)
             text = response.get("text") if isinstance(response, dict) else None
             _need(isinstance(text, str), f"{where}['responses'][{name!r}]['text']", "be a string", text)
+            _numbers({k: response[k] for k in ("score", "gold") if k in response}, f"{where}['responses'][{name!r}]")
     for stage, found in _dict(report, "curves", "report").items():
         for metric, points in _dict(report["curves"], stage, "report['curves']").items():
             pairs = isinstance(points, list) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in points)
             _need(pairs, f"report['curves'][{stage!r}][{metric!r}]", "be a list of [step, value]", found[metric])
     for name, rows in _dict(report, "overoptimisation", "report").items():
-        whole = isinstance(rows, list) and all(isinstance(r, dict) and {"step", "kl"} <= r.keys() for r in rows)
-        _need(whole, f"report['overoptimisation'][{name!r}]", "be a list of dicts with step and kl", rows)
+        _rows(rows, f"report['overoptimisation'][{name!r}]", ("step", "kl"))
 
 
 def _row(row: Any, where: str) -> None:
@@ -64,6 +73,16 @@ def _row(row: Any, where: str) -> None:
                 _interval(interval, f"{where}[{key!r}][{name!r}]")
         elif not _number(value):
             _interval(value, f"{where}[{key!r}]")
+
+
+def _rows(rows: Any, where: str, keys: tuple[str, ...]) -> None:
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and set(keys) <= row.keys() for row in rows)
+    _need(whole, where, f"be a list of dicts with {' and '.join(keys)}", rows)
+
+
+def _numbers(values: dict, where: str) -> None:
+    for name, value in values.items():
+        _need(_number(value), f"{where}[{name!r}]", "be a number", value)
 
 
 def _interval(value: Any, where: str) -> None:
