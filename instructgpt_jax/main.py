@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from instructgpt_jax import (
+    collect,
     evaluate,
     export,
     pipeline,
@@ -55,6 +56,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "pretrain": functools.partial(train, pretrain.build),
     "sft": functools.partial(train, sft.build),
     "reward": train_reward,
+    "collect": collect.run,
     "select": selection.run,
     "ppo": functools.partial(train, ppo_stage.build),
     "evaluate": evaluate.run,

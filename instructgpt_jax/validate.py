@@ -62,6 +62,7 @@ OPTIMIZER = {
     "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": TEXT,
     "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
+GROUPS = ("training", "heldout")  # of simulated labelers
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TEXT, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
@@ -121,6 +122,14 @@ SECTIONS = {
         "max_prompt_length": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
         "num_samples": integer(0),
     },
+    "collect": ANSWERS | {
+        "num_prompts": integer(0), "max_prompt_length": integer(1), "shuffled": FLAG,
+        "completions": Rule(
+            "a pair (low, high) of integers with 2 <= low <= high",
+            lambda x: isinstance(x, tuple) and len(x) == 2 and all(integer(2).holds(k) for k in x) and x[0] <= x[1],
+        ),
+        "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
+    },
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
@@ -130,7 +139,10 @@ NETWORKS = {  # entries of config.models
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
 }
-SOURCES = {"pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts"}
+SOURCES = {
+    "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",
+    "collect": "prompts",
+}  # fmt: skip
 
 
 def validate(config: ConfigDict, mesh: Mesh) -> None:
@@ -160,6 +172,10 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)
+    elif stage == "collect":
+        _divides("config.collect.batch_size", config.collect.batch_size, *_shards(mesh))
+        if config.collect.shuffled and not config.collect.labelers:
+            raise ValueError("config.collect.labelers must name a group for config.collect.shuffled=True, got ()")
     elif stage in TRAINED:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
 
@@ -190,6 +206,8 @@ def _check_networks(config: ConfigDict) -> None:
     wanted = NETWORKS.get(config.stage, ("model",))
     if config.stage == "select" and config.select.by == "loss":
         wanted = ("model",)
+    if config.stage == "collect":
+        wanted = tuple(config.get("models", ())) or wanted
     if config.stage == "evaluate":
         wanted = (*wanted, *(entry.model for entry in config.evaluate.models.values()))
     for name in wanted:

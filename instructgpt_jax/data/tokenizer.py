@@ -175,7 +175,7 @@ def prepare(config, workdir: str | os.PathLike) -> None:
     kept = epath.Path(workdir) / "tokenizer"
     wanted = config.data.tokenizer
     if not wanted:
-        own = [name for name in ("policy", "model", "reward") if name in config.models]
+        own = [name for name in ("policy", "model", "reward") if name in config.models] or sorted(config.models)
         network = own[0]  # of an evaluation, whose policies have names of their own: the reward model
         init_from = config.models[network].get("init_from", "")
         if not init_from:

@@ -1,0 +1,152 @@
+"""Comparisons for the reward model: completions of the present policies, ranked by labelers (Ouyang et al. 2022, 3.4).
+
+Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
+simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
+people to rank. A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import networks, rollout, sharding
+from instructgpt_jax.data import encoding, simulated, sources
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.simulated import world
+from instructgpt_jax.evaluation import batches
+from instructgpt_jax.training import loop, metrics
+
+RANKED, SHUFFLED, UNRANKED = "comparisons.jsonl", "shuffled.jsonl", "unranked.jsonl"
+NARROW = 3  # most prompts are short: those up to a third of the longest go through a narrower program
+TOLD = 5  # lines of progress a policy
+KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons carry
+
+
+def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
+    """Writes `comparisons.jsonl` into the workdir, with `config.collect.shuffled` also `shuffled.jsonl`: the same
+    completions with their ranks in random order; without labelers `unranked.jsonl` instead.
+
+    Raises:
+      ValueError: a policy that is missing, or whose context does not hold a prompt with its response.
+    """
+    c, folder = config.collect, epath.Path(workdir)
+    tokenizer = tokenizers.load(config.data.tokenizer)
+    size = tokenizers.vocab_size(tokenizer)
+    policies = {name: networks.build(name, config, "lm", mesh, size, config.seed) for name in sorted(config.models)}
+    nets = (policy.config for policy in policies.values())
+    networks.check_context("prompt and response of config.collect", c.max_prompt_length + c.response_length, *nets)
+    loop.claim_workdir(config, folder)
+    last = folder / (RANKED if c.labelers else UNRANKED)
+    if last.exists():
+        metrics.say(f"collect: complete in {folder}, nothing to do")
+        return
+
+    records = sources.load(tuple(config.data.prompts), "prompts", config.data.skip_bad, config.data.data_dir)
+    prompts = encoding.prompts(
+        records,
+        tokenizer,
+        max_prompt_length=c.max_prompt_length,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        skip_bad=config.data.skip_bad,
+    )
+    chosen = choose(len(prompts.examples), c.num_prompts, config.seed)
+    wanted = {name: [] for name in policies}  # (prompt, completion) by the policy that writes it
+    for number in chosen:
+        for k in range(count_completions(number, *c.completions, config.seed)):
+            wanted[sorted(policies)[(number + k) % len(policies)]].append((number, k))
+
+    def answer(network, params, prompts, lengths, episodes):
+        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id)
+
+    answer = jax.jit(answer, static_argnums=0, out_shardings=sharding.replicated(mesh))
+    texts = {}
+    for name, policy in policies.items():
+        network = policy.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
+        write = functools.partial(answer, network, networks.freeze(policy))
+        for item, ids in complete(c, write, prompts.examples, wanted[name], mesh, name):
+            texts[item] = tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids)
+
+    collected = []
+    for number in chosen:
+        record = records[int(prompts.records[number])]
+        answers = [texts[number, k] for k in range(count_completions(number, *c.completions, config.seed))]
+        collected.append({field: record[field] for field in KEPT if field in record} | {"completions": answers})
+    if jax.process_index() > 0:
+        return
+    ranked = [line for record in collected for line in rank(record, c.labelers, config.seed)]
+    if c.shuffled:
+        _write(folder / SHUFFLED, [shuffle(line, config.seed) for line in ranked])
+    _write(last, ranked or collected)  # last: it says that the stage is complete
+    metrics.say(f"collect: {len(ranked or collected)} comparisons of {len(collected)} prompts in {last}")
+
+
+def choose(count: int, wanted: int, seed: int) -> list[int]:
+    """`wanted` of `count` prompts in their order, drawn by the seed; all of them where it is 0 or too many."""
+    order = np.random.default_rng(seed).permutation(count)
+    return sorted(order[: wanted or count].tolist())
+
+
+def count_completions(number: int, low: int, high: int, seed: int) -> int:
+    """K of a prompt, uniform in [low, high]."""
+    return low + int(world.rng_of("completions", seed, number).random() * (high + 1 - low))
+
+
+def complete(
+    c: ConfigDict, answer: Callable, prompts: list[np.ndarray], items: list[tuple[int, int]], mesh: Mesh, name: str
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """The (item, ids) that one policy writes.
+
+    Args:
+      c: config.collect.
+      answer: (prompts, lengths, episodes) -> rollout.Rollout.
+      prompts: (length,) int32 arrays.
+      items: (prompt, completion) that it writes; they say which random numbers are used, so that the text does not
+        depend on what is sampled beside it.
+    """
+    done, told = 0, 0
+    for width, cut in _batches(items, prompts, c):
+        tokens, lengths = batches.pad([prompts[number] for number, _ in cut], c.batch_size, width)
+        episodes = batches.fill(np.array([number * c.completions[1] + k for number, k in cut], np.int32), c.batch_size)
+        found = answer(*batches.put((tokens, lengths, episodes), mesh))
+        responses, mask = jax.device_get((found.tokens, found.mask))
+        yield from zip(cut, (ids[real] for ids, real in zip(responses, mask, strict=True)), strict=False)
+        done += len(cut)
+        if done - told >= len(items) / TOLD or done == len(items):
+            told = done
+            metrics.say(f"collect {done}/{len(items)} completions by {name}")
+
+
+def _batches(items: list, prompts: list[np.ndarray], c: ConfigDict) -> Iterator[tuple[int, list]]:
+    """(width of the prompts, items) of each batch, prompts of similar length together."""
+    ordered = sorted(items, key=lambda item: (len(prompts[item[0]]), item))
+    narrow = -(-c.max_prompt_length // NARROW)
+    short = [item for item in ordered if len(prompts[item[0]]) <= narrow]
+    for width, group in ((narrow, short), (c.max_prompt_length, ordered[len(short) :])):
+        for cut in batches.cuts(len(group), c.batch_size):
+            yield width, group[cut]
+
+
+def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:
+    """The record as a comparison, once for each group of labelers: by one of them, who depends on the prompt."""
+    for group in groups:
+        people = simulated.labelers(group)
+        labeler = world.pick(world.rng_of("labeler of", group, record["prompt"], seed), people)
+        ranking = simulated.rank(labeler, record["prompt"], record["completions"], seed)
+        yield record | {"ranking": ranking, "labeler": labeler.name, "group": group}
+
+
+def shuffle(record: dict, seed: int) -> dict:
+    """The comparison with its ranks in an order that has nothing to do with the completions."""
+    ranks = record["ranking"]
+    rng = world.rng_of("shuffle", record["labeler"], record["prompt"], seed)
+    return record | {"ranking": world.sample(rng, ranks, len(ranks))}
+
+
+def _write(path: epath.Path, records: list[dict]) -> None:
+    metrics.write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

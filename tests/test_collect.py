@@ -1,0 +1,137 @@
+"""Stage `collect`: who writes and who ranks, the same every time, and a later stage of the pipeline reads it."""
+
+import functools
+import json
+
+import jax
+import pytest
+
+from configs import common, pretrain_tiny, reward_6b
+from instructgpt_jax import collect, main, sharding
+from instructgpt_jax.data import simulated
+from instructgpt_jax.sharding import make_mesh
+from instructgpt_jax.validate import validate
+
+PROMPTS = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These runs are small: one of the suite's eight devices compiles them sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Workdir of a base model that has learned next to nothing."""
+    config = pretrain_tiny.get_config("tiny")
+    config.data.tokenizer, config.data.pretraining = "train:400", ("simulated:pretraining:200",)
+    config.pretrain.num_steps, config.eval_every = 2, 0
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    main.run(config, str(workdir))
+    return workdir
+
+
+def configure(base, **changes):
+    config = common.config("collect")
+    for name in ("one", "two"):
+        config.models[name] = common.network(init_from=str(base))
+    config.data.prompts = (f"simulated:prompts:train:{PROMPTS}",)
+    config.data.max_prompt_tokens = 0
+    config.collect = {
+        "num_prompts": 0, "completions": (2, 4), "labelers": ("training", "heldout"), "shuffled": True,
+        "batch_size": 16, "max_prompt_length": 200, "response_length": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    }  # fmt: skip
+    config.collect.update(changes)
+    return config
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def collected(base):
+    workdir = base.parent / "collect"
+    main.run(configure(base), str(workdir))
+    return workdir
+
+
+def test_every_prompt_is_completed_and_ranked_by_each_group(collected):
+    records = read(collected / "comparisons.jsonl")
+    prompts = simulated.records(f"prompts:train:{PROMPTS}")
+    assert [r["prompt"] for r in records] == [p["prompt"] for p in prompts for _ in range(2)]
+    assert {len(r["completions"]) for r in records} == {2, 3, 4}
+    for training, heldout in zip(records[::2], records[1::2], strict=True):
+        assert (training["group"], heldout["group"]) == ("training", "heldout")
+        assert training["completions"] == heldout["completions"] and training["user"] == heldout["user"]
+    for record in records:
+        labeler = next(x for x in simulated.labelers(record["group"]) if x.name == record["labeler"])
+        assert record["ranking"] == simulated.rank(labeler, record["prompt"], record["completions"], 0)
+    assert len({r["labeler"] for r in records}) > 5
+    texts = [text for r in records[::2] for text in r["completions"]]
+    assert len(set(texts)) > 0.9 * len(texts)  # every completion has random numbers of its own
+
+
+def test_shuffled_ranks_are_the_same_ranks_elsewhere(collected):
+    ranked, shuffled = read(collected / "comparisons.jsonl"), read(collected / "shuffled.jsonl")
+    assert len(ranked) == len(shuffled)
+    for a, b in zip(ranked, shuffled, strict=True):
+        assert a | {"ranking": sorted(a["ranking"])} == b | {"ranking": sorted(b["ranking"])}
+    assert sum(a["ranking"] != b["ranking"] for a, b in zip(ranked, shuffled, strict=True)) > PROMPTS
+
+
+def test_a_complete_workdir_is_left_alone(base, collected, capsys):
+    before = (collected / "comparisons.jsonl").stat().st_mtime_ns
+    main.run(configure(base), str(collected))
+    assert "nothing to do" in capsys.readouterr().err
+    assert (collected / "comparisons.jsonl").stat().st_mtime_ns == before
+
+
+def test_texts_do_not_depend_on_the_batch_or_on_the_other_prompts(base, collected, tmp_path):
+    main.run(configure(base, batch_size=8, num_prompts=10, labelers=(), shuffled=False), str(tmp_path))
+    records = read(tmp_path / "unranked.jsonl")
+    assert len(records) == 10 and not (tmp_path / "comparisons.jsonl").exists()
+    assert all("ranking" not in record for record in records)
+    ranked = {(r["prompt"], *r["completions"]) for r in read(collected / "comparisons.jsonl")}
+    assert all((r["prompt"], *r["completions"]) in ranked for r in records)
+
+
+def test_another_seed_writes_other_texts(base, collected, tmp_path):
+    config = configure(base, num_prompts=6, labelers=(), shuffled=False)
+    config.seed = 1
+    main.run(config, str(tmp_path))
+    ours = {tuple(r["completions"]) for r in read(tmp_path / "unranked.jsonl")}
+    assert not ours & {tuple(r["completions"]) for r in read(collected / "comparisons.jsonl")}
+
+
+def test_a_reward_model_learns_from_the_file(base, collected, tmp_path):
+    config = reward_6b.get_config("tiny")
+    config.models.model.init_from = str(base)
+    config.data.comparisons = (f"jsonl:{collected}/comparisons.jsonl",)
+    config.data.demonstrations, config.data.max_prompt_tokens = (), 0
+    config.reward.num_steps, config.eval_every, config.data.valid_fraction = 1, 0, 0.0
+    main.run(config, str(tmp_path))
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["reward/pairs"] > 0
+
+
+def test_the_prompts_of_a_run_are_drawn_by_its_seed():
+    few = collect.choose(100, 10, 0)
+    assert few == sorted(set(few)) and len(few) == 10 and few != collect.choose(100, 10, 1)
+    assert collect.choose(5, 10, 0) == collect.choose(5, 0, 3) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"labelers": ("experts",)}, "labelers must be a tuple of .*'experts'"),
+        ({"completions": (4, 3)}, r"completions must be a pair .* got \(4, 3\)"),
+        ({"labelers": (), "shuffled": True}, "labelers must name a group"),
+        ({"max_prompt_length": 0}, "max_prompt_length must be an integer of at least 1"),
+    ],
+)
+def test_bad_settings_are_named(base, changes, message):
+    with pytest.raises(ValueError, match=message):
+        validate(configure(base, **changes), make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
