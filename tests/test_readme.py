@@ -1,0 +1,180 @@
+"""Each command of the documents is run, or where that is dear, checked in everything up to the first computation.
+
+Commands stand in blocks that are indented by four spaces. The first words of one decide what is done with it; words
+that are not known here fail. test_notebook.py runs the two commands at the top of the README, .ci/run CONTRIBUTING's.
+"""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import jax
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from instructgpt_jax import main, pipeline, sweep
+from instructgpt_jax.sharding import make_mesh
+from instructgpt_jax.validate import validate
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/*.md"))
+)
+
+
+def blocks(document: str) -> list[str]:
+    """The indented blocks of a document, outside of fences and lists, without their indentation."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"(?:\A|\n\n)((?: {4}.*\n?)+)", text)
+    return [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in found]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command of a block, continued lines joined."""
+    found = []
+    for line in re.sub(r"\\\n\s*", "", block).splitlines():
+        parts = (shlex.split(part, comments=True) for part in re.split(r"\s*(?:&&|;)\s*", line))
+        found += [words for words in parts if words]
+    return found
+
+
+def is_launch(block: str) -> bool:
+    return "launch/" in block or re.match(r"\w+=\(", block) is not None
+
+
+ALL = [(document, block) for document in DOCUMENTS for block in blocks(document)]
+PLAIN = [
+    pytest.param(words, id=f"{document}: {' '.join(words)[:90]}")
+    for document, block in ALL
+    if not is_launch(block)
+    for words in commands(block)
+]
+LAUNCHES = {document: [block for name, block in ALL if name == document and is_launch(block)] for document in DOCUMENTS}
+
+
+def check_main(arguments: list[str]) -> None:
+    """The configuration exists, has every key that is set, and every stage of it could run on one device."""
+    values = flags.FlagValues()
+    arguments = ["main", *arguments]
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)  # where overrides are looked for
+        rest = values(arguments)
+    assert rest == ["main"], rest
+    config, workdir = values.config, values.workdir or "runs/x"
+    mesh = make_mesh(dict(data=1, fsdp=-1, tensor=1), jax.devices()[:1])
+    if config.stage == "pipeline":
+        for name in config.order:
+            validate(pipeline.stage_config(config, name, workdir), mesh)
+    else:
+        assert config.stage in main.STAGES
+        validate(config, mesh)
+
+
+def check_sweep(arguments: list[str]) -> None:
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+    values = sweep.grid(given.pop("values"))
+    assert given.pop("metric")
+    config, key = given.pop("config"), given.pop("key")
+    check_main([f"--config={config}", f"--config.{key}={values[0]}", *(f"--{k}={v}" for k, v in given.items())])
+
+
+def check_script(script: str, arguments: list[str]) -> None:
+    """The script has each flag that is given."""
+    helped = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert helped.returncode == 0, helped.stderr
+    for argument in arguments:
+        if argument.startswith("--") and not argument.startswith("--config."):
+            assert re.search(rf"{re.escape(argument.split('=')[0])}\b", helped.stdout), argument
+
+
+def check_install(arguments: list[str]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for argument in arguments:
+        assert re.fullmatch(r"-e|\.|\.\[[a-z,]+\]", argument), argument
+        for extra in re.findall(r"[a-z]+", argument.partition("[")[2]):
+            assert extra in extras
+
+
+@pytest.mark.parametrize("words", PLAIN)
+def test_a_command_of_the_documents(words):
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    match words:
+        case ["python", "-m", "instructgpt_jax.main", *rest]:
+            check_main(rest)
+        case ["python", "-m", "instructgpt_jax.sweep", *rest]:
+            check_sweep(rest)
+        case ["python", "-m", module, *rest]:
+            check_script(str((ROOT / module.replace(".", "/")).with_suffix(".py")), rest)
+        case ["python", script, *rest]:
+            check_script(script, rest)
+        case ["pip", "install", *rest]:
+            check_install(rest)
+        case (
+            ["python3", "-m", "venv", ".venv"]
+            | [".", ".venv/bin/activate"]
+            | ["ruff", "check", "."]
+            | ["pytest", "-n", "2"]
+        ):
+            pass  # .ci/run does these
+        case ["git", "clone", _] | ["cd", _]:
+            pass
+        case _:
+            raise AssertionError(f"no check for {words}")
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if LAUNCHES[name]])
+def test_the_launch_commands(document, tmp_path):
+    """Run from top to bottom in a clone, with a gcloud that does nothing and a slice that is ready."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(
+        "#!/bin/sh\ncase \"$*\" in *' list '*) printf 'pod\\tACTIVE\\n';; *' describe '*) echo 1;; esac\n"
+    )
+    gcloud.chmod(0o755)
+    subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "clone"], check=True)
+    script = "\n".join(LAUNCHES[document])
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path / "clone", capture_output=True, text=True, timeout=60,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    joined = re.sub(r"\\\n", " ", script)
+    for text in re.findall(r"=\((--config=.*?)\)", joined, re.DOTALL) + re.findall(r" -- (--config=.*)", joined):
+        check_main(shlex.split(text))
+
+
+def test_the_tree_names_every_module():
+    """The tree of the README has a line for each module of the package, and none for what is not there."""
+    tree = re.search(r"^```\n(instructgpt_jax/.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    listed = [re.match(r"( *)(\S+)", line).groups() for line in tree.splitlines()]
+    inside = {name for indent, name in listed if indent}
+    package = ROOT / "instructgpt_jax"
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert inside == modules | folders
+    for indent, name in listed:
+        assert (ROOT / name if not indent else package / name).exists(), name
+
+
+def test_links_lead_somewhere():
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for target in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+            if "://" not in target:
+                assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
+
+
+def test_every_configuration_is_named():
+    text = (ROOT / "README.md").read_text()
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"common"}
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)] == []
