@@ -204,7 +204,7 @@ def test_remat_policies_give_the_same_gradients():
 
     expected = gradient("none")
     assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(expected["blocks"]["mlp"]))
-    for remat in ("dots", "full"):
+    for remat in ("light", "dots", "full"):
         chex.assert_trees_all_close(gradient(remat), expected, rtol=1e-4, atol=1e-4)
 
 

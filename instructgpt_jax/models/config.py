@@ -7,7 +7,7 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("layernorm", "rmsnorm")
 RESIDUALS = ("sequential", "parallel", "parallel_shared_norm", "post_norm")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "light", "dots", "full")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 HEADS = ("lm", "scalar")
@@ -47,8 +47,9 @@ class ModelConfig:
       residual_dropout, embedding_dropout, attention_dropout: rates, active where a dropout key is given.
       dtype: of activations and matrix products. Parameters are kept in float32, norms and softmax computed in it.
       remat: what the backward pass recomputes: `none` (nothing but norms, activations and softmax: keeping them costs
-        more than computing them), `dots` (also attention: all but the products with weights), `full` (all but each
-        block's input).
+        more than computing them), `light` (also the projection out of attention, and attention itself where no fused
+        kernel does it: queries, keys, values, what attention gives and what the activation takes are kept), `dots`
+        (also attention: all but the products with weights), `full` (all but each block's input).
       attention: the backend that attends over whole rows: `auto` (the platform's, or `xla` with a line in the log where
         that cannot serve them), or `xla`, `cudnn` or `splash` by force; see flash.py. A cache is read by `xla` always.
       head: `lm` (logits) or `scalar` (a reward or value a token).

@@ -18,6 +18,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from instructgpt_jax.models import attention, flash, heads
 from instructgpt_jax.models.attention import Layout
@@ -38,6 +39,9 @@ ACTIVATIONS = {
 SAVED = {  # by the forward pass for the backward
     "none": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_saveable, flash.saved_by_the_kernel
+    ),
+    "light": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names("light"), flash.saved_by_the_kernel
     ),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -88,6 +92,7 @@ class Attention(nn.Module):
             query = attention.rotate(query, *layer.rotary, c.rotary_interleaved)
             key = attention.rotate(key, *layer.rotary, c.rotary_interleaved)
         query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # (B, heads, T, H)
+        query, key, value = checkpoint_name((query, key, value), "light")
         if cache is not None:
             keys, values, column = cache
             key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), column, axis=2)
@@ -97,6 +102,7 @@ class Attention(nn.Module):
         drop = layer.dropout_key if layer.dropout_key is None else jax.random.fold_in(layer.dropout_key, 0)
         if layer.fused is None:
             y = attention.attend(query, key, value, layer.mask, scale, c.attention_dropout, drop)
+            y = checkpoint_name(y, "light")
         else:
             y = layer.fused(query, key, value)
         y = y.swapaxes(1, 2)
@@ -115,9 +121,10 @@ class Mlp(nn.Module):
         c = self.config
         init = nn.initializers.normal(INIT_STD)
         dense = functools.partial(nn.Dense, use_bias=c.mlp_bias, dtype=c.dtype)
-        y = dense(c.mlp_width, kernel_init=init, name="up")(x)
+        y = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="up")(x), "light")
         if c.gated_mlp:
-            y = y * ACTIVATIONS[c.activation](dense(c.mlp_width, kernel_init=init, name="gate")(x))
+            gate = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="gate")(x), "light")
+            y = y * ACTIVATIONS[c.activation](gate)
         else:
             y = ACTIVATIONS[c.activation](y)
         init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
