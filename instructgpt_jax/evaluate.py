@@ -29,8 +29,8 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks
 from instructgpt_jax import report as reports
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import curves, language, rewards, statistics, text, world
 from instructgpt_jax.evaluation import data as datasets
+from instructgpt_jax.evaluation import language, rewards, statistics, text, world
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
@@ -71,7 +71,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     }
     report["language"] = examine_language(config, nets, tokenizer, data, mesh, parts)
     report["chance"] = {task: language.chance(records) for task, records in data.tasks.items()}
-    report["curves"] = {stage: curves.read(c.curves[stage]) for stage in c.curves}
+    report["curves"] = data.curves
     report["overoptimisation"] = examine_snapshots(config, nets, examiner, data, mesh, parts)
     report["samples"] = sample(config, data, answers)
     report["perf"] = perf(config, time.perf_counter() - started)

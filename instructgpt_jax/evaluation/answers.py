@@ -4,10 +4,10 @@ One program samples for each architecture and width of prompts, one reads all an
 compile twice. Policies come one after another; the reference, the reward model and the judge stay in memory.
 """
 
-import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import networks, rollout, sharding
+from instructgpt_jax import networks, rollout
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
+from instructgpt_jax.sharding import constrain
 
 NARROW = 3  # most prompts are much shorter than the longest: those up to a third of it go through a narrower program
+SCORES = {"score": "reward", "judge": "judge"}  # how the scalar of a network is called
+
+
+class Options(NamedTuple):
+    """The numbers of `config.evaluate` that the programs below are compiled for."""
+
+    response_length: int
+    temperature: float
+    top_k: int
+    top_p: float
+    row_length: int
+    microbatch_rows: int
 
 
 class Examiner:
@@ -35,19 +48,18 @@ class Examiner:
     """
 
     def __init__(self, config: ConfigDict, tokenizer, frozen: dict[str, Network], mesh: Mesh):
-        self._seed, self._options, self._tokenizer, self._mesh = config.seed, config.evaluate, tokenizer, mesh
-        self._networks = {name: _runtime(network.config) for name, network in frozen.items()}
-        self._load = frozen
-        whole = sharding.replicated(mesh)  # so that every process can read what comes out
-        self._sample = jax.jit(self._sample_batch, static_argnums=0, out_shardings=whole)
-        self._read = jax.jit(self._read_batch, out_shardings=whole)
-        self._score = jax.jit(self._score_batch, static_argnums=(0, 3), out_shardings=whole)
+        c = config.evaluate
+        self._rows, self._longest, self._longest_prefix = c.batch_size, c.max_prompt_length, c.prefix.max_length
+        self._options = Options(*(c[name] for name in Options._fields))
+        self._seed, self._tokenizer, self._mesh, self._networks = config.seed, tokenizer, mesh, frozen
 
     @functools.cached_property
     def _frozen(self) -> dict[str, dict]:
-        return {name: networks.freeze(network) for name, network in self._load.items()}
+        return {name: networks.freeze(network) for name, network in self._networks.items()}
 
-    def answer(self, network: ModelConfig, params: dict, stream: str, prompts: Sequence[str], prefix: str = ""):
+    def answer(
+        self, network: ModelConfig, params: dict, stream: str, prompts: Sequence[str], prefix: str = ""
+    ) -> list[dict]:
         """A sampled answer to each prompt.
 
         Args:
@@ -63,23 +75,26 @@ class Examiner:
         """
         bare = batches.encode(self._tokenizer, prompts)
         seen = batches.encode(self._tokenizer, [prefix + prompt for prompt in prompts]) if prefix else bare
-        longest_bare = self._options.max_prompt_length
-        longest = longest_bare + self._options.prefix.max_length * bool(prefix)
-        widths = (-(-longest // NARROW), longest)
-        groups = {width: [] for width in widths}
+        widest = self._longest + self._longest_prefix * bool(prefix)
+        narrow = -(-widest // NARROW)
+        groups = {narrow: [], widest: []}
         for number in sorted(range(len(prompts)), key=lambda i: len(seen[i])):
-            groups[widths[0] if len(seen[number]) <= widths[0] else widths[1]].append(number)
-        network, answers = _runtime(network), [None] * len(prompts)
+            groups[narrow if len(seen[number]) <= narrow else widest].append(number)
+
+        networks = tuple((name, network.config) for name, network in self._networks.items())
         iteration = np.int32(zlib.crc32(stream.encode()) & 0x7FFFFFFF)
-        rows = self._options.batch_size
+        answers: list[dict] = [{}] * len(prompts)
         for width, numbers in groups.items():
-            for cut in batches.cuts(len(numbers), rows):
+            for cut in batches.cuts(len(numbers), self._rows):
                 chosen = numbers[cut]
-                context = (*batches.pad([seen[i] for i in chosen], rows, width), batches.fill(np.int32(chosen), rows))
-                responses = self._sample(network, params, *batches.put(context, self._mesh), iteration)
-                plain = batches.put(batches.pad([bare[i] for i in chosen], rows, longest_bare), self._mesh)
-                read = self._read(self._frozen, Episodes(*plain, responses.tokens, responses.mask), responses.logprobs)
-                tokens, mask, values = jax.device_get((responses.tokens, responses.mask, read))
+                index = batches.fill(np.array(chosen, np.int32), self._rows)
+                context = self._put((*batches.pad([seen[i] for i in chosen], self._rows, width), index))
+                program = (_runtime(network), self._options, self._seed, self._tokenizer.eos_token_id)
+                response = sample(*program, params, *context, iteration)
+                plain = self._put(batches.pad([bare[i] for i in chosen], self._rows, self._longest))
+                read = Episodes(*plain, response.tokens, response.mask)
+                values = values_of(networks, self._options, self._frozen, read, response.logprobs)
+                tokens, mask, values = jax.device_get((response.tokens, response.mask, values))
                 for row, number in enumerate(chosen):
                     answers[number] = self._describe(tokens[row][mask[row]], {k: v[row] for k, v in values.items()})
         return answers
@@ -93,50 +108,61 @@ class Examiner:
         eos = np.array([self._tokenizer.eos_token_id], np.int32)
         begun = batches.encode(self._tokenizer, prompts)
         ends = [np.append(ids, eos) for ids in tokenizers.encode(self._tokenizer, completions)]
-        Q, R, rows = max(map(len, begun)), max(map(len, ends)), self._options.batch_size
-        row_length = max(self._options.row_length, Q + R)
-        networks.check_context("prompt and completion of config.evaluate.accuracy", row_length, self._networks[name])
+        Q, R, network = max(map(len, begun)), max(map(len, ends)), self._networks[name].config
+        options = self._options._replace(row_length=max(self._options.row_length, Q + R))
+        networks.check_context("prompt and completion of config.evaluate.accuracy", options.row_length, network)
         scores = []
-        for cut in batches.cuts(len(begun), rows):
-            batch = batches.put((*batches.pad(begun[cut], rows, Q), *batches.pad(ends[cut], rows, R)), self._mesh)
-            found = self._score(name, self._frozen[name], batch, row_length)
+        for cut in batches.cuts(len(begun), self._rows):
+            texts = batches.pad(ends[cut], self._rows, R)
+            batch = self._put((*batches.pad(begun[cut], self._rows, Q), *texts))
+            found = scores_of(network, options, self._frozen[name], *batch)
             scores.append(jax.device_get(found)[: cut.stop - cut.start])
         return np.concatenate(scores)
+
+    def _put(self, arrays):
+        return batches.put(arrays, self._mesh)
 
     def _describe(self, ids: np.ndarray, values: dict) -> dict:
         ended = bool(ids[-1] == self._tokenizer.eos_token_id)
         text = self._tokenizer.decode(ids[:-1] if ended else ids)
         return {"text": text, "ended": ended, "length": len(ids)} | {k: float(v) for k, v in values.items()}
 
-    def _sample_batch(self, network, params, prompts, lengths, index, iteration):
-        options, eos_id = self._options, self._tokenizer.eos_token_id
-        return rollout.respond(
-            network, params, prompts, lengths, index, options, self._seed, eos_id, iteration=iteration
-        )
 
-    def _read_batch(self, frozen, answers: Episodes, logprobs) -> dict[str, jax.Array]:
-        options = self._options
-        packed = ep.pack(answers, options.row_length, options.microbatch_rows)
-        scores = {"reward": "score", "judge": "judge"}
-        found = {
-            key: ep.scores(self._networks[name], frozen[name], answers, packed)
-            for name, key in scores.items()
-            if name in frozen
-        }
-        ref = functools.partial(ep.row_logprobs, self._networks["ref_policy"], frozen["ref_policy"])
-        temperature = options.temperature or 1.0
-        ref_logprobs = ep.forward_episodes(lambda rows: ref(rows, temperature), answers, packed)
-        return found | {"kl": jnp.sum(jnp.where(answers.response_mask, logprobs - ref_logprobs, 0.0), axis=1)}
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def sample(network: ModelConfig, options: Options, seed: int, eos_id: int, params, prompts, lengths, index, iteration):
+    """Responses to (B, Q) prompts, see rollout.generate; whole on every device, as is all that follows."""
+    found = rollout.respond(network, params, prompts, lengths, index, options, seed, eos_id, iteration=iteration)
+    return jax.tree.map(lambda x: constrain(x, None, None), found)
 
-    def _score_batch(self, name: str, params: dict, batch: tuple, row_length: int) -> jax.Array:
-        prompts, lengths, completions, completion_lengths = batch
-        mask = jnp.arange(completions.shape[1])[None] < completion_lengths[:, None]
-        answers = Episodes(prompts, lengths, completions, mask)
-        packed = ep.pack(answers, row_length, self._options.microbatch_rows)
-        return ep.scores(self._networks[name], params, answers, packed)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def values_of(networks: tuple, options: Options, frozen: dict, answers: Episodes, logprobs: jax.Array) -> dict:
+    """`score`, `judge` and `kl` of B answers, each (B,) float32.
+
+    Args:
+      networks: (name, ModelConfig) of the frozen networks.
+      logprobs: (B, R) of the response tokens under the policy.
+    """
+    packed, configs = ep.pack(answers, options.row_length, options.microbatch_rows), dict(networks)
+    found = {
+        key: ep.scores(configs[name], frozen[name], answers, packed) for key, name in SCORES.items() if name in configs
+    }
+    temperature = options.temperature or 1.0
+    head = lambda rows: ep.row_logprobs(configs["ref_policy"], frozen["ref_policy"], rows, temperature)  # noqa: E731
+    gap = jnp.where(answers.response_mask, logprobs - ep.forward_episodes(head, answers, packed), 0.0)
+    return {key: constrain(x, None) for key, x in (found | {"kl": gap.sum(axis=1)}).items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def scores_of(network: ModelConfig, options: Options, params, prompts, lengths, completions, completion_lengths):
+    """(B,) float32 scores of written completions (B, R)."""
+    mask = jnp.arange(completions.shape[1])[None] < completion_lengths[:, None]
+    texts = Episodes(prompts, lengths, completions, mask)
+    packed = ep.pack(texts, options.row_length, options.microbatch_rows)
+    return constrain(ep.scores(network, params, texts, packed), None)
 
 
 def _runtime(network: ModelConfig) -> ModelConfig:
     """Without what only training knows, so that models of one shape share a program."""
-    off = {"residual_dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0, "remat": "none"}
-    return dataclasses.replace(network, **off)
+    off = {"residual_dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
+    return network.replace(**off, remat="none")

@@ -7,7 +7,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import datasets, encoding, sources
-from instructgpt_jax.evaluation import text
+from instructgpt_jax.evaluation import curves, text
+from instructgpt_jax.training import checkpoint
 
 
 class Data(NamedTuple):
@@ -18,6 +19,7 @@ class Data(NamedTuple):
     references: prompt -> the texts that people wrote.
     comparisons, tasks: records of comparisons; task -> its records.
     text: (T,) int32 each, sequences of pretraining text.
+    curves: stage -> what its metrics.jsonl says.
     """
 
     prompts: dict[str, list[str]]
@@ -27,6 +29,7 @@ class Data(NamedTuple):
     comparisons: list[dict]
     tasks: dict[str, list[dict]]
     text: list[np.ndarray]
+    curves: dict[str, dict[str, list]]
 
 
 def load(config: ConfigDict, tokenizer) -> Data:
@@ -66,6 +69,10 @@ def load(config: ConfigDict, tokenizer) -> Data:
         length = c.pretraining.row_length
         running = records(config.data.pretraining, "pretraining")
         sequences = encoding.pretraining(running, tokenizer, row_length=length, cache_dir="").examples
+    for name, workdir in c.overoptimisation.runs.items():
+        if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
+            where = f"config.evaluate.overoptimisation.runs.{name}"
+            raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     return Data(
         prompts=found,
         prefix_prompts=prompts(c.prefix.prompts),
@@ -74,4 +81,5 @@ def load(config: ConfigDict, tokenizer) -> Data:
         comparisons=list(records(c.accuracy, "comparisons")) if c.accuracy else [],
         tasks={task: list(records(c.tasks[task], "tasks")) for task in c.tasks},
         text=[sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))],
+        curves={stage: curves.read(c.curves[stage]) for stage in c.curves},
     )

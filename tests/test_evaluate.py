@@ -1,0 +1,320 @@
+"""The evaluate stage on tiny models of the simulated world; what its parts measure, against slow ways of the same."""
+
+import copy
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common, pretrain_tiny, reward_6b, sft_1b3
+from instructgpt_jax import evaluate, main, models, networks, pipeline, sharding
+from instructgpt_jax.data import simulated
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import language, world
+from instructgpt_jax.evaluation.answers import Examiner
+from instructgpt_jax.evaluation.parts import Parts
+
+MESH = {"data": 1, "fsdp": -1, "tensor": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """These runs are small: one of the suite's eight devices compiles them sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Workdirs of a base model, an SFT model with two snapshots and a reward model."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(config, name, **changes):
+        config.eval_every = 0
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+        main.run(config, str(root / name))
+
+    run(pretrain_tiny.get_config("tiny"), "base", data__tokenizer="train:400", pretrain__num_steps=2,
+        data__pretraining=("simulated:pretraining:200",))  # fmt: skip
+    run(sft_1b3.get_config("tiny"), "sft", models__model__init_from=f"{root}/base", sft__optimizer__lr=1e-2,
+        sft__num_steps=2, data__demonstrations=("simulated:demonstrations:60",), sft__batch_size=8,
+        snapshot_every=1)  # fmt: skip
+    run(reward_6b.get_config("tiny"), "reward", models__model__init_from=f"{root}/sft", reward__num_steps=1,
+        data__comparisons=("simulated:comparisons:40",), data__demonstrations=("simulated:demonstrations:20",),
+        data__max_prompt_tokens=0)  # fmt: skip
+    return root
+
+
+def config(runs, **changes):
+    settings = common.config("evaluate")
+    for name, folder in {"reward": "reward", "ref_policy": "base", "base": "base", "sft": "sft"}.items():
+        settings.models[name] = common.network(init_from=f"{runs}/{folder}")
+    settings.data.max_prompt_tokens = 96
+    settings.data.pretraining = ("simulated:pretraining:test:40",)
+
+    def model(label, method, model, prefix=False):
+        return {"label": label, "method": method, "size": "tiny", "model": model, "prefix": prefix}
+
+    settings.evaluate = {
+        "title": "test",
+        "models": {
+            "prompted": model("GPT (prompted)", "prefix", "base", prefix=True),
+            "base": model("GPT", "base", "base"),
+            "sft": model("SFT", "sft", "sft"),
+        },
+        "order": ("sft", "base", "prompted"),
+        "baseline": "sft",
+        "distributions": {"instruct": ("simulated:prompts:test:30",), "gpt": ("simulated:gpt_prompts:test:30",)},
+        "num_prompts": 12,
+        "split": "all",
+        "labelers": True,
+        "references": (),
+        "slots": False,
+        "tasks": {"cloze": ("simulated:cloze:test:10",)},
+        "pretraining": {"num_sequences": 6, "row_length": 64},
+        "accuracy": ("simulated:comparisons:test:6", "simulated:comparisons_heldout:test:6"),
+        "prefix": {"candidates": simulated.prefixes()[:2], "prompts": ("simulated:prompts:valid:4",), "max_length": 64},
+        "overoptimisation": {"runs": {"sft": f"{runs}/sft"}, "prompts": ("simulated:prompts:valid:4",)},
+        "curves": {"sft": f"{runs}/sft"},
+        "batch_size": 8,
+        "max_prompt_length": 96,
+        "response_length": 8,
+        "row_length": 128,
+        "microbatch_rows": 8,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_samples": 2,
+        "seconds": "",
+        "report": "",
+    }
+    settings.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+    return settings
+
+
+def read(workdir) -> dict:
+    """The report without what may differ."""
+    report = json.loads((workdir / "report" / "report.json").read_text())
+    assert report.pop("perf")["seconds"]["evaluate"] > 0
+    return report
+
+
+@pytest.fixture(scope="module")
+def killed(runs):
+    """A workdir whose first run was killed in the middle of its answers, its second one at the last moment."""
+    workdir, get, write = runs / "killed", Parts.get, evaluate.reports.write
+    with pytest.MonkeyPatch.context() as patch:
+        made = []
+
+        def dies(self, name, make):
+            if len(made) == 5:
+                raise KeyboardInterrupt
+            made.append(name)
+            return get(self, name, make)
+
+        patch.setattr(Parts, "get", dies)
+        with pytest.raises(KeyboardInterrupt):
+            main.run(config(runs), str(workdir))
+        assert made[-1] == "answers.gpt.base" and not (workdir / "report").exists()
+        patch.setattr(Parts, "get", get)
+        patch.setattr(evaluate.reports, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main.run(config(runs), str(workdir))
+        patch.setattr(evaluate.reports, "write", write)
+        patch.setattr(Examiner, "answer", None)  # nothing is left to answer
+        main.run(config(runs), str(workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    main.run(config(runs), str(runs / "whole"))
+    return runs / "whole"
+
+
+def test_killed_and_started_again_gives_the_same_report(killed, whole):
+    assert read(killed) == read(whole)
+
+
+def test_a_complete_one_is_skipped_and_another_one_refused(runs, whole, capsys):
+    before = (whole / "report" / "report.json").read_bytes()
+    main.run(config(runs), str(whole))
+    assert "evaluate: complete in" in capsys.readouterr().err
+    assert (whole / "report" / "report.json").read_bytes() == before
+    with pytest.raises(ValueError, match="evaluate.num_prompts: 12 in the workdir, 10 asked for"):
+        main.run(config(runs, evaluate__num_prompts=10), str(whole))
+
+
+def test_report(whole):
+    report = read(whole)
+    assert list(report["models"]) == ["sft", "base", "prompted"] and report["models"]["base"]["method"] == "base"
+    assert report["distributions"] == {"gpt": {"n": 12}, "instruct": {"n": 12}}
+    for rows in report["results"].values():
+        assert list(rows) == ["sft", "base", "prompted"]
+        assert rows["sft"]["win_rate"]["heldout"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 12}
+        assert rows["base"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)  # the base model is the reference
+        assert abs(rows["prompted"]["kl"]["mean"]) > 0.01  # the reference does not see the prefix
+        assert abs(rows["sft"]["kl"]["mean"]) > 0.01
+        assert 1 <= rows["sft"]["likert"]["training"]["mean"] <= 7
+        assert rows["sft"]["metadata"]["toxic"]["n"] == 12
+        assert "judge" not in rows["sft"] and "bleu" not in rows["sft"] and "slot_coverage" not in rows["sft"]
+    assert list(report["language"]) == ["sft", "base"] and report["chance"] == {"cloze": 0.25}
+    assert 4 < report["language"]["base"]["pretraining_loss"]["mean"] < 6.5
+    assert sorted(report["reward_model"]["accuracy"]) == ["heldout", "training"]
+    assert 0.6 < report["reward_model"]["agreement"]["training"] < 0.9
+    assert report["curves"]["sft"]["sft/loss"][0][0] == 1
+    assert [row["step"] for row in report["overoptimisation"]["sft"]] == [0, 1, 2]
+    assert report["overoptimisation"]["sft"][0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert len(report["prefix"]["candidates"]) == 2
+    scores = [candidate["score"] for candidate in report["prefix"]["candidates"]]
+    assert scores[report["prefix"]["chosen"]] == max(scores)
+    assert len(report["samples"]) == 4 and list(report["samples"][0]["responses"]) == ["sft", "base", "prompted"]
+    assert (whole / "report" / "index.html").exists()
+
+
+def padded(ids) -> jax.Array:
+    """(1, 96): a causal model does not see what stands behind."""
+    return jnp.array([[*ids, *[0] * (96 - len(ids))]], jnp.int32)
+
+
+logits = jax.jit(models.logits, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scalars(network, params, tokens):
+    hidden = models.hidden(network, params, tokens, jnp.arange(96)[None], jnp.ones_like(tokens))
+    return models.scalar(network, params, hidden)
+
+
+def token_logprobs(network, params, ids) -> np.ndarray:
+    """Of each token but the first."""
+    found = np.asarray(jax.nn.log_softmax(logits(network, params, padded(ids))[0]))
+    return found[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_answers_do_not_depend_on_the_batch(runs, whole, examiner):
+    """Text, score and KL of an answer, against unpacked forward passes of one sequence at a time."""
+    settings, examine, nets, mesh = examiner
+    prompts = evaluate.datasets.load(settings, tokenizers.load(settings.data.tokenizer)).prompts["gpt"][:3]
+    with jax.set_mesh(mesh):
+        params = {name: networks.freeze(nets[name]) for name in ("sft", "ref_policy", "reward")}
+        answers = examine.answer(nets["sft"].config, params["sft"], "sft", prompts)
+    kept = json.loads((whole / "parts" / "answers.gpt.sft.json").read_text())
+    for prompt, one, before in zip(prompts, answers, kept, strict=False):
+        assert one["text"] == before["text"] and one["score"] == pytest.approx(before["score"], abs=1e-5)
+        tokenizer = tokenizers.load(settings.data.tokenizer)
+        ids = [*tokenizer.encode(prompt), *tokenizer.encode(one["text"])]
+        if one["ended"]:
+            ids.append(tokenizer.eos_token_id)
+        if len(ids) != len(tokenizer.encode(prompt)) + one["length"]:
+            continue  # a sampled text can have more than one encoding
+        logprobs = [token_logprobs(nets[name].config, params[name], ids) for name in ("sft", "ref_policy")]
+        start = len(ids) - one["length"]
+        assert one["kl"] == pytest.approx((logprobs[0] - logprobs[1])[start - 1 :].sum(), abs=1e-4)
+        found = scalars(nets["reward"].config, params["reward"], padded(ids))
+        assert one["score"] == pytest.approx(float(found[0, len(ids) - 1]), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def examiner(runs):
+    settings = config(runs)
+    settings.data.tokenizer = str(runs / "base" / "tokenizer")
+    mesh = sharding.make_mesh(MESH)
+    with jax.set_mesh(mesh):
+        tokenizer = tokenizers.load(settings.data.tokenizer)
+        nets = evaluate.build_networks(settings, mesh, tokenizers.vocab_size(tokenizer))
+        return settings, Examiner(settings, tokenizer, {n: nets[n] for n in ("reward", "ref_policy")}, mesh), nets, mesh
+
+
+def test_closed_task_and_pretraining_loss(examiner):
+    settings, _, nets, mesh = examiner
+    tokenizer, network = tokenizers.load(settings.data.tokenizer), nets["sft"].config
+    with jax.set_mesh(mesh):
+        params = nets["sft"].load()
+
+        def logprob(prompt, choice):
+            ids = [*tokenizer.encode(prompt), *tokenizer.encode(choice)]
+            return token_logprobs(network, params, ids)[len(tokenizer.encode(prompt)) - 1 :].sum()
+
+        prompt, choices = "The fox lives in", [" the forest.", " soup.", " a b c."]
+        best = int(np.argmax([logprob(prompt, choice) for choice in choices]))
+        records = [{"prompt": prompt, "choices": choices, "answer": number} for number in range(3)]
+        found = language.closed_task(network, params, tokenizer, records, settings.evaluate, mesh)
+        assert found == [float(number == best) for number in range(3)]
+        assert language.chance([*records, {"choices": ["a", "b"]}]) == pytest.approx((3 * 1 / 3 + 1 / 2) / 4)
+
+        sequences = [np.arange(3, 15, dtype=np.int32), np.full(12, 7, np.int32), np.arange(12, dtype=np.int32)]
+        losses = language.pretraining_losses(network, params, sequences, 2, mesh)
+        for sequence, loss in zip(sequences, losses, strict=True):
+            assert loss == pytest.approx(-token_logprobs(network, params, sequence.tolist()).mean(), rel=1e-5)
+
+
+def test_labelers_prefer_what_is_better():
+    prompts = [record["prompt"] for record in simulated.records("prompts:test:150")]
+    rng = np.random.default_rng(0)
+    good, bad = [simulated.write(prompt, rng) for prompt in prompts], ["I do not know."] * len(prompts)
+    found = world.judge(prompts, good, bad, seed=0)
+    for group in simulated.GROUPS:
+        assert found["win_rate"][group]["low"] > 0.8 and found["likert"][group]["mean"] > 5
+    assert found["metadata"]["follows_instruction"]["mean"] > 0.9 > 0.1 > found["metadata"]["toxic"]["mean"]
+    assert found["metadata"]["hallucination"]["n"] < len(prompts)  # asked of closed-domain tasks alone
+    assert found == world.judge(prompts, good, bad, seed=0) != world.judge(prompts, good, bad, seed=1)
+    lost = world.judge(prompts, bad, good, seed=0)["win_rate"]["heldout"]["mean"]
+    assert lost == pytest.approx(1 - found["win_rate"]["heldout"]["mean"])
+    assert len({world.labeler_of(prompt, "heldout", 0).name for prompt in prompts}) == 8
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"order": ("sft", "base")}, "config.evaluate.order must name config.evaluate.models ['base', 'prompted',"),
+        ({"baseline": "gpt3"}, "config.evaluate.baseline must be one of ('sft', 'base', 'prompted'), got 'gpt3'"),
+        ({"split": "valid"}, "config.evaluate.split must be"),
+        ({"models__sft__method": "dpo"}, "config.evaluate.models.sft.method must be one of ('base',"),
+        ({"models__sft__model": "gone"}, "config.models must have the entry 'gone'"),
+        ({"prefix__candidates": ()}, "config.evaluate.prefix.candidates and max_length must be set"),
+        ({"prefix__prompts": ()}, "config.evaluate.prefix.prompts must name at least one source, got ()"),
+        ({"tasks__cloze": ("cloze",)}, "config.evaluate.tasks.cloze: a data source must be jsonl:GLOB"),
+        ({"distributions__gpt": ("jsonl:x",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
+        ({"row_length": 100}, "config.evaluate.row_length must hold"),
+        ({"max_prompt_length": 0}, "config.evaluate.max_prompt_length must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_configurations(tmp_path, changes, message):
+    settings = config(tmp_path, **{f"evaluate__{key}": value for key, value in changes.items()})
+    if "split" in changes:
+        settings.data.valid_fraction, message = 0.0, "config.data.valid_fraction must be above 0"
+    with pytest.raises(ValueError) as refused:
+        main.check(settings)
+    assert str(refused.value).startswith(message)
+
+
+def test_bad_models_and_records(runs, tmp_path):
+    with pytest.raises(ValueError, match="^config.models.reward must be a reward model, got a language model from"):
+        main.run(config(runs, models__reward__init_from=f"{runs}/sft"), str(tmp_path / "a"))
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 2}\n')
+    with pytest.raises(ValueError, match="tasks.jsonl:1: answer must be a number from 0 to 1, got 2"):
+        main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))
+    with pytest.raises(ValueError, match="^config.evaluate.overoptimisation.runs.sft must be a workdir with snapshots"):
+        main.run(config(runs, evaluate__overoptimisation__runs__sft=f"{runs}/base"), str(tmp_path / "c"))
+
+
+def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
+    stage = common.config("evaluate")
+    settings = stage.copy_and_resolve_references()
+    whole = copy.deepcopy(settings)
+    config = type(stage)({"stage": "pipeline", "only": "", "order": ("a", "b"), "stages": {"a": settings, "b": whole}})
+
+    def work(_, workdir):
+        (tmp_path / workdir).mkdir(parents=True, exist_ok=True)
+        if workdir.endswith("b"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config, str(tmp_path), lambda _: None, work)
+    first = json.loads((tmp_path / "seconds.json").read_text())
+    assert sorted(first) == ["a", "b"]
