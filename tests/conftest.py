@@ -18,3 +18,8 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set INSTRUCTGPT_DATA")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that with two workers it is not what both end with."""
+    items.sort(key=lambda item: item.path.name != "test_notebook.py")
