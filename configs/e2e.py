@@ -17,18 +17,17 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-STAGES = ("pretrain", "sft", "rlhf_init", "reward", "judge", "ppo", "ppo_ptx")
+STAGES = ("pretrain", "sft", "rlhf_init", "reward", "judge", "ppo", "ppo_ptx")  # of training
 HELD_OUT = 0.12  # of the meaning representations
-CONTEXT = 384  # a prompt with five texts
+CONTEXT = 384  # tokens
+PROMPT, RESPONSE = 80, 72  # tokens: the longest meaning representation has 64, the longest text 67
 
 
 def get_config(arg=""):
     stages = {}
     stages["pretrain"] = common.config("pretrain")
     stages["pretrain"].data.tokenizer = "train:2048"
-    stages["pretrain"].models.model = common.network(
-        "tiny", num_layers=4, width=128, num_heads=4, mlp_width=512, max_length=CONTEXT
-    )
+    stages["pretrain"].models.model = fresh()
     stages["pretrain"].pretrain = {
         "batch_size": 32,
         "num_epochs": 0,
@@ -39,32 +38,16 @@ def get_config(arg=""):
     }
     stages["pretrain"].eval_every = 300
 
-    stages["sft"] = fine_tuning(num_epochs=4, pretraining_fraction=0.0)
+    stages["sft"] = fine_tuning(num_epochs=2, pretraining_fraction=0.0)
     stages["sft"].models.model.residual_dropout = 0.1
     stages["rlhf_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.1)
 
     stages["reward"] = ranking(part=1, seed=0)
     stages["judge"] = ranking(part=2, seed=1)
 
-    for name, ptx_coef in (("ppo", 0.0), ("ppo_ptx", 27.8)):
-        stages[name] = common.ppo(policy_lr=3e-5, value_lr=1e-4, ptx_coef=ptx_coef)
-        stages[name].models.policy = common.network(init_from="{workdir}/rlhf_init")
-        stages[name].models.reward = common.network(init_from="{workdir}/reward")
-        stages[name].rollout.wave = 0
-        stages[name].data.max_prompt_tokens = 80
-        stages[name].ppo.update(
-            {
-                "iterations": 60,
-                "batch_size": 128,
-                "max_prompt_length": 80,
-                "response_length": 72,
-                "row_length": 160,
-                "microbatch_rows": 4,
-                "ptx_ratio": 1,
-                "ptx_row_length": 128,
-                "ptx_microbatch_rows": 4,
-            }
-        )
+    stages["ppo"] = policy(ptx_coef=0.0)
+    stages["ppo_ptx"] = policy(ptx_coef=27.8)
+    stages["evaluate"] = evaluation()
     for stage in stages.values():
         stage.data.valid_fraction = HELD_OUT
         sources(stage, tiny=arg == "tiny")
@@ -77,17 +60,22 @@ def get_config(arg=""):
             "demonstrations": "",  # {"prompt": meaning representation, "completion": text}
             "comparisons": "",  # {"prompt", "completions", "ranking"}
             "text": "",  # {"text"}: what the base model reads besides the texts of the demonstrations
-            "order": STAGES,
+            "order": (*STAGES, "evaluate"),
             "stages": stages,
         }
     )
+
+
+def fresh():
+    """The shape of all networks: 1.1 million parameters."""
+    return common.network("tiny", num_layers=4, width=128, num_heads=4, mlp_width=512, max_length=CONTEXT)
 
 
 def fine_tuning(num_epochs, pretraining_fraction):
     """A stage that continues from the base model on demonstrations."""
     config = common.config("sft")
     config.models.model = common.network(init_from="{workdir}/pretrain")
-    config.sft = common.fine_tuning(5e-4, 32, num_epochs, pretraining_fraction)
+    config.sft = common.fine_tuning(1e-3, 32, num_epochs, pretraining_fraction)
     config.sft.update({"row_length": 160, "microbatch_rows": 4})
     return config
 
@@ -98,8 +86,86 @@ def ranking(part, seed):
     config.seed = seed
     config.models.model = common.network(init_from="{workdir}/sft", residual_dropout=0.1)
     config.reward = common.rankings(lr=3e-4, batch_size=32)
-    config.reward.update({"num_epochs": 4, "max_completions": 5, "row_length": CONTEXT, "microbatch_rows": 4})
+    config.reward.update({"num_epochs": 4, "max_completions": 5, "row_length": 256, "microbatch_rows": 4})
     config.data.comparisons = (f"{{comparisons}}#{part}/2",)
+    return config
+
+
+def policy(ptx_coef):
+    """PPO, or with a ptx_coef PPO-ptx."""
+    config = common.ppo(policy_lr=1e-4, value_lr=3e-4, ptx_coef=ptx_coef)
+    config.models.policy = common.network(init_from="{workdir}/rlhf_init")
+    config.models.reward = common.network(init_from="{workdir}/reward")
+    config.data.max_prompt_tokens = PROMPT
+    config.rollout.wave = 0
+    config.eval_every = 10
+    config.snapshot_every = 10
+    config.ppo.update(
+        {
+            "iterations": 50,
+            "batch_size": 128,
+            "num_minibatches": 4,
+            "max_prompt_length": PROMPT,
+            "response_length": RESPONSE,
+            "row_length": PROMPT + RESPONSE,
+            "microbatch_rows": 4,
+            "ptx_ratio": 1,
+            "ptx_row_length": 128,
+            "ptx_microbatch_rows": 4,
+        }
+    )
+    config.ppo.policy_optimizer.warmup_steps = 20
+    return config
+
+
+def evaluation():
+    """The policies on the meaning representations that no stage has seen."""
+    config = common.config("evaluate")
+    for name, stage in (("reward", "reward"), ("judge", "judge"), ("ref_policy", "rlhf_init")):
+        config.models[name] = common.network(init_from="{workdir}/" + stage)
+    models = {}
+    for name, (label, method) in {
+        "pretrain": ("base", "base"),
+        "sft": ("SFT", "sft"),
+        "rlhf_init": ("start of PPO", "sft"),
+        "ppo": ("PPO", "ppo"),
+        "ppo_ptx": ("PPO-ptx", "ppo_ptx"),
+    }.items():
+        config.models[name] = common.network(init_from="{workdir}/" + name)
+        models[name] = {"label": label, "method": method, "size": "1.1M", "model": name, "prefix": False}
+    config.data.max_prompt_tokens = PROMPT
+    config.evaluate = {
+        "title": "E2E: descriptions of restaurants, from human rankings",
+        "models": models,
+        "order": tuple(models),
+        "baseline": "sft",
+        "distributions": {"e2e": ("{demonstrations}",)},
+        "num_prompts": 0,
+        "split": "valid",
+        "labelers": False,
+        "references": ("{demonstrations}",),
+        "slots": True,
+        "tasks": {},
+        "accuracy": ("{comparisons}",),
+        "pretraining": {"num_sequences": 512, "row_length": 128},
+        "prefix": {"candidates": (), "prompts": (), "max_length": 0},
+        "overoptimisation": {
+            "runs": {"ppo": "{workdir}/ppo", "ppo_ptx": "{workdir}/ppo_ptx"},
+            "prompts": ("{demonstrations}",),
+        },
+        "curves": {name: "{workdir}/" + name for name in STAGES},
+        "batch_size": 128,
+        "max_prompt_length": PROMPT,
+        "response_length": RESPONSE,
+        "row_length": PROMPT + RESPONSE,
+        "microbatch_rows": 4,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_samples": 8,
+        "seconds": "{workdir}/seconds.json",
+        "report": "{workdir}/report",
+    }
     return config
 
 
@@ -113,6 +179,10 @@ def sources(config, tiny):
     if tiny:
         for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
             config.data[kind] = (f"simulated:{kind}:train",)
+        if config.stage == "evaluate":
+            own = config.evaluate
+            own.distributions.e2e = own.overoptimisation.prompts = ("simulated:prompts:train:400",)
+            own.references, own.accuracy = (), ("simulated:comparisons:train:100",)
 
 
 def shrink(config):
@@ -124,8 +194,11 @@ def shrink(config):
         config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
         config.pretrain.optimizer.warmup_steps = 2
     elif config.stage == "ppo":
-        config.eval_every = 2
-        config.ppo.update({"iterations": 4, "batch_size": 32, "num_minibatches": 4})
+        config.eval_every = config.snapshot_every = 2
+        config.ppo.update({"iterations": 4, "batch_size": 32})
         config.ppo.policy_optimizer.warmup_steps = 4
+    elif config.stage == "evaluate":
+        config.evaluate.update({"slots": False, "num_samples": 2})
+        config.evaluate.pretraining.num_sequences = 16
     else:
-        config[config.stage].update({"num_steps": 8, "batch_size": 8})
+        config[config.stage].update({"num_steps": 8, "batch_size": 8, "row_length": 256})

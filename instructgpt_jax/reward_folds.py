@@ -105,7 +105,10 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         _train(fold, mesh, folder)
         part = tuple(sources.with_option(name, f"{number}/{count}") for name in data.comparisons)
         records = sources.load(part, "comparisons", data.skip_bad, data.data_dir)
-        scored += _score(fold, mesh, folder, [dict(records[i]) for i in range(len(records))], number - 1)
+        rows = [records[i] for i in range(len(records))]
+        options = dict(row_length=fold.reward.row_length, microbatch_rows=fold.reward.microbatch_rows)
+        scores = completion_scores(str(folder), rows, mesh, **options)
+        scored += [row | {"scores": s, "fold": number - 1} for row, s in zip(rows, scores, strict=True)]
 
     def accuracy(rows):
         return rewards.accuracy(rows, [x for row in rows for x in row["scores"]])["accuracy"]
@@ -127,25 +130,33 @@ def _train(fold: ConfigDict, mesh: Mesh, folder: epath.Path) -> None:
     loop.run(reward.build(fold, mesh), fold, folder)
 
 
-def _score(fold: ConfigDict, mesh: Mesh, folder: epath.Path, records: list[dict], number: int) -> list[dict]:
-    """Comparisons with the scores that the model of a fold gives their completions."""
-    entry = {"init_from": str(folder)}
-    trained = ConfigDict({"data": fold.data.to_dict(), "models": {"model": entry}})
-    text = tokenizer.load(fold.data.tokenizer)
-    network = networks.build("model", trained, "scalar", mesh, tokenizer.vocab_size(text), fold.seed)
-    pairs = [(row["prompt"], completion) for row in records for completion in row["completions"]]
+def completion_scores(
+    init_from: str, records: Sequence[dict], mesh: Mesh, row_length: int, microbatch_rows: int
+) -> list[list[float]]:
+    """The scores that a trained reward model gives the completions of some comparisons, each completion by itself.
+
+    Args:
+      init_from: its workdir or export, with its tokenizer.
+      records: comparisons; their ranking is not read.
+      row_length, microbatch_rows: of the packed rows it runs in, made longer where a prompt and completion are.
+    """
+    name = tokenizer.beside(init_from)
+    config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
+    text = tokenizer.load(name)
+    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size(text), seed=0)
+    params = networks.freeze(network)
+    pairs = [(record["prompt"], completion) for record in records for completion in record["completions"]]
     prompts = batches.encode(text, [prompt for prompt, _ in pairs])
     ends = [
         np.append(ids, text.eos_token_id) for ids in tokenizer.encode(text, [completion for _, completion in pairs])
     ]
     Q, R = max(map(len, prompts)), max(map(len, ends))
-    params = networks.freeze(network)
 
     @jax.jit
     def score(params, prompts, lengths, completions, completion_lengths):
         mask = jnp.arange(R)[None] < completion_lengths[:, None]
-        row_length, rows = max(fold.reward.row_length, Q + R), fold.reward.microbatch_rows
-        return reward.score(network.config, params, prompts, lengths, completions, mask, row_length, rows)
+        rows = max(row_length, Q + R), microbatch_rows
+        return reward.score(network.config, params, prompts, lengths, completions, mask, *rows)
 
     scores = []
     for cut in batches.cuts(len(pairs), BATCH):
@@ -153,7 +164,7 @@ def _score(fold: ConfigDict, mesh: Mesh, folder: epath.Path, records: list[dict]
         found = jax.device_get(score(params, *batches.put(arrays, mesh)))
         scores += found[: cut.stop - cut.start].tolist()
     left = iter(scores)
-    return [row | {"scores": [next(left) for _ in row["completions"]], "fold": number} for row in records]
+    return [[next(left) for _ in record["completions"]] for record in records]
 
 
 def deal(names: Sequence[str], folds: int) -> list[tuple[str, ...]]:
