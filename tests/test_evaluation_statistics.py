@@ -82,7 +82,11 @@ def test_accuracy_by_group():
 
 
 def test_curves(tmp_path):
-    lines = [{"step": 1, "sft/loss": 2.0, "perf/mfu": 0.1}, {"step": 2, "sft/loss": None}, {"step": 2, "sft/valid_loss": 1.5}]
+    lines = [
+        {"step": 1, "sft/loss": 2.0, "perf/mfu": 0.1},
+        {"step": 2, "sft/loss": None},
+        {"step": 2, "sft/valid_loss": 1.5},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert curves.read(tmp_path) == {"sft/loss": [[1, 2.0]], "sft/valid_loss": [[2, 1.5]]}
     with pytest.raises(ValueError, match="^config.evaluate.curves must name workdirs of finished stages, found no"):

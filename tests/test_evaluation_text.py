@@ -14,7 +14,7 @@ MEANING = (
 
 def test_slots_of_a_meaning_representation():
     assert text.slots(MEANING)[3:5] == [("priceRange", "cheap"), ("customer rating", "5 out of 5")]
-    with pytest.raises(ValueError, match="^a meaning representation must have the form 'name\\[X\\], area\\[Y\\]', got"):
+    with pytest.raises(ValueError, match="must have the form 'name\\[X\\], area\\[Y\\]', got"):
         text.slots("Write a poem.")
 
 
