@@ -108,7 +108,8 @@ def reward_model(comparisons: str, init_from: str, tokenizer: str, workdir: path
     from configs import e2e
     from instructgpt_jax import main
 
-    config = e2e.ranking(part=1, seed=seed)
+    config = e2e.ranking(part=1)
+    config.seed = seed
     config.data.tokenizer = tokenizer
     config.data.comparisons, config.data.valid_fraction = (comparisons,), 0.0
     config.reward.folds, config.reward.fold_by = FOLDS, "prompt"

@@ -4,8 +4,8 @@ Paper:    the three steps of figure 2 at the smallest scale where every label is
           challenge (Novikova et al. 2017) and RankME rankings of five systems' texts (Novikova et al. 2018).
 Command:  python -m instructgpt_jax.main --config=configs/e2e.py --config.demonstrations=jsonl:DEMONSTRATIONS \
               --config.comparisons=jsonl:RANKINGS --config.text=jsonl:TEXT
-          docs/e2e.md says where to get them. One stage alone: --config.only=reward. `:tiny` runs every stage for a few
-          updates on the simulated world, without files.
+          docs/e2e.md says where to get them. One stage alone: --config.only=reward. Another seed: --config.seed=1.
+          `:tiny` runs every stage for a few updates on the simulated world, without files.
 Hardware: two CPU cores.
 Writes:   a workdir for each stage and report/ under runs/e2e/.
 
@@ -13,7 +13,7 @@ A twelfth of the meaning representations is held out of every stage, by prompt. 
 learn from halves of the rankings that share no prompt.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
@@ -42,13 +42,15 @@ def get_config(arg=""):
     stages["sft"].models.model.residual_dropout = 0.1
     stages["rlhf_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.1)
 
-    stages["reward"] = ranking(part=1, seed=0)
-    stages["judge"] = ranking(part=2, seed=1)
+    stages["reward"] = ranking(part=1)
+    stages["judge"] = ranking(part=2)
 
     stages["ppo"] = policy(ptx_coef=0.0)
     stages["ppo_ptx"] = policy(ptx_coef=27.8)
     stages["evaluate"] = evaluation()
-    for stage in stages.values():
+    seed = config_dict.FieldReference(0)
+    for name, stage in stages.items():
+        stage.seed = seed + 1000 if name == "judge" else seed
         stage.data.valid_fraction = HELD_OUT
         sources(stage, tiny=arg == "tiny")
         if arg == "tiny":
@@ -57,6 +59,7 @@ def get_config(arg=""):
         {
             "stage": "pipeline",
             "only": "",
+            "seed": seed,
             "demonstrations": "",  # {"prompt": meaning representation, "completion": text}
             "comparisons": "",  # {"prompt", "completions", "ranking"}
             "text": "",  # {"text"}: what the base model reads besides the texts of the demonstrations
@@ -80,12 +83,11 @@ def fine_tuning(num_epochs, pretraining_fraction):
     return config
 
 
-def ranking(part, seed):
+def ranking(part):
     """A reward model on one half of the rankings."""
     config = common.config("reward")
-    config.seed = seed
     config.models.model = common.network(init_from="{workdir}/sft", residual_dropout=0.1)
-    config.reward = common.rankings(lr=3e-4, batch_size=32)
+    config.reward = common.rankings(lr=4e-4, batch_size=32)
     config.reward.update({"num_epochs": 4, "max_completions": 5, "row_length": 256, "microbatch_rows": 4})
     config.data.comparisons = (f"{{comparisons}}#{part}/2",)
     return config
@@ -102,13 +104,14 @@ def policy(ptx_coef):
     config.snapshot_every = 10
     config.ppo.update(
         {
-            "iterations": 50,
+            "iterations": 40,
             "batch_size": 128,
             "num_minibatches": 4,
             "max_prompt_length": PROMPT,
             "response_length": RESPONSE,
             "row_length": PROMPT + RESPONSE,
             "microbatch_rows": 4,
+            "ema_decay": 0.95,  # the run is short
             "ptx_ratio": 1,
             "ptx_row_length": 128,
             "ptx_microbatch_rows": 4,
@@ -189,13 +192,14 @@ def shrink(config):
     """A few updates of a network of 170 thousand parameters."""
     config.log_every = 1
     config.checkpoint.every = 4
+    config[config.stage].microbatch_rows = 8
     if config.stage == "pretrain":
         config.models.model = common.network("tiny", max_length=CONTEXT)
         config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
         config.pretrain.optimizer.warmup_steps = 2
     elif config.stage == "ppo":
         config.eval_every = config.snapshot_every = 2
-        config.ppo.update({"iterations": 4, "batch_size": 32})
+        config.ppo.update({"iterations": 4, "batch_size": 32, "ptx_microbatch_rows": 8})
         config.ppo.policy_optimizer.warmup_steps = 4
     elif config.stage == "evaluate":
         config.evaluate.update({"slots": False, "num_samples": 2})

@@ -6,7 +6,9 @@ import re
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
+from instructgpt_jax import pipeline
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
@@ -40,8 +42,13 @@ def load(name, argument=""):
 
 
 def parts(config):
-    """The configurations of single stages in a configuration."""
-    return list(config.stages.values()) if config.stage == "pipeline" else [config]
+    """The configurations of single stages in a configuration; what a pipeline leaves to the user is some file."""
+    if config.stage != "pipeline":
+        return [config]
+    for key, value in config.items():
+        if value == "" and key != "only":
+            config[key] = f"jsonl:{key}.jsonl"
+    return [ConfigDict(pipeline.stage_config(config, name, "{workdir}")).unlock() for name in config.order]
 
 
 def with_sources(config):
