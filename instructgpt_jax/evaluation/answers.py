@@ -24,7 +24,7 @@ from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import constrain
 
-NARROW = 3  # most prompts are much shorter than the longest: those up to a third of it go through a narrower program
+NARROW = 3  # most prompts are at most a third of the longest: they go through a program of that width, with more rows
 SCORES = {"score": "reward", "judge": "judge"}  # how the scalar of a network is called
 
 
@@ -78,22 +78,24 @@ class Examiner:
         widest = self._longest + self._longest_prefix * bool(prefix)
         narrow = -(-widest // NARROW)
         groups = {narrow: [], widest: []}
+        rows_of = {narrow: self._rows, widest: -(-self._rows // NARROW)}
         for number in sorted(range(len(prompts)), key=lambda i: len(seen[i])):
             groups[narrow if len(seen[number]) <= narrow else widest].append(number)
 
-        networks = tuple((name, network.config) for name, network in self._networks.items())
+        configs = tuple((name, net.config) for name, net in self._networks.items())
         iteration = np.int32(zlib.crc32(stream.encode()) & 0x7FFFFFFF)
         answers: list[dict] = [{}] * len(prompts)
         for width, numbers in groups.items():
-            for cut in batches.cuts(len(numbers), self._rows):
+            rows = batches.rows(rows_of[width], self._mesh)
+            for cut in batches.cuts(len(numbers), rows):
                 chosen = numbers[cut]
-                index = batches.fill(np.array(chosen, np.int32), self._rows)
-                context = self._put((*batches.pad([seen[i] for i in chosen], self._rows, width), index))
+                index = batches.fill(np.array(chosen, np.int32), rows)
+                context = self._put((*batches.pad([seen[i] for i in chosen], rows, width), index))
                 program = (_runtime(network), self._options, self._seed, self._tokenizer.eos_token_id)
                 response = sample(*program, params, *context, iteration)
-                plain = self._put(batches.pad([bare[i] for i in chosen], self._rows, self._longest))
+                plain = self._put(batches.pad([bare[i] for i in chosen], rows, self._longest))
                 read = Episodes(*plain, response.tokens, response.mask)
-                values = values_of(networks, self._options, self._frozen, read, response.logprobs)
+                values = values_of(configs, self._options, self._frozen, read, response.logprobs, len(chosen))
                 tokens, mask, values = jax.device_get((response.tokens, response.mask, values))
                 for row, number in enumerate(chosen):
                     answers[number] = self._describe(tokens[row][mask[row]], {k: v[row] for k, v in values.items()})
@@ -136,13 +138,20 @@ def sample(network: ModelConfig, options: Options, seed: int, eos_id: int, param
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def values_of(networks: tuple, options: Options, frozen: dict, answers: Episodes, logprobs: jax.Array) -> dict:
-    """`score`, `judge` and `kl` of B answers, each (B,) float32.
+def values_of(
+    networks: tuple, options: Options, frozen: dict, answers: Episodes, logprobs: jax.Array, count: int
+) -> dict[str, jax.Array]:
+    """`score`, `judge` and `kl` of the first `count` of B answers, each (B,) float32; the others are not read.
 
     Args:
       networks: (name, ModelConfig) of the frozen networks.
       logprobs: (B, R) of the response tokens under the policy.
     """
+    real, R = jnp.arange(len(answers.prompts)) < count, answers.responses.shape[1]
+    answers = answers._replace(  # two tokens of each of the others: packed rows cost what their tokens do
+        prompt_lengths=jnp.where(real, answers.prompt_lengths, 1),
+        response_mask=answers.response_mask & (real[:, None] | (jnp.arange(R) == 0)),
+    )
     packed, configs = ep.pack(answers, options.row_length, options.microbatch_rows), dict(networks)
     found = {
         key: ep.scores(configs[name], frozen[name], answers, packed) for key, name in SCORES.items() if name in configs

@@ -35,6 +35,12 @@ def pad(sequences: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndar
     return fill(tokens, rows), fill(np.array([len(ids) for ids in sequences], np.int32), rows)
 
 
+def rows(wanted: int, mesh: Mesh) -> int:
+    """The number of rows, rounded up to a multiple of the mesh's batch shards."""
+    shards = sharding.batch_shards(mesh)
+    return -(-wanted // shards) * shards
+
+
 def put(arrays, mesh: Mesh):
     """Host arrays on the mesh, split over its batch shards."""
     return jax.device_put(arrays, NamedSharding(mesh, P(sharding.BATCH)))
