@@ -1,94 +1,313 @@
-"""The three steps of the paper on the embedded world: no download, no GPU.
+"""The whole paper on the embedded world: no download, no GPU.
 
-Paper:    figure 2: a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked completions, PPO and
-          PPO-ptx.
+Paper:    figure 2 and section 4: two sizes of a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked
+          completions of that policy, PPO and PPO-ptx, and their evaluation by labelers.
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
-          One stage alone: --config.only=reward. `:tiny` runs every stage for a few updates.
-Hardware: two CPU cores.
-Writes:   a workdir for each stage under runs/quickstart/; compare objective/score and valid/kl of `ppo` and `ppo_ptx`.
+          One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs every stage for a few
+          updates; `:full` adds a second round of comparisons, sweeps of kl_coef and ptx_coef, and every stage of two
+          larger sizes, and takes hours.
+Hardware: two CPU cores, 6 GB.
+Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
+from instructgpt_jax.data import simulated
 
-STAGES = ("pretrain", "sft", "rlhf_init", "reward", "ppo", "ppo_ptx")
+SIZES = {  # layers, width, steps of pretraining, learning rate
+    "small": (3, 128, 512, 3e-3),
+    "large": (4, 160, 200, 2e-3),
+    "huge": (6, 256, 1000, 1.5e-3),  # of `:full`
+}
+TEXT = ("simulated:pretraining:train:100000",)
+PROMPTS = ("simulated:prompts:train#unique",)
+ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def get_config(arg=""):
-    stages = {}
-    stages["pretrain"] = common.config("pretrain")
-    stages["pretrain"].data.tokenizer = "train:1024"
-    stages["pretrain"].models.model = common.network(
-        "tiny", num_layers=4, width=160, num_heads=4, mlp_width=640, max_length=512
-    )
-    stages["pretrain"].pretrain = {
-        "batch_size": 64,
-        "num_epochs": 0,
-        "num_steps": 800,
-        "row_length": 128,
-        "microbatch_rows": 64,
-        "optimizer": common.optimizer(2e-3, "cosine", warmup_steps=40, weight_decay=0.1),
-    }
-    stages["pretrain"].eval_every = 200
-
-    stages["sft"] = fine_tuning(num_epochs=8, pretraining_fraction=0.0)
-    stages["sft"].models.model.residual_dropout = 0.1
-    stages["sft"].snapshot_every = -1
-    stages["rlhf_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.1)
-
-    stages["reward"] = common.config("reward")
-    stages["reward"].models.model = common.network(init_from="{workdir}/sft")
-    stages["reward"].reward = common.rankings(lr=5e-4, batch_size=32)
-    stages["reward"].reward.update({"row_length": 512, "microbatch_rows": 16})
-
-    for name, ptx_coef in (("ppo", 0.0), ("ppo_ptx", 27.8)):
-        stages[name] = common.ppo(policy_lr=3e-5, value_lr=1e-4, ptx_coef=ptx_coef)
-        stages[name].models.policy = common.network(init_from="{workdir}/rlhf_init")
-        stages[name].models.reward = common.network(init_from="{workdir}/reward")
-        stages[name].rollout.wave = 0
-        stages[name].data.max_prompt_tokens = 96
-        stages[name].ppo.update(
-            {
-                "iterations": 60,
-                "batch_size": 128,
-                "max_prompt_length": 96,
-                "response_length": 64,
-                "row_length": 192,
-                "microbatch_rows": 32,
-                "ptx_ratio": 1,
-                "ptx_row_length": 128,
-                "ptx_microbatch_rows": 32,
-            }
-        )
+    stages = small()
+    models = [  # stage, name in the report, label, method
+        ("pretrain", "base", "GPT", "base"),
+        ("pretrain_large", "base_large", "GPT", "base"),
+        ("select", "sft", "SFT", "sft"),
+        ("ppo", "ppo", "PPO", "ppo"),
+        ("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx"),
+        ("ppo_control", "control", "PPO on shuffled rankings", "control"),
+    ]
+    if arg == "full":
+        for more, named in (second_round(), sweeps(), larger("large"), larger("huge")):
+            stages |= more
+            models += named
+    stages["evaluate"] = evaluation(stages, models)
+    seed = config_dict.FieldReference(0)
     for stage in stages.values():
-        for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
-            stage.data[kind] = (f"simulated:{kind}:train" + ":100000" * (kind == "pretraining" and arg != "tiny"),)
         if arg == "tiny":
             shrink(stage)
-    return ConfigDict({"stage": "pipeline", "only": "", "order": STAGES, "stages": stages})
+        stage.seed = seed
+    return ConfigDict({"stage": "pipeline", "only": "", "seed": seed, "order": tuple(stages), "stages": stages})
 
 
-def fine_tuning(num_epochs, pretraining_fraction):
-    """A stage that continues from the base model on demonstrations."""
+def small():
+    """The stages of the paper for one size, and the larger base model."""
+    stages = {"pretrain": pretraining("small"), "pretrain_large": pretraining("large")}
+    stages["sft"] = fine_tuning("pretrain", num_epochs=16, pretraining_fraction=0.0)
+    stages["rlhf_init"] = fine_tuning("pretrain", num_epochs=8, pretraining_fraction=0.1)
+    stages["collect"] = collection({"sft": "sft", "start": "rlhf_init"})
+    stages["reward"] = ranking("sft", "collect")
+    stages["select"] = selection("sft", "reward")
+    stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
+    stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=27.8)
+    # The negative control: what remains when the rankings say nothing.
+    stages["reward_control"] = ranking("sft", "collect", "shuffled")
+    stages["ppo_control"] = policy("rlhf_init", "reward_control", ptx_coef=0.0)
+    return stages
+
+
+def pretraining(size):
+    """A base model."""
+    layers, width, steps, lr = SIZES[size]
+    config = common.config("pretrain")
+    config.data.tokenizer = "train:1024" if size == "small" else "{workdir}/pretrain/tokenizer"
+    config.data.pretraining = TEXT
+    config.models.model = common.network(
+        "tiny", num_layers=layers, width=width, num_heads=4, mlp_width=4 * width, max_length=512
+    )
+    config.pretrain = {
+        "batch_size": 64,
+        "num_epochs": 0,
+        "num_steps": steps,
+        "row_length": 128,
+        "microbatch_rows": 4,
+        "optimizer": common.optimizer(lr, "cosine", warmup_steps=40, weight_decay=0.1),
+    }
+    config.eval_every = 0
+    return config
+
+
+def fine_tuning(base, num_epochs, pretraining_fraction):
+    """A stage that continues from a base model on demonstrations."""
     config = common.config("sft")
-    config.models.model = common.network(init_from="{workdir}/pretrain")
-    config.sft = common.fine_tuning(5e-4, 32, num_epochs, pretraining_fraction)
-    config.sft.update({"row_length": 256, "microbatch_rows": 16})
+    config.models.model = common.network(init_from="{workdir}/" + base)
+    config.data.demonstrations = ("simulated:demonstrations:train",)
+    if pretraining_fraction:
+        config.data.pretraining = TEXT
+    else:
+        config.data.demonstrations = ("simulated:demonstrations:train:2000",)
+        config.models.model.residual_dropout = 0.1
+        config.snapshot_every = -1
+    config.sft = common.fine_tuning(1e-3, 16, num_epochs, pretraining_fraction)
+    config.sft.update({"row_length": 128, "microbatch_rows": 4})
+    return config
+
+
+def collection(policies):
+    """Completions of some policies, ranked by the training labelers."""
+    config = common.config("collect")
+    for name, stage in policies.items():
+        config.models[name] = common.network(init_from="{workdir}/" + stage)
+    config.data.prompts = PROMPTS
+    config.data.max_prompt_tokens = 96
+    config.collect = ANSWERS | {
+        "num_prompts": 2000,
+        "completions": (4, 9),
+        "labelers": ("training",),
+        "shuffled": True,
+        "batch_size": 256,
+    }
+    return config
+
+
+def ranking(start, comparisons, name="comparisons"):
+    """A reward model on the comparisons of a stage."""
+    config = common.config("reward")
+    config.models.model = common.network(init_from="{workdir}/" + start)
+    config.data.comparisons = (f"jsonl:{{workdir}}/{comparisons}/{name}.jsonl",)
+    if name == "comparisons":
+        config.data.comparisons += ("simulated:comparisons:train:6000",)
+    config.data.demonstrations = ("simulated:demonstrations:train",)
+    config.data.skip_bad = 20  # completions too long for a row
+    config.reward = common.rankings(lr=1e-3, batch_size=16)
+    config.reward.update({"row_length": 192, "microbatch_rows": 8})
+    return config
+
+
+def selection(source, reward):
+    """The snapshot of supervised fine-tuning whose answers have the best score."""
+    config = common.config("select")
+    config.models.model = common.network(init_from="{workdir}/" + source)
+    config.models.reward = common.network(init_from="{workdir}/" + reward)
+    config.data.prompts = PROMPTS
+    config.data.max_prompt_tokens = 96
+    config.rollout = {"wave": 0}
+    config.select = ANSWERS | {
+        "by": "score",
+        "batch_size": 256,
+        "num_batches": 1,
+        "row_length": 192,
+        "microbatch_rows": 8,
+        "num_samples": 4,
+    }
+    return config
+
+
+def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=60):
+    """PPO, or with a ptx_coef PPO-ptx."""
+    config = common.ppo(policy_lr=1e-4, value_lr=3e-4, ptx_coef=ptx_coef)
+    config.models.policy = common.network(init_from="{workdir}/" + start)
+    config.models.reward = common.network(init_from="{workdir}/" + reward)
+    config.data.prompts = PROMPTS
+    config.data.pretraining = TEXT if ptx_coef else ()
+    config.data.max_prompt_tokens = 96
+    config.rollout.wave = 0
+    config.snapshot_every = 20
+    config.checkpoint.every = 20
+    config.ppo.update(
+        {
+            "iterations": iterations,
+            "batch_size": 128,
+            "num_minibatches": 4,
+            "ema_decay": 0.9,  # over 10 updates: the paper's 0.992 is for 4,000
+            "max_prompt_length": 96,
+            "response_length": 64,
+            "row_length": 192,
+            "microbatch_rows": 4,
+            "kl_coef": kl_coef,
+            "ptx_ratio": 1,
+            "ptx_row_length": 128,
+            "ptx_microbatch_rows": 4,
+        }
+    )
+    config.ppo.policy_optimizer.warmup_steps = 20
+    return config
+
+
+def second_round():
+    """The paper's steps 2 and 3 again: comparisons of the present policy, a reward model on both rounds, a policy."""
+    stages = {"round1/collect": collection({"policy": "ppo_ptx", "sft": "select"})}
+    stages["round1/reward"] = ranking("sft", "round1/collect")
+    stages["round1/reward"].data.comparisons += ("jsonl:{workdir}/collect/comparisons.jsonl",)
+    stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=27.8)
+    return stages, [("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx")]
+
+
+def sweeps():
+    """Figures 33 and 34 of the paper: the tax against ptx_coef, and against kl_coef without ptx."""
+    stages, models = {}, []
+    for number, coef in enumerate((0.1, 0.3, 1.0), start=1):
+        name = f"kl_{number}"
+        stages[name] = policy("rlhf_init", "reward", ptx_coef=0.0, kl_coef=coef)
+        models.append((name, name, f"PPO, kl_coef {coef:g}", "ppo"))
+    for number, coef in enumerate((1.0, 5.0, 100.0), start=1):
+        name = f"ptx_{number}"
+        stages[name] = policy("rlhf_init", "reward", ptx_coef=coef)
+        models.append((name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx"))
+    return stages, models
+
+
+def larger(size):
+    """The policies of a larger size, with the reward model of the small one: the paper has one of 6B for all."""
+    stages, models = {}, []
+    if size != "large":
+        stages[f"pretrain_{size}"] = pretraining(size)
+        models.append((f"pretrain_{size}", f"base_{size}", "GPT", "base"))
+    stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=16, pretraining_fraction=0.0)
+    stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
+    stages[f"rlhf_init_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=2, pretraining_fraction=0.1)
+    models.append((f"select_{size}", f"sft_{size}", "SFT", "sft"))
+    for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", 27.8)):
+        stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
+        models.append((f"{name}_{size}", f"{name}_{size}", label, name))
+    return stages, models
+
+
+def evaluation(stages, models):
+    """Every policy on both distributions of prompts of users that training never saw."""
+    config = common.config("evaluate")
+    config.models.reward = common.network(init_from="{workdir}/reward")
+    config.models.ref_policy = common.network(init_from="{workdir}/rlhf_init")
+    config.data.pretraining = ("simulated:pretraining:test:3000",)
+    config.data.max_prompt_tokens = 96
+    entries = {}
+    for stage, name, label, method in models:
+        size = name.rpartition("_")[2]
+        entry = {"size": size if size in SIZES else "small", "model": name}
+        config.models[name] = common.network(init_from="{workdir}/" + stage)
+        entries[name] = entry | {"label": label, "method": method, "prefix": False}
+        if method == "base":
+            prompted = {"label": f"{label} (prompted)", "method": "prefix", "prefix": True}
+            entries[name.replace("base", "prefix")] = entry | prompted
+    config.evaluate = ANSWERS | {
+        "title": "InstructGPT on a tiny world",
+        "models": entries,
+        "order": tuple(entries),
+        "baseline": "sft",
+        "distributions": {"instruct": ("simulated:prompts:test:1600",), "gpt": ("simulated:gpt_prompts:test:1600",)},
+        "num_prompts": 1000,
+        "split": "all",
+        "labelers": True,
+        "references": (),
+        "slots": False,
+        "tasks": {"cloze": ("simulated:cloze:test:500",), "story": ("simulated:story:test:500",)},
+        "pretraining": {"num_sequences": 512, "row_length": 128},
+        "accuracy": ("simulated:comparisons:test:300", "simulated:comparisons_heldout:test:300"),
+        "prefix": {
+            "candidates": simulated.prefixes(),
+            "prompts": ("simulated:prompts:valid:200",),
+            "max_length": 128,
+        },
+        "overoptimisation": {
+            "runs": {name: "{workdir}/" + name for name in ("ppo", "ppo_ptx")},
+            "prompts": ("simulated:prompts:valid:250",),
+        },
+        "curves": {
+            name.replace("/", "_"): "{workdir}/" + name
+            for name, stage in stages.items()
+            if stage.stage in ("pretrain", "sft", "reward", "ppo")
+        },
+        "batch_size": 250,
+        "row_length": 192,
+        "microbatch_rows": 8,
+        "num_samples": 8,
+        "seconds": "{workdir}/seconds.json",
+        "report": "{workdir}/report",
+    }
     return config
 
 
 def shrink(config):
-    """A few updates of a network of 170 thousand parameters."""
+    """A few updates of small networks, on as many as eight devices."""
     config.log_every = 1
+    section = config[config.stage]
+    if "microbatch_rows" in section:
+        section.microbatch_rows = 8
     config.checkpoint.every = 4
+    if config.stage == "evaluate":
+        c = config.evaluate
+        c.update(
+            {"num_prompts": 40, "batch_size": 40, "num_samples": 2, "accuracy": ("simulated:comparisons:test:20",)}
+        )
+        c.pretraining.num_sequences = 32
+        c.tasks = {name: (f"simulated:{name}:test:40",) for name in c.tasks}
+        c.prefix.update({"candidates": c.prefix.candidates[:2], "prompts": ("simulated:prompts:valid:20",)})
+        c.overoptimisation.prompts = ("simulated:prompts:valid:20",)
+        return
+    for kind, size in {"pretraining": 2000, "prompts": 300}.items():
+        if config.data[kind]:
+            config.data[kind] = (f"simulated:{kind}:train:{size}",)
     if config.stage == "pretrain":
-        config.models.model = common.network("tiny", max_length=512)
+        config.models.model.update({"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 128})
         config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
         config.pretrain.optimizer.warmup_steps = 2
+    elif config.stage == "collect":
+        config.collect.update({"num_prompts": 40, "batch_size": 64})
+    elif config.stage == "select":
+        config.select.update({"batch_size": 16, "num_samples": 2})
     elif config.stage == "ppo":
         config.eval_every = 2
-        config.ppo.update({"iterations": 4, "batch_size": 32, "num_minibatches": 4})
+        config.snapshot_every = 2
+        section.update({"iterations": 4, "batch_size": 32, "ptx_microbatch_rows": 8})
         config.ppo.policy_optimizer.warmup_steps = 4
     else:
-        config[config.stage].update({"num_steps": 8, "batch_size": 8})
+        section.update({"num_steps": 8, "batch_size": 8})
+        config.snapshot_every = config.snapshot_every and 4

@@ -81,7 +81,7 @@ def test_loads_and_passes_the_check(name):
 def test_tiny_needs_no_files_and_no_downloads(name):
     for config in parts(load(name, "tiny")):
         for kind in STAGES:
-            assert all(source.startswith("simulated:") for source in config.data[kind])
+            assert all(source.startswith(("simulated:", "jsonl:{workdir}/")) for source in config.data[kind])
         for entry in config.models.values():
             assert entry.init_from == "" or entry.init_from.startswith(("runs/", "{workdir}/"))
             assert entry.init_from.endswith("_tiny") or not entry.init_from.startswith("runs/")
