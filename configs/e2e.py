@@ -38,9 +38,9 @@ def get_config(arg=""):
     }
     stages["pretrain"].eval_every = 300
 
-    stages["sft"] = fine_tuning(num_epochs=2, pretraining_fraction=0.0)
+    stages["sft"] = fine_tuning(num_epochs=4, pretraining_fraction=0.0)
     stages["sft"].models.model.residual_dropout = 0.1
-    stages["rlhf_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.1)
+    stages["rlhf_init"] = fine_tuning(num_epochs=4, pretraining_fraction=0.1)
 
     stages["reward"] = ranking(part=1)
     stages["judge"] = ranking(part=2)
@@ -100,12 +100,12 @@ def policy(ptx_coef):
     config.models.reward = common.network(init_from="{workdir}/reward")
     config.data.max_prompt_tokens = PROMPT
     config.rollout.wave = 0
-    config.eval_every = 10
-    config.snapshot_every = 10
+    config.eval_every = 5
+    config.snapshot_every = 5
     config.ppo.update(
         {
-            "iterations": 40,
-            "batch_size": 128,
+            "iterations": 30,
+            "batch_size": 64,
             "num_minibatches": 4,
             "max_prompt_length": PROMPT,
             "response_length": RESPONSE,
