@@ -1,9 +1,11 @@
 """Each command of the documents is run, or where that is dear, checked in everything up to the first computation.
 
-Commands stand in blocks that are indented by four spaces. The first words of one decide what is done with it; words
-that are not known here fail. test_notebook.py runs the two commands at the top of the README, .ci/run CONTRIBUTING's.
+Commands stand in blocks that are indented by four spaces, all else in fences. The first words of a command decide what
+is done with it; words that are not known here fail. test_notebook.py runs the two commands at the top of the README,
+.ci/run those of CONTRIBUTING.
 """
 
+import ast
 import os
 import pathlib
 import re
@@ -35,9 +37,14 @@ def blocks(document: str) -> list[str]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command of a block, continued lines joined."""
-    found = []
+    """The words of each command of a block; lines that are continued, or end inside a quote, are joined."""
+    found, begun = [], ""
     for line in re.sub(r"\\\n\s*", "", block).splitlines():
+        begun += line
+        if begun.count("'") % 2:
+            begun += "\n"
+            continue
+        line, begun = begun, ""
         parts = (shlex.split(part, comments=True) for part in re.split(r"\s*(?:&&|;)\s*", line))
         found += [words for words in parts if words]
     return found
@@ -114,6 +121,8 @@ def test_a_command_of_the_documents(words):
             check_main(rest)
         case ["python", "-m", "instructgpt_jax.sweep", *rest]:
             check_sweep(rest)
+        case ["python", "-c", code, *_]:
+            ast.parse(code)
         case ["python", "-m", module, *rest]:
             check_script(str((ROOT / module.replace(".", "/")).with_suffix(".py")), rest)
         case ["python", script, *rest]:
