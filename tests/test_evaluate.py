@@ -297,8 +297,10 @@ def test_bad_configurations(tmp_path, changes, message):
 
 
 def test_bad_models_and_records(runs, tmp_path):
+    settings = config(runs)
+    settings.models.reward = common.network(init_from=f"{runs}/sft")
     with pytest.raises(ValueError, match="^config.models.reward must be a reward model, got a language model from"):
-        main.run(config(runs, models__reward__init_from=f"{runs}/sft"), str(tmp_path / "a"))
+        main.run(settings, str(tmp_path / "a"))
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 2}\n')
     with pytest.raises(ValueError, match="tasks.jsonl:1: answer must be a number from 0 to 1, got 2"):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))
