@@ -1,8 +1,10 @@
 """The command line: `python -m instructgpt_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE]`."""
 
+import ctypes
 import functools
 import os
 import pathlib
+import platform
 import re
 import sys
 import traceback
@@ -128,11 +130,20 @@ def parse(arguments: list[str]) -> list[str]:
         sys.exit(f"error: --config must be a file that can be read: {str(error).splitlines()[-1].strip()}")
 
 
+def keep_memory() -> None:
+    """Lets glibc keep what a step has freed: asking the system again at the next costs a tenth of it on CPUs."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, size in ((-3, 2**30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(parameter, size)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    keep_memory()
     join_cluster()
     try:
         run(CONFIG.value, WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
