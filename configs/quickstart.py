@@ -21,7 +21,9 @@ SIZES = {  # layers, width, steps of pretraining, learning rate
     "huge": (6, 256, 1000, 1.5e-3),  # of `:full`
 }
 TEXT = ("simulated:pretraining:train:100000",)
+DEMONSTRATIONS = ("simulated:demonstrations:train:2500",)
 PROMPTS = ("simulated:prompts:train#unique",)
+PTX_COEF = 1.0  # the paper has 27.8 for networks whose pretraining loss has long stopped falling
 ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -52,15 +54,15 @@ def small():
     """The stages of the paper for one size, and the larger base model."""
     stages = {"pretrain": pretraining("small"), "pretrain_large": pretraining("large")}
     stages["sft"] = fine_tuning("pretrain", num_epochs=16, pretraining_fraction=0.0)
-    stages["rlhf_init"] = fine_tuning("pretrain", num_epochs=8, pretraining_fraction=0.1)
+    stages["rlhf_init"] = fine_tuning("pretrain", num_epochs=12, pretraining_fraction=0.1)
     stages["collect"] = collection({"sft": "sft", "start": "rlhf_init"})
     stages["reward"] = ranking("sft", "collect")
     stages["select"] = selection("sft", "reward")
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
-    stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=27.8)
+    stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF)
     # The negative control: what remains when the rankings say nothing.
     stages["reward_control"] = ranking("sft", "collect", "shuffled")
-    stages["ppo_control"] = policy("rlhf_init", "reward_control", ptx_coef=0.0)
+    stages["ppo_control"] = policy("rlhf_init", "reward_control", ptx_coef=0.0, iterations=25)
     return stages
 
 
@@ -78,7 +80,7 @@ def pretraining(size):
         "num_epochs": 0,
         "num_steps": steps,
         "row_length": 128,
-        "microbatch_rows": 4,
+        "microbatch_rows": 8,
         "optimizer": common.optimizer(lr, "cosine", warmup_steps=40, weight_decay=0.1),
     }
     config.eval_every = 0
@@ -89,11 +91,10 @@ def fine_tuning(base, num_epochs, pretraining_fraction):
     """A stage that continues from a base model on demonstrations."""
     config = common.config("sft")
     config.models.model = common.network(init_from="{workdir}/" + base)
-    config.data.demonstrations = ("simulated:demonstrations:train",)
+    config.data.demonstrations = DEMONSTRATIONS
     if pretraining_fraction:
         config.data.pretraining = TEXT
     else:
-        config.data.demonstrations = ("simulated:demonstrations:train:2000",)
         config.models.model.residual_dropout = 0.1
         config.snapshot_every = -1
     config.sft = common.fine_tuning(1e-3, 16, num_epochs, pretraining_fraction)
@@ -124,10 +125,10 @@ def ranking(start, comparisons, name="comparisons"):
     config.models.model = common.network(init_from="{workdir}/" + start)
     config.data.comparisons = (f"jsonl:{{workdir}}/{comparisons}/{name}.jsonl",)
     if name == "comparisons":
-        config.data.comparisons += ("simulated:comparisons:train:6000",)
-    config.data.demonstrations = ("simulated:demonstrations:train",)
+        config.data.comparisons += ("simulated:comparisons:train:3000",)
+    config.data.demonstrations = DEMONSTRATIONS
     config.data.skip_bad = 20  # completions too long for a row
-    config.reward = common.rankings(lr=1e-3, batch_size=16)
+    config.reward = common.rankings(lr=7e-4, batch_size=16)
     config.reward.update({"row_length": 192, "microbatch_rows": 8})
     return config
 
@@ -151,17 +152,17 @@ def selection(source, reward):
     return config
 
 
-def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=60):
+def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=50):
     """PPO, or with a ptx_coef PPO-ptx."""
-    config = common.ppo(policy_lr=1e-4, value_lr=3e-4, ptx_coef=ptx_coef)
+    config = common.ppo(policy_lr=3e-4, value_lr=5e-4, ptx_coef=ptx_coef)
     config.models.policy = common.network(init_from="{workdir}/" + start)
     config.models.reward = common.network(init_from="{workdir}/" + reward)
     config.data.prompts = PROMPTS
     config.data.pretraining = TEXT if ptx_coef else ()
     config.data.max_prompt_tokens = 96
     config.rollout.wave = 0
-    config.snapshot_every = 20
-    config.checkpoint.every = 20
+    config.snapshot_every = 10
+    config.checkpoint.every = 10
     config.ppo.update(
         {
             "iterations": iterations,
@@ -174,7 +175,7 @@ def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=60):
             "microbatch_rows": 4,
             "kl_coef": kl_coef,
             "ptx_ratio": 1,
-            "ptx_row_length": 128,
+            "ptx_row_length": 64,
             "ptx_microbatch_rows": 4,
         }
     )
@@ -187,7 +188,7 @@ def second_round():
     stages = {"round1/collect": collection({"policy": "ppo_ptx", "sft": "select"})}
     stages["round1/reward"] = ranking("sft", "round1/collect")
     stages["round1/reward"].data.comparisons += ("jsonl:{workdir}/collect/comparisons.jsonl",)
-    stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=27.8)
+    stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=PTX_COEF)
     return stages, [("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx")]
 
 
@@ -213,9 +214,9 @@ def larger(size):
         models.append((f"pretrain_{size}", f"base_{size}", "GPT", "base"))
     stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=16, pretraining_fraction=0.0)
     stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
-    stages[f"rlhf_init_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=2, pretraining_fraction=0.1)
+    stages[f"rlhf_init_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=12, pretraining_fraction=0.1)
     models.append((f"select_{size}", f"sft_{size}", "SFT", "sft"))
-    for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", 27.8)):
+    for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", PTX_COEF)):
         stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
         models.append((f"{name}_{size}", f"{name}_{size}", label, name))
     return stages, models
