@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the scripts beside it share; sourced by them, never run.
 
-name="" zone="" project="" dry_run=""
+name="" zone="" project="" dry_run="" environment=""
 
 die() {
     echo "error: $*" >&2
@@ -46,10 +46,14 @@ on_workers() {  # COMMAND: a line for the shell of every worker, all at once; fa
     tpu tpu-vm ssh "$name" --worker=all --command="$1"
 }
 
+quoted() {  # TEXT: one word for any shell
+    printf '%s\n' "$1" | sed "s/'/'\\\\''/g; 1s/^/'/; \$s/\$/'/"
+}
+
 worker() {  # VERB ARGUMENT...: worker.sh on every worker; each argument arrives there as it is here
-    local argument line="bash instructgpt_jax/launch/worker.sh"
+    local argument line="${environment}bash instructgpt_jax/launch/worker.sh"
     for argument in "$@"; do
-        line+=" $(printf '%s\n' "$argument" | sed "s/'/'\\\\''/g; 1s/^/'/; \$s/\$/'/")"
+        line+=" $(quoted "$argument")"
     done
     on_workers "$line"
 }

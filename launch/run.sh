@@ -7,6 +7,7 @@
 #       --config.data.prompts=jsonl:gs://bucket/prompts.jsonl
 #
 #   --name=NAME --zone=ZONE [--project=PROJECT] [--dry_run]    as in create.sh
+#   --env=NAME=VALUE    a variable of the run's environment, such as LIBTPU_INIT_ARGS; more than one is allowed
 #   --wait      until it ends; fails if on any worker it failed or was stopped
 #   -- FLAGS    of instructgpt_jax.main
 set -euo pipefail
@@ -16,6 +17,7 @@ source "$here/common.sh"
 wait="" config="" workdir=""
 while (($#)); do
     case $1 in
+        --env=[A-Za-z_]*=*) environment+="env $(quoted "${1#*=}") " ;;
         --wait) wait=yes ;;
         --) shift && break ;;
         *) common_flag "$1" ;;

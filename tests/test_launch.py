@@ -47,7 +47,7 @@ MAIN = r"""#!PYTHON
 import json, os, pathlib, signal, sys, time
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as after a save
-print("python", *sys.argv[1:], flush=True)
+print("python", *sys.argv[1:], os.environ.get("LIBTPU_INIT_ARGS"), flush=True)
 with open(pathlib.Path.home() / "runs.jsonl", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\n")
 while "--config.hold=True" in sys.argv:
@@ -223,14 +223,16 @@ def test_flags_arrive_unchanged_and_the_run_completes(cloud):
         "--config.d=",
         "--config.e=a\nb",
     ]
-    done = cloud.launch("run", *HERE, "--wait", "--", *RUN, *odd)
+    variables = ["--env=LIBTPU_INIT_ARGS=--xla_a=1 --xla_b='2'", "--env=OTHER="]
+    done = cloud.launch("run", *HERE, *variables, "--wait", "--", *RUN, *odd)
     assert done.returncode == 0, done.stderr
     for worker in ("worker0", "worker1"):
         assert cloud.runs(worker) == [["-m", "instructgpt_jax.main", "--distributed", *RUN, *odd]]
     assert cloud.launch("logs", *HERE).stdout.count(": ended with exit code 0\n") == 2
     assert cloud.launch("logs", *HERE, "--to=fetched").returncode == 0
     for index in range(2):
-        assert "python -m instructgpt_jax.main" in (cloud.folder / "fetched" / f"worker{index}.log").read_text()
+        log = (cloud.folder / "fetched" / f"worker{index}.log").read_text()
+        assert "python -m instructgpt_jax.main" in log and "--xla_a=1 --xla_b='2'\n" in log
 
 
 def test_the_same_command_leaves_a_run_alone_and_resumes_a_stopped_one(cloud):
