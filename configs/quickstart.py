@@ -53,8 +53,9 @@ def get_config(arg=""):
 def small():
     """The stages of the paper for one size, and the larger base model."""
     stages = {"pretrain": pretraining("small"), "pretrain_large": pretraining("large")}
-    stages["sft"] = fine_tuning("pretrain", num_epochs=16, pretraining_fraction=0.0)
-    stages["rlhf_init"] = fine_tuning("pretrain", num_epochs=12, pretraining_fraction=0.1)
+    stages["sft"] = fine_tuning("pretrain", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
+    # The paper's 2 epochs are 160 updates here, after which a network of this size hardly answers what is asked.
+    stages["rlhf_init"] = fine_tuning("pretrain", batch_size=16, num_epochs=12, pretraining_fraction=0.1)
     stages["collect"] = collection({"sft": "sft", "start": "rlhf_init"})
     stages["reward"] = ranking("sft", "collect")
     stages["select"] = selection("sft", "reward")
@@ -87,7 +88,7 @@ def pretraining(size):
     return config
 
 
-def fine_tuning(base, num_epochs, pretraining_fraction):
+def fine_tuning(base, batch_size, num_epochs, pretraining_fraction):
     """A stage that continues from a base model on demonstrations."""
     config = common.config("sft")
     config.models.model = common.network(init_from="{workdir}/" + base)
@@ -97,7 +98,7 @@ def fine_tuning(base, num_epochs, pretraining_fraction):
     else:
         config.models.model.residual_dropout = 0.1
         config.snapshot_every = -1
-    config.sft = common.fine_tuning(1e-3, 16, num_epochs, pretraining_fraction)
+    config.sft = common.fine_tuning(1e-3, batch_size, num_epochs, pretraining_fraction)
     config.sft.update({"row_length": 128, "microbatch_rows": 4})
     return config
 
@@ -212,9 +213,11 @@ def larger(size):
     if size != "large":
         stages[f"pretrain_{size}"] = pretraining(size)
         models.append((f"pretrain_{size}", f"base_{size}", "GPT", "base"))
-    stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=16, pretraining_fraction=0.0)
+    stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
-    stages[f"rlhf_init_{size}"] = fine_tuning(f"pretrain_{size}", num_epochs=12, pretraining_fraction=0.1)
+    stages[f"rlhf_init_{size}"] = fine_tuning(
+        f"pretrain_{size}", batch_size=16, num_epochs=12, pretraining_fraction=0.1
+    )
     models.append((f"select_{size}", f"sft_{size}", "SFT", "sft"))
     for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", PTX_COEF)):
         stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
