@@ -45,8 +45,8 @@ def get_config(arg=""):
     stages["reward"] = ranking(part=1)
     stages["judge"] = ranking(part=2)
 
-    stages["ppo"] = policy(ptx_coef=0.0)
-    stages["ppo_ptx"] = policy(ptx_coef=27.8)
+    stages["ppo"] = policy(ptx_coef=0.0, iterations=30)
+    stages["ppo_ptx"] = policy(ptx_coef=27.8, iterations=45)  # the pretraining term slows it down
     stages["evaluate"] = evaluation()
     seed = config_dict.FieldReference(0)
     for name, stage in stages.items():
@@ -93,7 +93,7 @@ def ranking(part):
     return config
 
 
-def policy(ptx_coef):
+def policy(ptx_coef, iterations):
     """PPO, or with a ptx_coef PPO-ptx."""
     config = common.ppo(policy_lr=1e-4, value_lr=3e-4, ptx_coef=ptx_coef)
     config.models.policy = common.network(init_from="{workdir}/rlhf_init")
@@ -104,7 +104,7 @@ def policy(ptx_coef):
     config.snapshot_every = 5
     config.ppo.update(
         {
-            "iterations": 30,
+            "iterations": iterations,
             "batch_size": 64,
             "num_minibatches": 4,
             "max_prompt_length": PROMPT,
