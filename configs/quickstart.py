@@ -3,9 +3,9 @@
 Paper:    figure 2 and section 4: two sizes of a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked
           completions of that policy, PPO and PPO-ptx, and their evaluation by labelers.
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
-          One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs every stage for a few
-          updates; `:full` adds a second round of comparisons, sweeps of kl_coef and ptx_coef, and every stage of two
-          larger sizes, and takes hours.
+          One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs the stages for a few
+          updates, without the negative control; `:full` adds a second round of comparisons, sweeps of kl_coef and
+          ptx_coef, and every stage of two larger sizes, and takes hours.
 Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
@@ -29,6 +29,8 @@ ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "
 
 def get_config(arg=""):
     stages = small()
+    if arg != "tiny":
+        stages |= control()
     models = [  # stage, name in the report, label, method
         ("pretrain", "base", "GPT", "base"),
         ("pretrain_large", "base_large", "GPT", "base"),
@@ -37,6 +39,7 @@ def get_config(arg=""):
         ("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx"),
         ("ppo_control", "control", "PPO on shuffled rankings", "control"),
     ]
+    models = [model for model in models if model[0] in stages]
     if arg == "full":
         for more, named in (second_round(), sweeps(), larger("large"), larger("huge")):
             stages |= more
@@ -61,10 +64,15 @@ def small():
     stages["select"] = selection("sft", "reward")
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
     stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF)
-    # The negative control: what remains when the rankings say nothing.
-    stages["reward_control"] = ranking("sft", "collect", "shuffled")
-    stages["ppo_control"] = policy("rlhf_init", "reward_control", ptx_coef=0.0, iterations=25)
     return stages
+
+
+def control():
+    """The negative control: what PPO gains when the rankings say nothing."""
+    return {
+        "reward_control": ranking("sft", "collect", "shuffled"),
+        "ppo_control": policy("rlhf_init", "reward_control", ptx_coef=0.0, iterations=25),
+    }
 
 
 def pretraining(size):
@@ -296,9 +304,11 @@ def shrink(config):
         c.prefix.update({"candidates": c.prefix.candidates[:2], "prompts": ("simulated:prompts:valid:20",)})
         c.overoptimisation.prompts = ("simulated:prompts:valid:20",)
         return
-    for kind, size in {"pretraining": 2000, "prompts": 300}.items():
-        if config.data[kind]:
-            config.data[kind] = (f"simulated:{kind}:train:{size}",)
+    for kind, size in {"pretraining": 2000, "prompts": 300, "demonstrations": 300, "comparisons": 100}.items():
+        config.data[kind] = tuple(
+            f"simulated:{kind}:train:{size}" if source.startswith("simulated:") else source
+            for source in config.data[kind]
+        )
     if config.stage == "pretrain":
         config.models.model.update({"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 128})
         config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
