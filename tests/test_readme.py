@@ -6,6 +6,7 @@ is done with it; words that are not known here fail. test_notebook.py runs the t
 """
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -92,16 +93,21 @@ def check_sweep(arguments: list[str]) -> None:
     check_main([f"--config={config}", f"--config.{key}={values[0]}", *(f"--{k}={v}" for k, v in given.items())])
 
 
-def check_script(script: str, arguments: list[str]) -> None:
-    """The script has each flag that is given."""
-    helped = subprocess.run(
-        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120,
+@functools.cache
+def help_of(script: str) -> str:
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert helped.returncode == 0, helped.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_script(script: str, arguments: list[str]) -> None:
+    """The script has each flag that is given."""
     for argument in arguments:
         if argument.startswith("--") and not argument.startswith("--config."):
-            assert re.search(rf"{re.escape(argument.split('=')[0])}\b", helped.stdout), argument
+            assert re.search(rf"{re.escape(argument.split('=')[0])}\b", help_of(script)), argument
 
 
 def check_install(arguments: list[str]) -> None:
