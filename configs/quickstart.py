@@ -23,7 +23,7 @@ SIZES = {  # layers, width, steps of pretraining, learning rate
 TEXT = ("simulated:pretraining:train:100000",)
 DEMONSTRATIONS = ("simulated:demonstrations:train:2500",)
 PROMPTS = ("simulated:prompts:train#unique",)
-PTX_COEF = 1.0  # the paper has 27.8 for networks whose pretraining loss has long stopped falling
+PTX_COEF = 2.0  # the paper has 27.8 for networks whose pretraining loss has long stopped falling
 ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -134,10 +134,10 @@ def ranking(start, comparisons, name="comparisons"):
     config.models.model = common.network(init_from="{workdir}/" + start)
     config.data.comparisons = (f"jsonl:{{workdir}}/{comparisons}/{name}.jsonl",)
     if name == "comparisons":
-        config.data.comparisons += ("simulated:comparisons:train:3000",)
+        config.data.comparisons += ("simulated:comparisons:train:6000",)
     config.data.demonstrations = DEMONSTRATIONS
     config.data.skip_bad = 20  # completions too long for a row
-    config.reward = common.rankings(lr=7e-4, batch_size=16)
+    config.reward = common.rankings(lr=1e-3, batch_size=16)
     config.reward.update({"row_length": 192, "microbatch_rows": 8})
     return config
 
@@ -161,9 +161,9 @@ def selection(source, reward):
     return config
 
 
-def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=50):
+def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=40):
     """PPO, or with a ptx_coef PPO-ptx."""
-    config = common.ppo(policy_lr=3e-4, value_lr=5e-4, ptx_coef=ptx_coef)
+    config = common.ppo(policy_lr=2e-4, value_lr=5e-4, ptx_coef=ptx_coef)
     config.models.policy = common.network(init_from="{workdir}/" + start)
     config.models.reward = common.network(init_from="{workdir}/" + reward)
     config.data.prompts = PROMPTS
@@ -184,7 +184,7 @@ def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=50):
             "microbatch_rows": 4,
             "kl_coef": kl_coef,
             "ptx_ratio": 1,
-            "ptx_row_length": 64,
+            "ptx_row_length": 128,
             "ptx_microbatch_rows": 4,
         }
     )
