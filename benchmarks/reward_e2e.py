@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 FOLDS = 5
-STRENGTHS = (3.0, 10.0, 30.0, 100.0)  # of the L2 penalty; the log-likelihood is a sum over pairs
+STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)  # of the L2 penalty; the log-likelihood is a sum over pairs
 RESAMPLES = 10_000
 
 
