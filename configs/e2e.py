@@ -9,7 +9,7 @@ Command:  python -m instructgpt_jax.main --config=configs/e2e.py --config.demons
 Hardware: two CPU cores.
 Writes:   a workdir for each stage and report/ under runs/e2e/.
 
-A twelfth of the meaning representations is held out of every stage, by prompt. The reward model of PPO and the judge
+An eighth of the meaning representations is held out of every stage, by prompt. The reward model of PPO and the judge
 learn from halves of the rankings that share no prompt.
 """
 
