@@ -206,3 +206,5 @@ def shrink(config):
         config.evaluate.pretraining.num_sequences = 16
     else:
         config[config.stage].update({"num_steps": 8, "batch_size": 8, "row_length": 256})
+        if config.stage == "reward":
+            config.reward.update({"max_completions": 9, "row_length": CONTEXT})
