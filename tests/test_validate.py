@@ -30,7 +30,7 @@ def refused(name, message, shards=1, argument="tiny", remove=(), **changes):
 
 
 def test_stage():
-    refused("sft", "config.stage must be one of ['evaluate', 'export', 'ppo',", stage="train")
+    refused("sft", "config.stage must be one of ['collect', 'evaluate', 'export', 'ppo',", stage="train")
     refused("sft", "config.stage must be one of", remove=["stage"])
 
 
