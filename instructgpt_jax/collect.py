@@ -23,7 +23,6 @@ from instructgpt_jax.evaluation import batches
 from instructgpt_jax.training import loop, metrics
 
 RANKED, SHUFFLED, UNRANKED = "comparisons.jsonl", "shuffled.jsonl", "unranked.jsonl"
-NARROW = 3  # most prompts are short: those up to a third of the longest go through a narrower program
 TOLD = 5  # lines of progress a policy
 KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons carry
 
@@ -124,12 +123,9 @@ def complete(
 
 def _batches(items: list, prompts: list[np.ndarray], c: ConfigDict) -> Iterator[tuple[int, list]]:
     """(width of the prompts, items) of each batch, prompts of similar length together."""
-    ordered = sorted(items, key=lambda item: (len(prompts[item[0]]), item))
-    narrow = -(-c.max_prompt_length // NARROW)
-    short = [item for item in ordered if len(prompts[item[0]]) <= narrow]
-    for width, group in ((narrow, short), (c.max_prompt_length, ordered[len(short) :])):
+    for width, group in batches.by_width([len(prompts[number]) for number, _ in items], c.max_prompt_length).items():
         for cut in batches.cuts(len(group), c.batch_size):
-            yield width, group[cut]
+            yield width, [items[i] for i in group[cut]]
 
 
 def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:

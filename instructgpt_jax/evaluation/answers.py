@@ -24,7 +24,6 @@ from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import constrain
 
-NARROW = 3  # most prompts are at most a third of the longest: they go through a program of that width, with more rows
 SCORES = {"score": "reward", "judge": "judge"}  # how the scalar of a network is called
 
 
@@ -76,17 +75,13 @@ class Examiner:
         bare = batches.encode(self._tokenizer, prompts)
         seen = batches.encode(self._tokenizer, [prefix + prompt for prompt in prompts]) if prefix else bare
         widest = self._longest + self._longest_prefix * bool(prefix)
-        narrow = -(-widest // NARROW)
-        groups = {narrow: [], widest: []}
-        rows_of = {narrow: self._rows, widest: -(-self._rows // NARROW)}
-        for number in sorted(range(len(prompts)), key=lambda i: len(seen[i])):
-            groups[narrow if len(seen[number]) <= narrow else widest].append(number)
 
         configs = tuple((name, net.config) for name, net in self._networks.items())
         iteration = np.int32(zlib.crc32(stream.encode()) & 0x7FFFFFFF)
         answers: list[dict] = [{}] * len(prompts)
-        for width, numbers in groups.items():
-            rows = batches.rows(rows_of[width], self._mesh)
+        for width, numbers in batches.by_width([len(ids) for ids in seen], widest).items():
+            wanted = -(-self._rows // batches.NARROW) if width == widest else self._rows  # about as many tokens in both
+            rows = batches.rows(wanted, self._mesh)
             for cut in batches.cuts(len(numbers), rows):
                 chosen = numbers[cut]
                 index = batches.fill(np.array(chosen, np.int32), rows)

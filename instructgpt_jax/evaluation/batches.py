@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 from instructgpt_jax import sharding
 from instructgpt_jax.data import tokenizer as tokenizers
 
+NARROW = 3  # most prompts are short: those up to a third of the longest go through a narrower program
+
 
 def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """The ids of each text as the beginning of a sequence: with BOS in front for families that have one."""
@@ -20,6 +22,15 @@ def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
 def cuts(count: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover `range(count)`."""
     return (slice(low, min(low + size, count)) for low in range(0, count, size))
+
+
+def by_width(lengths: Sequence[int], widest: int) -> dict[int, list[int]]:
+    """Numbers of the sequences, the shortest first, by the width of the batches that they go through."""
+    narrow, order = -(-widest // NARROW), sorted(range(len(lengths)), key=lambda number: lengths[number])
+    return {
+        narrow: [number for number in order if lengths[number] <= narrow],
+        widest: [number for number in order if lengths[number] > narrow],
+    }
 
 
 def fill(array: np.ndarray, rows: int) -> np.ndarray:
