@@ -138,6 +138,12 @@ def keep_memory() -> None:
             libc.mallopt(parameter, size)
 
 
+def keep_programs(workdir: str) -> None:
+    """Keeps compiled programs in the workdir: a run that goes on and a stage like another one need not compile."""
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR goes first
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / ".compiled"))
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}")
@@ -145,8 +151,10 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     keep_memory()
     join_cluster()
+    workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    keep_programs(workdir)
     try:
-        run(CONFIG.value, WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
+        run(CONFIG.value, workdir)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         if not pathlib.Path(innermost).is_relative_to(pathlib.Path(__file__).parent):
