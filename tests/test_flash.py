@@ -35,17 +35,41 @@ def packed_layout(seed, b, padding=True):
     return Layout(jnp.array(positions), jnp.array(segments))
 
 
+def branched_layout(seed, b):
+    """Random rows of segments, each a prompt and 1 to 9 completions on branches of any numbers, with padding behind."""
+    rng = np.random.default_rng(seed)
+    segments, positions, branches = np.zeros((3, b, T), np.int32)
+    for row in range(b):
+        column, end = 0, T - rng.integers(1, 60)
+        for segment in range(1, T):
+            prompt = rng.integers(1, 40)
+            numbers = rng.permutation(np.append(rng.integers(10, 2**flash.BRANCH_BITS, 4), np.arange(1, 10)))
+            pieces = [(0, prompt, 0)] + [(prompt, rng.integers(1, 20), n) for n in numbers[: rng.integers(1, 10)]]
+            for start, length, branch in pieces:
+                here = slice(column, min(column + length, end))
+                length = here.stop - column
+                segments[row, here], branches[row, here] = segment, branch
+                positions[row, here], column = np.arange(start, start + length), here.stop
+            if column == end:
+                break
+    return Layout(*map(jnp.array, (positions, segments, branches)))
+
+
 def reference(query, key, value, layout, scale, window):
     mask = attention.visible(layout, layout) & attention.within_window(layout, layout, jnp.int32(window))
     return attention.attend(query, key, value, mask, scale)
 
 
-@pytest.mark.parametrize("groups,window,segmented", [(4, 0, True), (1, 40, True), (2, 150, False)])
-def test_splash_agrees_with_the_reference(groups, window, segmented):
+@pytest.mark.parametrize(
+    "groups,window,rows",
+    [(4, 0, "packed"), (1, 40, "packed"), (2, 150, "whole"), (4, 0, "branched"), (1, 0, "branched")],
+)
+def test_splash_agrees_with_the_reference(monkeypatch, groups, window, rows):
+    monkeypatch.setattr(flash, "BLOCK", 128)  # several blocks a row
     B, N, H = 2, 4, 16
-    layout = packed_layout(groups, B)
+    layout = (branched_layout if rows == "branched" else packed_layout)(groups, B)
     real = jnp.float32(layout.segments > 0)[:, None, :, None]
-    if not segmented:
+    if rows == "whole":
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         layout, real = Layout(positions), jnp.float32(1)
     rng = np.random.default_rng(0)
@@ -67,18 +91,19 @@ def gradient(config, params, layout, tokens, mesh=None):
     """Of a weighted sum of the hidden states of real tokens."""
 
     def total(params):
-        hidden = models.hidden(config, params, tokens, layout.positions, layout.segments)
+        hidden = models.hidden(config, params, tokens, *layout)
         weights = jnp.sin(jnp.arange(hidden.size).reshape(hidden.shape)) * (layout.segments > 0)[..., None]
         return (hidden * weights).sum()
 
     return jax.jit(jax.grad(total))(params)
 
 
-def test_network_on_a_mesh():
-    """Two windows in turn, grouped queries over the tensor axis, rows over fsdp."""
-    config = CONFIG.replace(windows=(0, 50))
+@pytest.mark.parametrize("windows,layout", [((0, 50), packed_layout(1, 2)), ((0,), branched_layout(1, 2))])
+def test_network_on_a_mesh(windows, layout):
+    """Two windows in turn or branches, grouped queries over the tensor axis, rows over fsdp."""
+    config = CONFIG.replace(windows=windows)
     params = models.init(config, jax.random.key(0))
-    layout, tokens = packed_layout(1, 2), jax.random.randint(jax.random.key(1), (2, T), 0, 128)
+    tokens = jax.random.randint(jax.random.key(1), (2, T), 0, 128)
     expected = gradient(config, params, layout, tokens)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, jax.devices()[:4])
     with jax.set_mesh(mesh):
@@ -145,7 +170,7 @@ def layout_of(length, branches=False):
 @pytest.mark.parametrize(
     "change,layout,dropout,message",
     [
-        ({"attention": "splash"}, layout_of(256, branches=True), False, "branches"),
+        ({"attention": "splash", "windows": (0, 9)}, layout_of(256, branches=True), False, "windows over completions"),
         ({"attention": "splash"}, layout_of(200), False, "200 tokens"),
         ({"attention": "splash"}, layout_of(256), True, "dropout"),
         ({"attention": "cudnn", "dtype": "bfloat16"}, layout_of(256), False, "CPU"),

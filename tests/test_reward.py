@@ -94,17 +94,19 @@ def expected(positions):
 
 
 @pytest.mark.parametrize(
-    "row_length, rows, shared_prompt, positions",
+    "row_length, rows, shared_prompt, positions, backend",
     [
-        (96, 16, True, "learned"),  # several comparisons a row, one microbatch
-        (64, 5, True, "learned"),  # several microbatches, the last ones empty
-        (26, 8, True, "learned"),  # comparisons longer than a row are split and repeat their prompt
-        (64, 8, False, "learned"),  # a prompt for each completion
-        (64, 8, True, "rotary"),
+        (96, 16, True, "learned", "xla"),  # several comparisons a row, one microbatch
+        (64, 5, True, "learned", "xla"),  # several microbatches, the last ones empty
+        (26, 8, True, "learned", "xla"),  # comparisons longer than a row are split and repeat their prompt
+        (64, 8, False, "learned", "xla"),  # a prompt for each completion
+        (64, 8, True, "rotary", "xla"),
+        (128, 8, True, "rotary", "splash"),
     ],
 )
-def test_packed_comparisons_equal_one_sequence_a_row(row_length, rows, shared_prompt, positions):
-    config, comparisons, params = CONFIG.replace(positions=positions), make_comparisons(), make_params(positions)
+def test_packed_comparisons_equal_one_sequence_a_row(row_length, rows, shared_prompt, positions, backend):
+    comparisons, params = make_comparisons(), make_params(positions)
+    config = CONFIG.replace(positions=positions, attention=backend)
     batch = pack(comparisons, row_length, rows, shared_prompt)
     if row_length == 26:
         assert max(len(c.prompt) + sum(map(len, c.completions)) for c in comparisons) > row_length

@@ -18,7 +18,7 @@ class Layout(NamedTuple):
     positions: within its own sequence, from 0; also what windows and rotary angles count.
     segments: which sequence of the row it belongs to; 0 = padding; None = one sequence a row.
     branches: 0 = seen by its whole segment (a shared prompt), k > 0 = seen by branch k of its segment only (one of
-      several completions of that prompt); None = no branches.
+      several completions of that prompt), k < 2^16; None = no branches.
     """
 
     positions: jax.Array

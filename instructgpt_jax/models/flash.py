@@ -12,8 +12,18 @@
 The kernels know columns, not positions. In the rows that data.packing and episodes.pack lay out, each segment is one
 run of columns along which positions advance by one, so that within a segment "before" and "fewer than w back" are the
 same in columns as in positions, and both say what attention.visible and within_window say. On branches (the completions
-of a shared prompt) positions start anew behind the prompt, so splash does not serve them; the mask of cudnn does.
-Padding is a segment of its own here: it sees padding, which keeps every softmax finite.
+of a shared prompt) positions start anew behind the prompt: columns still say what comes before, but not how far back,
+so splash serves branches without windows. Padding is a segment of its own here: it sees padding, which keeps every
+softmax finite.
+
+Splash compares one id a column, but a completion sees two things, its prompt and itself. So it is told through the
+scores: a few more channels of queries and keys take a huge number from the score of a key on another branch, and add an
+exact 0 to every other (`branch_channels`). That is one call of the public kernel, with the kernel's own gradient. The
+other form, a pass over prompts and one over completions, merged by their log-sum-exps, is two whole passes, and the
+public kernel has no gradient through its log-sum-exp: it would need private functions of JAX. The channels are free
+where a head leaves room for them in the 128 lanes of a TPU's registers (up to 96 channels). A head of 128 is computed
+as 256 wide in 5 of the 9 products of a block, forward and backward: 1.6 times the work of attention, where two passes
+take 2.
 
 Letters as in transformer.py.
 """
@@ -33,6 +43,8 @@ from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH
 
 SAVED_NAME = "flash_attention"  # of what the kernel hands to its backward pass, for remat policies
+BRANCH_BITS = 16  # of the numbers of branches
+APART = 2.0**30  # taken from the score of a key on another branch: beyond any score, exact in bfloat16
 BLOCK = 512  # rows and columns of the score matrix that splash computes at a time, where T allows
 
 # (query, key, value), each (B, heads, T, H), and `window`, the index of the layer's window among `distinct_windows`.
@@ -82,8 +94,8 @@ def _obstacle(backend: str, config: ModelConfig, layout: Layout, dropout: bool) 
     if dropout:
         return "dropout of attention weights"
     if backend == "splash":
-        if layout.branches is not None:
-            return "completions on branches of a shared prompt"
+        if layout.branches is not None and any(config.windows):
+            return "local windows over completions on branches of a shared prompt"
         if platform() == "gpu":
             return "a GPU"
         if length % 128:
@@ -156,7 +168,7 @@ def _splash(query, key, value, *, layout: Layout, scale: float, window: int) -> 
     )
     interpret = platform() == "cpu"  # slow, for checks
 
-    def local(query, key, value, segments):
+    def local(query, key, value, segments, branches):
         """The rows and heads of one device."""
         mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
         run = splash.make_splash_mha(
@@ -168,6 +180,9 @@ def _splash(query, key, value, *, layout: Layout, scale: float, window: int) -> 
             interpret=interpret,
         )
         query = (query * scale).astype(query.dtype)
+        if branches is not None:
+            of_queries, of_keys = branch_channels(branches)
+            query, key = _append(query, of_queries), _append(key, of_keys)
         if segments is None:
             return jax.vmap(run)(query, key, value)
         return jax.vmap(lambda q, k, v, ids: run(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(
@@ -176,9 +191,35 @@ def _splash(query, key, value, *, layout: Layout, scale: float, window: int) -> 
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return local(query, key, value, layout.segments)
+        return local(query, key, value, layout.segments, layout.branches)
     heads = P(BATCH, "tensor", None, None)
-    ids = None if layout.segments is None else P(BATCH, None)
+    ids = [None if x is None else P(BATCH, None) for x in (layout.segments, layout.branches)]
     # The kernel does not say along which axes its results vary, hence no check of that.
-    run = jax.shard_map(local, in_specs=(heads, heads, heads, ids), out_specs=heads, check_vma=False)
-    return run(query, key, value, layout.segments)
+    run = jax.shard_map(local, in_specs=(heads, heads, heads, *ids), out_specs=heads, check_vma=False)
+    return run(query, key, value, layout.segments, layout.branches)
+
+
+def branch_channels(branches: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Channels of queries and of keys, whose product hides the keys of other branches.
+
+    Every bit of a branch's number has two channels. A query that has a 0 there looks for a 1 in the first, one that has
+    a 1 looks for a 0 in the second, so that their product counts the bits in which two numbers differ. Keys of branch 0
+    have nothing to find.
+
+    Args:
+      branches: (B, T) int32 as in attention.Layout.
+
+    Returns:
+      Two (B, T, 2 BRANCH_BITS) float32, of queries (0 or 1) and of keys (0 or -APART). Their product is a sum of zeros
+      for keys of branch 0 and of the query's own branch, and -APART or less for others.
+    """
+    ones = (branches[..., None] >> jnp.arange(BRANCH_BITS)) % 2 == 1
+    sought = jnp.concatenate([~ones, ones], axis=-1)
+    found = jnp.concatenate([ones, ~ones], axis=-1) & (branches > 0)[..., None]
+    return sought.astype(jnp.float32), jnp.where(found, -APART, 0.0)
+
+
+def _append(x: jax.Array, channels: jax.Array) -> jax.Array:
+    """(B, heads, T, H) and (B, T, C) -> (B, heads, T, H + C), in the dtype of x."""
+    channels = jnp.broadcast_to(channels[:, None], (*x.shape[:-1], channels.shape[-1]))
+    return jnp.concatenate([x, channels.astype(x.dtype)], axis=-1)
