@@ -59,6 +59,7 @@ def get_config(arg=""):
         {
             "stage": "pipeline",
             "only": "",
+            "parallel": 2,  # stages at once, on a CPU
             "seed": seed,
             "demonstrations": "",  # {"prompt": meaning representation, "completion": text}
             "comparisons": "",  # {"prompt", "completions", "ranking"}

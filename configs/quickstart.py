@@ -50,7 +50,16 @@ def get_config(arg=""):
         if arg == "tiny":
             shrink(stage)
         stage.seed = seed
-    return ConfigDict({"stage": "pipeline", "only": "", "seed": seed, "order": tuple(stages), "stages": stages})
+    return ConfigDict(
+        {
+            "stage": "pipeline",
+            "only": "",
+            "parallel": 2,  # stages at once, on a CPU
+            "seed": seed,
+            "order": tuple(stages),
+            "stages": stages,
+        }
+    )
 
 
 def small():

@@ -110,6 +110,7 @@ def complete(
     """
     done, told = 0, 0
     for width, cut in _batches(items, prompts, c):
+        loop.end_if_stopped()
         tokens, lengths = batches.pad([prompts[number] for number, _ in cut], c.batch_size, width)
         episodes = batches.fill(np.array([number * c.completions[1] + k for number, k in cut], np.int32), c.batch_size)
         found = answer(*batches.put((tokens, lengths, episodes), mesh))

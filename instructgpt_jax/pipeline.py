@@ -5,10 +5,17 @@ the folder of its name (`sft/`, `round0/reward/`) and is the same run as if it h
 in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`.
 `{NAME}` of a string `config.NAME` beside `stages` is that string: one place for the user's sources. A stage that is
 complete is skipped, one that was interrupted resumes.
+
+`config.parallel` stages run at once where they are the programs of one CPU device, each in a thread of its own, as soon
+as the stages that they name have ended: small networks leave a core idle between their products. What a stage computes
+does not depend on its company. Elsewhere a stage has all the devices, and they run one by one.
 """
 
 import json
 import os
+import queue
+import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -16,7 +23,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from instructgpt_jax.training import metrics
+from instructgpt_jax.training import loop, metrics
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
 
@@ -30,7 +37,7 @@ def run(
     """Runs the stages in their order, or `config.only` of them.
 
     Args:
-      config: `stages`, `order`, and `only`: the name of one stage to run alone, or ''.
+      config: `stages`, `order`, `only`: the name of one stage to run alone, or '', and `parallel`.
       workdir: of the pipeline.
       check_stage: refuses a configuration that cannot run; all stages are checked before the first one starts.
       run_stage: (config, workdir) of one stage.
@@ -42,19 +49,85 @@ def run(
         raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
     if config.only and config.only not in config.stages:
         raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
+    if config.parallel < 1:
+        raise ValueError(f"config.parallel must be at least 1, got {config.parallel}")
     names = [config.only] if config.only else list(config.order)
-    for name in names:
+    stages = {name: stage_config(config, name, workdir) for name in names}
+    for name, stage in stages.items():
         try:
-            check_stage(stage_config(config, name, workdir))
+            check_stage(stage)
         except ValueError as error:
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
-    for number, name in enumerate(names, start=1):
-        metrics.say(f"pipeline: stage {number} of {len(names)}, {name}")
+    lock = threading.Lock()
+
+    def run_one(name: str) -> None:
+        metrics.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
         started = time.perf_counter()
         try:
-            run_stage(stage_config(config, name, workdir), os.path.join(workdir, name))
+            run_stage(stages[name], os.path.join(workdir, name))
         finally:  # also when a signal ended it: it will go on from there
-            _add_seconds(epath.Path(workdir) / SECONDS, name, time.perf_counter() - started)
+            with lock:
+                _add_seconds(epath.Path(workdir) / SECONDS, name, time.perf_counter() - started)
+
+    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if config.parallel == 1 or len(names) == 1 or not one_device:
+        for name in names:
+            run_one(name)
+    else:
+        run_threads({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+
+
+def needed(config: ConfigDict, name: str) -> set[str]:
+    """The stages before this one in the order whose workdirs its configuration names."""
+    text = json.dumps(config.stages[name].to_dict(), default=str)
+    earlier = config.order[: config.order.index(name)]
+    return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
+
+
+def run_threads(waiting_for: dict[str, set[str]], run_one: Callable[[str], None], count: int) -> None:
+    """Runs every stage once, at most `count` at a time, each when those it waits for have ended.
+
+    When one fails or a signal comes, those that run save and end, and the first error is raised.
+
+    Args:
+      waiting_for: stage -> stages that must have ended, in the order in which to start them.
+      run_one: runs the stage of a name.
+    """
+    ended: queue.Queue[tuple[str, BaseException | None]] = queue.Queue()
+    waiting, running, done = dict(waiting_for), {}, set()
+
+    def work(name: str) -> None:
+        try:
+            run_one(name)
+        except BaseException as error:  # SystemExit too: a stage that a signal stopped
+            ended.put((name, error))
+        else:
+            ended.put((name, None))
+
+    failure = None
+    with loop.catching_signals() as stop:
+        while waiting or running:
+            for name in [name for name, others in waiting.items() if others <= done]:
+                if len(running) < count and failure is None and not stop.is_set():
+                    del waiting[name]
+                    # Daemons: a second signal ends the process at once.
+                    running[name] = threading.Thread(target=work, args=(name,), name=name, daemon=True)
+                    running[name].start()
+            if not running:
+                break
+            try:
+                name, error = ended.get(timeout=1)  # Python handles signals between the waits
+            except queue.Empty:
+                continue
+            del running[name]
+            done.add(name)
+            if error is not None:
+                failure = failure or error
+                stop.set()
+    if failure is not None:
+        raise failure
+    if waiting:
+        raise SystemExit(0)  # between two stages
 
 
 def _add_seconds(path: epath.Path, name: str, seconds: float) -> None:

@@ -53,6 +53,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     table, samples = [], []
     losses = _losses(source, steps) if by == "loss" else {}
     for step in steps:
+        loop.end_if_stopped()
         if scorer is None:
             table.append({"step": step, "loss": losses[step]})
         else:

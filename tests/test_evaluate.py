@@ -312,7 +312,8 @@ def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
     stage = common.config("evaluate")
     settings = stage.copy_and_resolve_references()
     whole = copy.deepcopy(settings)
-    config = type(stage)({"stage": "pipeline", "only": "", "order": ("a", "b"), "stages": {"a": settings, "b": whole}})
+    stages = {"stages": {"a": settings, "b": whole}, "order": ("a", "b")}
+    config = type(stage)({"stage": "pipeline", "only": "", "parallel": 1} | stages)
 
     def work(_, workdir):
         (tmp_path / workdir).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from instructgpt_jax.training import metrics
+from instructgpt_jax.training import loop, metrics
 
 
 class Parts:
@@ -26,6 +26,7 @@ class Parts:
         path = self._folder / f"{name}.json"
         if path.name in self._found:
             return json.loads(path.read_text())
+        loop.end_if_stopped()
         text = json.dumps(make(), ensure_ascii=False)
         if jax.process_index() == 0:
             metrics.write_atomically(path, text + "\n")

@@ -90,7 +90,8 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
     resolved = claim_workdir(config, workdir)
     best = stage.best or config.checkpoint.best_metric
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_signals())
+        received = stack.enter_context(catching_signals())
+        stop = received.is_set if jax.process_count() == 1 else _agreed(received)
         opened = checkpoint.Checkpoints(workdir, config.checkpoint.keep_last, best, config.checkpoint.best_mode)
         checkpoints = stack.enter_context(opened)
 
@@ -258,11 +259,19 @@ def _abstract_state(stage: Stage) -> PyTree:
     return abstract
 
 
+_stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells, on every process at the same call, whether SIGTERM or SIGINT has come."""
-    received = threading.Event()
-    caught = (signal.SIGTERM, signal.SIGINT)
+def catching_signals() -> Iterator[threading.Event]:
+    """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
+
+    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield _stop
+        return
+    _stop.clear()
     previous = {}
 
     def restore():
@@ -270,16 +279,26 @@ def _signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     def on_signal(number, _):
-        received.set()
+        _stop.set()
         restore()
         metrics.say(f"received {signal.Signals(number).name}: saving after this step")
 
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-        previous = {number: signal.signal(number, on_signal) for number in caught}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield received.is_set if jax.process_count() == 1 else _agreed(received)
+        yield _stop
     finally:
         restore()
+        _stop.clear()
+
+
+def end_if_stopped() -> None:
+    """For stages that do not train, between parts of their work.
+
+    Raises:
+      SystemExit: with code 0, where a signal was caught.
+    """
+    if _stop.is_set():
+        raise SystemExit(0)
 
 
 def _agreed(received: threading.Event) -> Callable[[], bool]:

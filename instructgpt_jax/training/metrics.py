@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -39,9 +40,11 @@ PEAK_FLOPS = {
 
 
 def say(text: str) -> None:
-    """One line for the person who watches, on process 0's stderr."""
+    """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        thread = threading.current_thread()
+        prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
+        print(prefix + text, file=sys.stderr, flush=True)
 
 
 def to_host(metrics: dict[str, Any]) -> dict[str, float]:
@@ -174,7 +177,7 @@ class Writer:
         self._samples = JsonLines(workdir / "samples.jsonl", start_step)
         self._events = _open_events(workdir / "tensorboard", start_step)
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and threading.current_thread() is threading.main_thread():  # there is room for one bar
             columns = (
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
