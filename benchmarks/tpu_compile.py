@@ -5,8 +5,10 @@
     python benchmarks/tpu_compile.py --size=llama2-7b --topology=v5p:4x4x4 --program=sft --rows=4 --hlo=sft_7b.hlo
 
 Programs: `forward` (log-probabilities of packed rows), `train` (its gradients), `sft` (a whole update of the SFT stage:
-loss, gradients, clipping, AdamW, norms) and `decode` (prompts of 1,024 tokens and 1,024 sampled ones). With --hlo the
-compiled program is written for tools that read it, and the model FLOPs of a device are printed beside it.
+loss, gradients, clipping, AdamW, norms), `score` (scores of up to 9 completions on branches of each shared prompt, four
+prompts a row), `reward` (the gradients of their ranking loss) and `decode` (prompts of 1,024 tokens and 1,024 sampled
+ones). With --hlo the compiled program is written for tools that read it, and the model FLOPs of a device are printed
+beside it.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from instructgpt_jax import models, sharding
+from instructgpt_jax import models, reward, sharding
 from instructgpt_jax.episodes import row_logprobs
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.pretrain import language_model_loss
@@ -52,6 +54,7 @@ LLAMA2_7B = ModelConfig(
 )
 SIZES = models.SIZES | {"llama2-7b": LLAMA2_7B}
 T = 2_048
+PASSES = {"forward": 1, "train": 3, "sft": 3, "score": 1, "reward": 3, "decode": 1}  # forward, and backward twice that
 
 
 def abstract_params(config: ModelConfig, mesh) -> dict:
@@ -86,6 +89,15 @@ def build(program: str, config: ModelConfig, mesh, rows: int):
         state = supervised.abstract_state(params, tx, shardings)
         jitted = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
         return jitted, (state, {}, abstract_rows(names, (1, rows, T), mesh))
+    if program in ("score", "reward"):
+        batch = abstract_rows(("tokens", "positions", "segments", "branches"), (rows, T), mesh)
+        whole = sharding.replicated(mesh)
+        for name, shape in (("ends", (4 * rows, 9, 2)), ("ranks", (4 * rows, 9))):
+            batch[name] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
+        if program == "score":
+            return jax.jit(lambda p, batch: reward.row_scores(config, p, batch, None)), (params, batch)
+        gradient = jax.grad(lambda p, batch: reward.comparison_loss(config, p, batch, None)[0])
+        return jax.jit(gradient, out_shardings=jax.tree.map(lambda x: x.sharding, params)), (params, batch)
     prompts = abstract_rows(("prompts",), (rows, T // 2), mesh)["prompts"]
     lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=NamedSharding(mesh, P(sharding.BATCH)))
     decode = jax.jit(lambda p, prompts, lengths: generate(config, p, prompts, lengths, T // 2, 0))
@@ -96,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="gpt3-1.3b")
     parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--program", choices=("forward", "train", "sft", "decode"), default="train")
+    parser.add_argument("--program", choices=tuple(PASSES), default="train")
     parser.add_argument("--rows", type=int, default=4, help="rows of 2,048 tokens (decode: sequences) a device")
     parser.add_argument("--mesh", default="1,-1,1", help="data, fsdp, tensor")
     parser.add_argument("--options", default="", help="of the compiler: name=value,…")
@@ -107,6 +119,8 @@ def main() -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, map(int, flags.mesh.split(",")), strict=True)), devices)
     config = SIZES[flags.size].replace(dtype="bfloat16", remat=flags.remat, attention=flags.attention)
+    if flags.program in ("score", "reward"):
+        config = config.replace(head="scalar")
     rows = flags.rows * len(devices)
     function, arguments = build(flags.program, config, mesh, rows)
     start = time.perf_counter()
@@ -118,8 +132,7 @@ def main() -> None:
     kernels = sorted(set(re.findall(r"splash_m[hq]a_\w+?(?=_no_residuals|_residuals)", text)))
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes / 1e9
-    passes = {"forward": 1, "train": 3, "sft": 3, "decode": 1}[flags.program]
-    flops = passes * flags.rows * T * config.flops_per_token((T + 1) / 2)
+    flops = PASSES[flags.program] * flags.rows * T * config.flops_per_token((T + 1) / 2)
     print(
         f"{flags.size} {flags.topology} {flags.program} rows={flags.rows} mesh={flags.mesh} remat={flags.remat}: "
         f"lower {lowering:.0f} s, compile {time.perf_counter() - start:.0f} s, HBM peak {peak:.2f} GB, kernels "
