@@ -140,6 +140,17 @@ def test_packed_rows_advance_by_one_position_a_column():
         assert (batch["segments"] > 1).any()
 
 
+def test_columns_order_completions_behind_a_shared_prompt():
+    """Who sees whom by columns is who sees whom by positions."""
+    sequence = lambda n: np.arange(n, dtype=np.int32)  # noqa: E731
+    comparisons = [packing.Comparison(sequence(6), [sequence(n) for n in (8, 9, k)], [1, 2, 3], 0) for k in (3, 9, 30)]
+    batch = packing.pack_comparisons(comparisons, 48, 1, 4, 3, 3, shared_prompt=True, first_row=0)
+    layout = Layout(*(jnp.asarray(batch[name][0]) for name in ("positions", "segments", "branches")))
+    columns = layout._replace(positions=jnp.broadcast_to(jnp.arange(48), layout.positions.shape))
+    np.testing.assert_array_equal(attention.visible(columns, columns), attention.visible(layout, layout))
+    assert layout.branches.max() == 3
+
+
 @pytest.mark.parametrize("segmented,window", [(False, 0), (False, 40), (True, 0), (True, 40)])
 def test_cudnn_is_called_without_a_mask_where_it_can_be(monkeypatch, segmented, window):
     """The program for a GPU, as far as it can be made without one: its kernels and what they read."""
