@@ -35,6 +35,7 @@ from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
+from instructgpt_jax.pipeline import TOGETHER
 from instructgpt_jax.training import checkpoint, loop, metrics
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
@@ -284,9 +285,12 @@ def perf(config: ConfigDict, seconds: float) -> dict:
     """What may differ between two equal runs: times, versions, device."""
     path = epath.Path(config.evaluate.seconds) if config.evaluate.seconds else None
     spent = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    spent["evaluate"] = round(spent.get("evaluate", 0.0) + seconds, 1)
+    if TOGETHER in spent:  # up to the end of the stage before
+        spent[TOGETHER] = round(spent.pop(TOGETHER) + seconds, 1)
     devices = jax.devices()
     return {
-        "seconds": spent | {"evaluate": round(spent.get("evaluate", 0.0) + seconds, 1)},
+        "seconds": spent,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.training import loop, metrics
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
+TOGETHER = "together"  # in it: seconds of the pipeline, less than the sum where stages run beside each other
 
 
 def run(
@@ -58,7 +59,8 @@ def run(
             check_stage(stage)
         except ValueError as error:
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
-    lock = threading.Lock()
+    lock, path = threading.Lock(), epath.Path(workdir) / SECONDS
+    begun, before = time.perf_counter(), _seconds(path).get(TOGETHER, 0.0)
 
     def run_one(name: str) -> None:
         metrics.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
@@ -67,7 +69,11 @@ def run(
             run_stage(stages[name], os.path.join(workdir, name))
         finally:  # also when a signal ended it: it will go on from there
             with lock:
-                _add_seconds(epath.Path(workdir) / SECONDS, name, time.perf_counter() - started)
+                now, spent = time.perf_counter(), _seconds(path)
+                spent |= {name: spent.get(name, 0.0) + now - started, TOGETHER: before + now - begun}
+                if jax.process_index() == 0 and path.parent.exists():
+                    rounded = {key: round(value, 1) for key, value in spent.items()}
+                    metrics.write_atomically(path, json.dumps(rounded) + "\n")
 
     one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
     if config.parallel == 1 or len(names) == 1 or not one_device:
@@ -130,12 +136,8 @@ def run_threads(waiting_for: dict[str, set[str]], run_one: Callable[[str], None]
         raise SystemExit(0)  # between two stages
 
 
-def _add_seconds(path: epath.Path, name: str, seconds: float) -> None:
-    """Counts the time of a stage in the pipeline's workdir, over all runs of it."""
-    if jax.process_index() == 0 and path.parent.exists():
-        spent = json.loads(path.read_text()) if path.exists() else {}
-        spent[name] = round(spent.get(name, 0.0) + seconds, 1)
-        metrics.write_atomically(path, json.dumps(spent) + "\n")
+def _seconds(path: epath.Path) -> dict[str, float]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:

@@ -323,4 +323,4 @@ def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(config, str(tmp_path), lambda _: None, work)
     first = json.loads((tmp_path / "seconds.json").read_text())
-    assert sorted(first) == ["a", "b"]
+    assert sorted(first) == ["a", "b", "together"]

@@ -289,7 +289,7 @@ def _run(report: dict) -> str:
     tables.append(_pairs("Models", models))
     if perf.get("seconds"):
         times = [(words.plain(stage), words.seconds(value)) for stage, value in perf["seconds"].items()]
-        tables.append(_pairs("Time", [*times, ("together", words.seconds(sum(perf["seconds"].values())))]))
+        tables.append(_pairs("Time", times))
     about = [("device", perf["device"])] if perf.get("device") else []
     about += list(perf.get("versions", {}).items())
     if about:
