@@ -85,3 +85,15 @@ def test_a_network_that_is_missing_names_the_command_that_makes_it():
 )
 def test_default_workdir(file, workdir):
     assert main.default_workdir(file) == workdir
+
+
+def test_compiled_programs_stay_in_the_workdir_unless_the_user_has_a_place_for_them(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for own, place in ((None, f"{tmp_path}/.compiled"), ("elsewhere", "elsewhere")):
+            jax.config.update("jax_compilation_cache_dir", own)
+            main.keep_programs(str(tmp_path))
+            assert jax.config.jax_compilation_cache_dir == place
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert not any(tmp_path.iterdir())  # a refused run leaves nothing
