@@ -137,9 +137,7 @@ def experience(
     old_logprobs = logprobs
     if not samples_are_old(ppo):
         old_logprobs = policy_logprobs(ppo, state.policy.params, episodes, packed)
-    old_values = ep.forward_episodes(
-        lambda rows: ep.row_scalars(ppo.value, state.value.params, rows), episodes, packed
-    )
+    old_values = ep.forward_episodes(lambda rows: ep.row_scalars(ppo.value, state.value.params, rows), episodes, packed)
     raw_score = ep.scores(ppo.reward, frozen["reward"], episodes, packed)
 
     # 3. Rewards.

@@ -52,9 +52,7 @@ def last_value(workdir: epath.Path, metric: str) -> tuple[int, float | None]:
     return max((line["step"] for line in lines), default=0), values[-1] if values else None
 
 
-def run(
-    config: str, key: str, values: list[str], metric: str, workdir: epath.Path, overrides: list[str]
-) -> list[dict]:
+def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Path, overrides: list[str]) -> list[dict]:
     """Runs every value to its end.
 
     Returns:

@@ -44,8 +44,11 @@ def refusals(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, line",
     [
-        ("unknown key", "error: config.pretrain.batchsize must be a key of the configuration, it has no "
-         "'batchsize'; did you mean 'batch_size'?"),
+        (
+            "unknown key",
+            "error: config.pretrain.batchsize must be a key of the configuration, it has no "
+            "'batchsize'; did you mean 'batch_size'?",
+        ),
         ("wrong type", "FATAL Flags parsing error: flag --config.pretrain.batch_size=many: invalid literal for int()"),
         ("no such file", "error: --config must be a file that can be read: [Errno 2] No such file or directory"),
         ("foreign", "error: workdir FOLDER/foreign must be empty or hold a run's config.json, got ['thesis.tex']"),

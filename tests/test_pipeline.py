@@ -443,7 +443,7 @@ def test_data_of_a_stage_from_its_config(world, tmp_path):
             | dict(tokenizer=folder, skip_bad=0, data_dir="", cache_dir="", max_prompt_tokens=0, valid_fraction=0.2),
             "options": dict(batch_size=8, num_epochs=2, row_length=64, microbatch_rows=8, loss_on_prompt=False)
             | dict(pretraining_fraction=0.1, max_completions=4, shared_prompt=True, max_prompt_length=40)
-                | dict(held_out_groups=()),
+            | dict(held_out_groups=()),
         }
     )
     mesh = sharding.make_mesh(dict(data=-1, fsdp=2, tensor=1))
