@@ -17,7 +17,7 @@ from instructgpt_jax.data import simulated
 
 SIZES = {  # layers, width, steps of pretraining, learning rate
     "small": (3, 128, 2048, 6e-3),
-    "large": (4, 160, 512, 4e-3),
+    "large": (4, 160, 320, 4e-3),
     "huge": (6, 256, 4096, 3e-3),  # of `:full`
 }
 TEXT = ("simulated:pretraining:train:100000",)
@@ -271,17 +271,17 @@ def evaluation(stages, models):
         "labelers": True,
         "references": (),
         "slots": False,
-        "tasks": {"cloze": ("simulated:cloze:test:300",), "story": ("simulated:story:test:300",)},
+        "tasks": {"cloze": ("simulated:cloze:test:200",), "story": ("simulated:story:test:200",)},
         "pretraining": {"num_sequences": 512, "row_length": 128},
         "accuracy": ("simulated:comparisons:test:300", "simulated:comparisons_heldout:test:300"),
         "prefix": {
             "candidates": simulated.prefixes(),
-            "prompts": ("simulated:prompts:valid:200",),
+            "prompts": ("simulated:prompts:valid:100",),
             "max_length": 128,
         },
         "overoptimisation": {
             "runs": {name: "{workdir}/" + name for name in ("ppo", "ppo_ptx")},
-            "prompts": ("simulated:prompts:valid:150",),
+            "prompts": ("simulated:prompts:valid:100",),
         },
         "curves": {
             name.replace("/", "_"): "{workdir}/" + name
