@@ -257,9 +257,9 @@ def evaluation(stages, models):
         entry = {"size": size if size in SIZES else "small", "model": name}
         config.models[name] = common.network(init_from="{workdir}/" + stage)
         entries[name] = entry | {"label": label, "method": method, "prefix": False}
-        if method == "base":
+        if name == "base":
             prompted = {"label": f"{label} (prompted)", "method": "prefix", "prefix": True}
-            entries[name.replace("base", "prefix")] = entry | prompted
+            entries["prefix"] = entry | prompted
     config.evaluate = ANSWERS | {
         "title": "InstructGPT on a tiny world",
         "models": entries,
