@@ -126,8 +126,9 @@ def run_threads(waiting_for: dict[str, set[str]], run_one: Callable[[str], None]
             except queue.Empty:
                 continue
             del running[name]
-            done.add(name)
-            if error is not None:
+            if error is None:
+                done.add(name)
+            else:
                 failure = failure or error
                 stop.set()
     if failure is not None:

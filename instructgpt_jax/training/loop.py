@@ -295,7 +295,7 @@ def end_if_stopped() -> None:
     """For stages that do not train, between parts of their work.
 
     Raises:
-      SystemExit: with code 0, where a signal was caught.
+      SystemExit: with code 0, where a signal was caught or a stage beside this one has failed.
     """
     if _stop.is_set():
         raise SystemExit(0)
