@@ -49,6 +49,7 @@ def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:
     """AdamW with the betas of appendix C; what the paper leaves open as in GPT-3 (clip 1.0, eps 1e-8); no decay."""
     settings = ConfigDict(
         {
+            "algorithm": "adam",  # or muon
             "lr": lr,
             "schedule": schedule,  # constant, linear or cosine
             "final_fraction": 0.1,

@@ -99,7 +99,7 @@ def pretraining(size):
         "num_steps": steps,
         "row_length": 128,
         "microbatch_rows": 2,
-        "optimizer": common.optimizer(lr, "cosine", warmup_steps=100, weight_decay=0.1),
+        "optimizer": common.optimizer(lr, "cosine", algorithm="muon", warmup_steps=100, weight_decay=0.1),
     }
     config.eval_every = 0
     return config

@@ -58,9 +58,9 @@ TEXT = Rule("a string", lambda x: isinstance(x, str))
 TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x))
 
 OPTIMIZER = {
-    "lr": POSITIVE, "schedule": TEXT, "final_fraction": number(0, 1), "warmup_steps": integer(0),
-    "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": TEXT,
-    "weight_decay": number(0), "max_grad_norm": number(0),
+    "algorithm": choice("adam", "muon"), "lr": POSITIVE, "schedule": TEXT, "final_fraction": number(0, 1),
+    "warmup_steps": integer(0), "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE,
+    "eps_form": TEXT, "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
 GROUPS = ("training", "heldout")  # of simulated labelers
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}

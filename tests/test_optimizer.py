@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from instructgpt_jax import models
-from instructgpt_jax.sharding import make_mesh, path_name
+from instructgpt_jax.sharding import make_mesh, param_shardings, path_name
 from instructgpt_jax.training import optimizer
 
 
@@ -106,6 +106,7 @@ def test_schedules_at_known_points():
     "changes, message",
     [
         ({"schedule": "cosin"}, "optimizer.schedule must be .* got 'cosin'"),
+        ({"algorithm": "lion"}, "optimizer.algorithm must be .* got 'lion'"),
         ({"eps_form": "torch"}, "optimizer.eps_form must be .* got 'torch'"),
         ({"warmup_steps": 11}, r"optimizer.warmup_steps must be in \[0, 10\], got 11"),
     ],
@@ -130,6 +131,72 @@ def test_decay_mask_of_the_real_networks(head):
     kept = {path_name(path) for path, decays in mask if not decays}
     assert {"blocks/norm1/scale", "final_norm/scale", "blocks/mlp/up/bias", "blocks/attention/query/bias"} <= kept
     assert all(name.endswith(("bias", "scale")) for name in kept)
+
+
+def test_muon_against_a_loop():
+    """Orthogonal momentum for the blocks' kernels, joined over heads; Adam, as it is alone, for everything else."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "embed": {"tokens": (5, 8)},
+        "blocks": {
+            "attention": {"query": {"kernel": (2, 8, 2, 3), "bias": (2, 2, 3)}, "out": {"kernel": (2, 2, 3, 8)}},
+            "mlp": {"up": {"kernel": (2, 8, 12)}},
+        },
+    }
+    draw = lambda: jax.tree.map(lambda s: rng.normal(size=s), shapes, is_leaf=lambda x: isinstance(x, tuple))  # noqa: E731
+    gradients, start = [draw() for _ in range(3)], draw()
+    settings = dict(lr=0.05, weight_decay=0.2)
+    single = lambda tree: jax.tree.map(jnp.float32, tree)  # noqa: E731
+    got = run(config(algorithm="muon", **settings), [single(g) for g in gradients], single(start))
+    adam = run(config(**settings), [single(g) for g in gradients], single(start))
+    for name in ("embed/tokens", "blocks/attention/query/bias"):
+        np.testing.assert_array_equal(leaf(got, name), leaf(adam, name))
+    for name, rows in (("attention/query", 8), ("attention/out", 6), ("mlp/up", 8)):
+        name = f"blocks/{name}/kernel"
+        p, m = leaf(start, name).reshape(2, rows, -1).copy(), 0.0
+        for t, tree in enumerate(gradients, start=1):
+            g = leaf(tree, name).reshape(p.shape)
+            m = 0.95 * m + 0.05 * g
+            ahead = 0.95 * m / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)
+            step = np.stack([newton_schulz(x) for x in ahead]) * 0.2 * math.sqrt(max(p.shape[1:]))
+            p = p - 0.05 * (step + 0.2 * p)
+        np.testing.assert_allclose(leaf(got, name).reshape(p.shape), p, rtol=1e-4, atol=1e-5)
+
+
+def newton_schulz(x):
+    """Five steps of x <- a x + b (x x') x + c (x x')^2 x: singular values go near 1."""
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    assert (np.linalg.svd(x)[1] < 1.3).all()
+    return x
+
+
+def leaf(tree, name):
+    for key in name.split("/"):
+        tree = tree[key]
+    return np.asarray(tree)
+
+
+@pytest.mark.parametrize("algorithm", ["adam", "muon"])
+def test_a_real_tree_on_a_mesh(algorithm):
+    """Moments lie as their parameters do, and an update is that of one device."""
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+    params = models.init(models.SIZES["tiny"], jax.random.key(0))
+    shardings = param_shardings(mesh, params)
+    tx = optimizer.make_optimizer(config(algorithm=algorithm), num_steps=10)
+    gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    wanted, _ = tx.update(gradients, tx.init(params), params)
+    state = jax.jit(tx.init, out_shardings=optimizer.state_shardings(tx, params, shardings))(params)
+    updates, _ = jax.jit(tx.update)(jax.device_put(gradients, shardings), state, jax.device_put(params, shardings))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), updates, wanted)
+    state = {path_name(path): moment for path, moment in jax.tree_util.tree_leaves_with_path(state)}
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
+        name = path_name(path)
+        moments = [moment for key, moment in state.items() if key.endswith(f"/{name}")]
+        matrix = name.startswith("blocks") and name.endswith("kernel")
+        assert len(moments) == (1 if matrix and algorithm == "muon" else 2), name
+        assert all(moment.sharding == sharding for moment in moments), name
 
 
 @pytest.mark.parametrize("form", ["optax", "tensorflow"])

@@ -1,14 +1,17 @@
-"""AdamW with global-norm clipping and the paper's schedules, built from one config section.
+"""AdamW, or Muon, with global-norm clipping and the paper's schedules, built from one config section.
 
-The section (`config.<stage>.optimizer`) holds `lr, schedule, final_fraction, warmup_steps, warmup_start, b1, b2, eps,
-eps_form, weight_decay, max_grad_norm`; InstructGPT trains every model with Adam betas (0.9, 0.95) (appendix C).
+The section (`config.<stage>.optimizer`) holds `algorithm, lr, schedule, final_fraction, warmup_steps, warmup_start, b1,
+b2, eps, eps_form, weight_decay, max_grad_norm`; InstructGPT trains every model by Adam with betas (0.9, 0.95)
+(appendix C).
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from instructgpt_jax.sharding import path_name
 
@@ -85,11 +88,55 @@ def scale_by_adam_tensorflow(b1: float, b2: float, eps: float) -> optax.Gradient
     return optax.GradientTransformation(init, update)
 
 
+def matrices(params: PyTree) -> PyTree:
+    """Which axes the kernels of the blocks sum over and which they write; None for every other leaf.
+
+    Kernels are stacked over layers and keep heads apart: (layers, width, heads, head size) of queries, keys and values,
+    (layers, heads, head size, width) of the output, (layers, in, out) of the MLP.
+    """
+
+    def axes(path, leaf):
+        name = path_name(path)
+        if not (name.startswith("blocks") and name.endswith("kernel")):
+            return None
+        first = leaf.ndim - 1 if name.endswith("out/kernel") else 2
+        return MuonDimensionNumbers(tuple(range(1, first)), tuple(range(first, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def scale_by_matrix_rms(rms: float) -> optax.GradientTransformation:
+    """Gives the orthogonal updates of `matrices` (their mean square is 1 / the longer side) entries of size `rms`."""
+
+    def scale(update, axes):
+        sides = (math.prod(update.shape[i] for i in side) for side in axes)
+        return update * rms * math.sqrt(max(sides))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(scale, updates, matrices(updates)))
+
+
+def scale_by_muon_or(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, `adam` for embeddings, biases, norms and heads.
+
+    The momentum of a matrix is replaced by the nearest orthogonal one (Newton-Schulz; Jordan et al. 2024). Entries of
+    size 0.2, as Adam's have in practice, let learning rate and weight decay be those of AdamW (Liu et al. 2025, "Muon
+    is scalable for LLM training", section 2.2).
+    """
+    muon = optax.chain(scale_by_muon(weight_dimension_numbers=matrices), scale_by_matrix_rms(0.2))
+
+    def labels(params):
+        is_leaf = lambda x: x is None or isinstance(x, MuonDimensionNumbers)  # noqa: E731
+        return jax.tree.map(lambda axes: "muon" if axes else "adam", matrices(params), is_leaf=is_leaf)
+
+    return optax.partition({"muon": muon, "adam": adam}, labels)
+
+
 def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, Adam, decoupled weight decay (masked), learning rate.
+    """Clip by global norm, Adam or Muon, decoupled weight decay (masked), learning rate.
 
     Args:
-      config: the optimiser section; `max_grad_norm` 0 = no clipping, `weight_decay` 0 = none.
+      config: the optimiser section; `algorithm` is 'adam' (also when absent) or 'muon', `max_grad_norm` 0 = no
+        clipping, `weight_decay` 0 = none.
       num_steps: updates of the whole run, for the schedule.
     """
     if config.eps_form == "optax":
@@ -98,7 +145,10 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
         adam = scale_by_adam_tensorflow(config.b1, config.b2, config.eps)
     else:
         raise ValueError(f"optimizer.eps_form must be 'optax' or 'tensorflow', got {config.eps_form!r}")
-    steps = [adam]
+    algorithm = config.get("algorithm", "adam")
+    if algorithm not in ("adam", "muon"):
+        raise ValueError(f"optimizer.algorithm must be 'adam' or 'muon', got {algorithm!r}")
+    steps = [scale_by_muon_or(adam) if algorithm == "muon" else adam]
     if config.max_grad_norm:
         steps.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:
@@ -121,8 +171,9 @@ def state_shardings(tx: optax.GradientTransformation, params: PyTree, shardings:
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     return optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
         jax.eval_shape(tx.init, params),
         shardings,
         transform_non_params=lambda _: replicated,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # of `optax.partition`
     )
