@@ -34,7 +34,7 @@ def get_config(arg=""):
         "num_steps": 2048,
         "row_length": 128,
         "microbatch_rows": 4,
-        "optimizer": common.optimizer(6e-3, "cosine", algorithm="muon", warmup_steps=100, weight_decay=0.1),
+        "optimizer": common.optimizer(6e-3, "cosine", warmup_steps=100, weight_decay=0.1),
     }
     stages["pretrain"].eval_every = 512
 

@@ -16,14 +16,14 @@ from configs import common
 from instructgpt_jax.data import simulated
 
 SIZES = {  # layers, width, steps of pretraining, learning rate
-    "small": (3, 128, 2048, 6e-3),
-    "large": (4, 160, 320, 4e-3),
+    "small": (3, 128, 1536, 6e-3),
+    "large": (4, 160, 256, 4e-3),
     "huge": (6, 256, 4096, 3e-3),  # of `:full`
 }
 TEXT = ("simulated:pretraining:train:100000",)
 DEMONSTRATIONS = ("simulated:demonstrations:train:2500",)
 PROMPTS = ("simulated:prompts:train#unique",)
-PTX_COEF = 1.5  # the paper has 27.8: so few updates of so small a policy hardly raise the score then
+PTX_COEF = 1.0  # the paper has 27.8: so few updates of so small a policy hardly raise the score then
 ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
@@ -172,16 +172,16 @@ def selection(source, reward):
     return config
 
 
-def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=20):
+def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=30):
     """PPO, or with a ptx_coef PPO-ptx."""
-    config = common.ppo(policy_lr=4e-4, value_lr=5e-4, ptx_coef=ptx_coef)
+    config = common.ppo(policy_lr=2e-4, value_lr=1.5e-3, ptx_coef=ptx_coef)
     config.models.policy = common.network(init_from="{workdir}/" + start)
     config.models.reward = common.network(init_from="{workdir}/" + reward)
     config.data.prompts = PROMPTS
     config.data.pretraining = TEXT if ptx_coef else ()
     config.data.max_prompt_tokens = 96
     config.rollout.wave = 32  # what a CPU keeps in its caches
-    config.snapshot_every = 5
+    config.snapshot_every = 10
     config.checkpoint.every = 10
     config.ppo.update(
         {

@@ -25,7 +25,7 @@ from instructgpt_jax.training.state import count_nonempty
 
 
 def row_scores(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None) -> jax.Array:
-    """(G, K) float32 scores of the completions that end at `rows["ends"]`; arbitrary where there is no completion.
+    """(G, K) float32 scores of the completions, read at `rows["ends"]`; arbitrary where there is no completion.
 
     Args:
       rows: one microbatch of comparisons: tokens, positions, segments (B, T), branches (B, T) or absent, and
@@ -62,7 +62,7 @@ def score(
     row_length: int,
     microbatch_rows: int,
 ) -> jax.Array:
-    """(B,) float32: the reward of each response, bias included, read at its last token.
+    """(B,) float32: the reward of each response, bias included, read at its last token (`config.score_before`).
 
     Args:
       prompts, prompt_lengths: (B, Q) int32 right-padded, (B,) int32.
@@ -92,6 +92,9 @@ def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.A
         rows = jax.tree.map(lambda x: x[i], batch)
         following = jnp.pad(rows["segments"][:, 1:], ((0, 0), (0, 1)))
         ends = (rows["segments"] > 0) & (rows["segments"] != following)
+        if config.score_before is not None:
+            early = ends & (rows["tokens"] == config.score_before)
+            ends = (ends & ~early) | jnp.roll(early, -1, axis=1)  # a prompt at least comes before
         scores = jnp.where(ends, episodes.row_scalars(config, params, rows), 0.0)
         return sums[0] + scores.sum(), sums[1] + ends.sum()
 
@@ -104,7 +107,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     data = datasets.load(config, section, "comparisons", mesh)
     supervised.per_epoch(config, data)
     num_steps = supervised.num_steps(section, data)
-    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
+    eos = data.tokenizer.eos_token_id if section.get("score_at") == "before_eos" else None
+    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed, score_before=eos)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
             "config.reward.shared_prompt must be False for a model with local attention windows, got windows "

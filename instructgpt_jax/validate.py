@@ -88,7 +88,7 @@ SECTIONS = {
     "sft": ROWS | {"loss_on_prompt": FLAG, "pretraining_fraction": SHARE},
     "reward": ROWS | {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
-        "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
+        "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS, "score_at": choice("eos", "before_eos"),
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),

@@ -268,7 +268,8 @@ def test_labelers_prefer_what_is_better():
     assert found == world.judge(prompts, good, bad, seed=0) != world.judge(prompts, good, bad, seed=1)
     lost = world.judge(prompts, bad, good, seed=0)["win_rate"]["heldout"]["mean"]
     assert lost == pytest.approx(1 - found["win_rate"]["heldout"]["mean"])
-    assert len({world.labeler_of(prompt, "heldout", 0).name for prompt in prompts}) == 8
+    panels = [[labeler.name for labeler in world.panel_of(prompt, "heldout", 0)] for prompt in prompts]
+    assert all(len(set(panel)) == 5 for panel in panels) and len({panel[0] for panel in panels}) == 8
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ def test_win_rate_counts_ties_half():
     half = 1.959964 * math.sqrt(0.6875 / 12)
     close(statistics.win_rate([1, 0.5, 0, 1]), 0.625, 0.625 - half, 1.0, 4)  # a share is at most 1
     close(statistics.win_rate([0.5, 0.5]), 0.5, 0.5, 0.5, 2)  # a policy against itself
-    with pytest.raises(ValueError, match="^outcomes must be 0, 0.5 or 1, got \\[0.3\\]"):
-        statistics.win_rate([0.3])
+    with pytest.raises(ValueError, match="^outcomes must be from 0 to 1, got \\[1.3\\]"):
+        statistics.win_rate([1.3])
 
 
 def test_interval_of_a_share_is_wilsons():

@@ -152,6 +152,38 @@ def test_score_reads_the_last_token_and_includes_the_bias():
     np.testing.assert_allclose(found, want, atol=3e-6)
 
 
+@pytest.mark.parametrize("shared_prompt", [True, False])
+def test_scores_before_the_end_of_text(shared_prompt):
+    """Training, `score` and the bias read the state before EOS; an answer without EOS is read at its last token."""
+    eos, config = 49, CONFIG.replace(score_before=49, positions="rotary")
+    params = models.init(config, jax.random.key(1))
+    prompt, answers = np.array([4, 7, 5]), [np.array([8, 9, eos]), np.array([eos]), np.array([6, 2, 2, 3, eos])]
+
+    def plain(tokens):
+        tokens = np.array(tokens)[None]
+        hidden = models.hidden(config, params, tokens, np.arange(tokens.size)[None], None)
+        return models.scalar(config, params, hidden)[0, -1]
+
+    want = [plain([*prompt, *answer[:-1]]) for answer in answers]
+    comparison = packing.Comparison(prompt, answers, [1, 2, 3], 0)
+    batch = packing.pack_comparisons([comparison], 24, 1, 3, 3, K, shared_prompt, first_row=0, before_last=True)
+    batch = jax.tree.map(jnp.asarray, batch)
+    scores, _, _ = reward.batch_scores(config, params, batch)
+    np.testing.assert_allclose(scores[0, 0, :3], want, atol=3e-6)
+
+    unfinished = np.array([8, 9, eos - 1])
+    responses = np.stack([np.pad(answer, (0, 5 - len(answer))) for answer in (*answers, unfinished)])
+    mask = np.arange(5) < np.array([3, 1, 5, 3])[:, None]
+    found = reward.score(config, params, np.tile(prompt, (4, 1)), np.full(4, 3), responses, mask, 24, 2)
+    np.testing.assert_allclose(found, [*want, plain([*prompt, *unfinished])], atol=3e-6)
+
+    if not shared_prompt:  # the rows of demonstrations: no branches
+        rows = {name: batch[name] for name in ("tokens", "positions", "segments")}
+        total, count = reward.sum_of_scores(config, params, rows)
+        assert count == 3
+        np.testing.assert_allclose(total, sum(want), atol=1e-5)
+
+
 def test_eight_devices_equal_one(world):
     tiny_supervised.check_meshes(reward.build, tiny_supervised.config("reward", world), "reward/loss")
 

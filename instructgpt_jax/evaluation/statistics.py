@@ -36,10 +36,10 @@ def interval(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def win_rate(outcomes: Sequence[float]) -> dict[str, float] | None:
-    """Of outcomes 1 (won), 0.5 (tied) and 0 (lost), one a prompt: ties count half."""
+    """Of outcomes 1 (won), 0.5 (tied) and 0 (lost), one a prompt or the mean of several labelers'."""
     outcomes = np.asarray(outcomes, np.float64)
-    if not np.isin(outcomes, (0.0, 0.5, 1.0)).all():
-        raise ValueError(f"outcomes must be 0, 0.5 or 1, got {sorted(set(outcomes.tolist()))[:5]}")
+    if not ((outcomes >= 0) & (outcomes <= 1)).all():
+        raise ValueError(f"outcomes must be from 0 to 1, got {sorted(set(outcomes.tolist()))[:5]}")
     found = interval(outcomes)
     return found and found | {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
 

@@ -1,7 +1,8 @@
 """What the labelers of the simulated world say of answers: preference, the overall rating, and the paper's table 3.
 
-Each prompt goes to one labeler of each group, drawn by the prompt and the seed alone, so that the same people judge all
-policies. Everything follows from the texts: nothing here is random.
+Each prompt goes to five labelers of each group, drawn by the prompt and the seed alone, so that the same people judge
+all policies; the first of them also rates each answer by itself. Everything follows from the texts: nothing here is
+random.
 """
 
 import zlib
@@ -13,10 +14,14 @@ from instructgpt_jax.evaluation import statistics
 METADATA = ("follows_instruction", "satisfies_constraint", "hallucination", "appropriate", "toxic")
 
 
-def labeler_of(prompt: str, group: str, seed: int) -> simulated.Labeler:
-    """The labeler of a group who judges the answers to a prompt."""
+PANEL = 5  # labelers who compare the answers to a prompt
+
+
+def panel_of(prompt: str, group: str, seed: int) -> list[simulated.Labeler]:
+    """The labelers of a group who judge the answers to a prompt."""
     people = simulated.labelers(group)
-    return people[zlib.crc32(f"{seed}\n{group}\n{prompt}".encode()) % len(people)]
+    first = zlib.crc32(f"{seed}\n{group}\n{prompt}".encode())
+    return [people[(first + i) % len(people)] for i in range(PANEL)]
 
 
 def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str], seed: int) -> dict:
@@ -27,16 +32,18 @@ def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str],
       seed: the day on which the labelers judge.
 
     Returns:
-      `win_rate` against the baseline and `likert` (1 to 7), each by labeler group; `metadata`, the shares of table 3 as
-      the training labelers see them (where a question does not apply, the prompt does not count); `gold`, the mean of
-      the labelers' common preference.
+      `win_rate` against the baseline (the mean of a prompt's panel, the interval over prompts) and `likert` (1 to 7),
+      each by labeler group; `metadata`, the shares of table 3 as the training labelers see them (where a question does
+      not apply, the prompt does not count); `gold`, the mean of the labelers' common preference.
     """
     found: dict = {"win_rate": {}, "likert": {}}
     for group in simulated.GROUPS:
-        people = [labeler_of(prompt, group, seed) for prompt in prompts]
-        cases = list(zip(people, prompts, texts, strict=True))
-        wins = [simulated.prefer(*case, other, seed) for case, other in zip(cases, baseline, strict=True)]
-        rated = [simulated.rate(*case, seed) for case in cases]
+        panels = [panel_of(prompt, group, seed) for prompt in prompts]
+        wins = [
+            sum(simulated.prefer(labeler, *case, seed) for labeler in panel) / len(panel)
+            for panel, *case in zip(panels, prompts, texts, baseline, strict=True)
+        ]
+        rated = [simulated.rate(panel[0], *case, seed) for panel, *case in zip(panels, prompts, texts, strict=True)]
         found["win_rate"][group] = statistics.win_rate(wins)
         found["likert"][group] = statistics.interval([answer["rating"] for answer in rated])
         if group == "training":
