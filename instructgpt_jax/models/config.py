@@ -110,7 +110,7 @@ class ModelConfig:
         for name in ("vocab_size", "num_layers", "width", "num_heads", "mlp_width", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.score_before is not None and not 0 <= self.score_before < self.vocab_size:
+        if self.score_before is not None and self.score_before not in range(self.vocab_size):
             raise ValueError(f"score_before must be a token below {self.vocab_size}, got {self.score_before!r}")
         object.__setattr__(self, "windows", tuple(self.windows))
         if self.num_kv_heads is None:
