@@ -205,7 +205,7 @@ def judge(
 def examine_language(
     config: ConfigDict, nets: dict[str, Network], tokenizer, data: datasets.Data, mesh: Mesh, parts: Parts
 ) -> dict:
-    """The alignment tax of every policy without a prefix: pretraining loss, closed tasks."""
+    """The alignment tax of the policy that PPO starts from and of every policy without a prefix: loss, closed tasks."""
     c, found = config.evaluate, {}
     if not data.text and not data.tasks:
         return found
@@ -218,8 +218,9 @@ def examine_language(
         }
         return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | {"tasks": tasks}
 
-    for name in (name for name in c.order if not c.models[name].prefix):
-        network = nets[c.models[name].model]
+    policies = {name: c.models[name].model for name in c.order if not c.models[name].prefix}
+    for name, entry in ({"ref_policy": "ref_policy"} | policies).items():
+        network = nets[entry]
         plain = network.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
         found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))  # noqa: B023
         values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]

@@ -166,7 +166,7 @@ def test_report(whole):
         assert 1 <= rows["sft"]["likert"]["training"]["mean"] <= 7
         assert rows["sft"]["metadata"]["toxic"]["n"] == 12
         assert "judge" not in rows["sft"] and "bleu" not in rows["sft"] and "slot_coverage" not in rows["sft"]
-    assert list(report["language"]) == ["sft", "base"] and report["chance"] == {"cloze": 0.25}
+    assert set(report["language"]) == {"ref_policy", "sft", "base"} and report["chance"] == {"cloze": 0.25}
     assert 4 < report["language"]["base"]["pretraining_loss"]["mean"] < 6.5
     assert sorted(report["reward_model"]["accuracy"]) == ["heldout", "training"]
     assert 0.6 < report["reward_model"]["agreement"]["training"] < 0.9
