@@ -16,10 +16,11 @@ from instructgpt_jax.sharding import batch_shards
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test."""
+    """What a value must be, in words and as a test; a key that came later may be absent from older files."""
 
     expected: str
     holds: Callable[[Any], bool]
+    required: bool = True
 
 
 class Each(NamedTuple):
@@ -39,8 +40,8 @@ def number(low: float = -math.inf, high: float = math.inf) -> Rule:
     return Rule(text, lambda x: _is_number(x) and low <= x <= high)
 
 
-def choice(*options: str) -> Rule:
-    return Rule(f"one of {options}", lambda x: x in options)
+def choice(*options: str, required: bool = True) -> Rule:
+    return Rule(f"one of {options}", lambda x: x in options, required)
 
 
 def optional(rule: Rule) -> Rule:
@@ -58,9 +59,9 @@ TEXT = Rule("a string", lambda x: isinstance(x, str))
 TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x))
 
 OPTIMIZER = {
-    "algorithm": choice("adam", "muon"), "lr": POSITIVE, "schedule": TEXT, "final_fraction": number(0, 1),
-    "warmup_steps": integer(0), "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE,
-    "eps_form": TEXT, "weight_decay": number(0), "max_grad_norm": number(0),
+    "algorithm": choice("adam", "muon", required=False), "lr": POSITIVE, "schedule": TEXT,
+    "final_fraction": number(0, 1), "warmup_steps": integer(0), "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE,
+    "eps": POSITIVE, "eps_form": TEXT, "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
 GROUPS = ("training", "heldout")  # of simulated labelers
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
@@ -88,7 +89,8 @@ SECTIONS = {
     "sft": ROWS | {"loss_on_prompt": FLAG, "pretraining_fraction": SHARE},
     "reward": ROWS | {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
-        "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS, "score_at": choice("eos", "before_eos"),
+        "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
+        "score_at": choice("eos", "before_eos", required=False),
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),
@@ -185,6 +187,8 @@ def check(parent: Any, name: str, rule: Any, path: str) -> None:
     if not isinstance(parent, ConfigDict):
         raise ValueError(f"{path} must be a section of the configuration, got {parent!r}")
     if name not in parent:
+        if isinstance(rule, Rule) and not rule.required:
+            return
         raise ValueError(f"{path} must have the key {name!r}, got {sorted(parent)}")
     value = parent[name]
     if isinstance(rule, Rule):
