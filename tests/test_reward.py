@@ -13,7 +13,7 @@ import tiny_supervised
 from jax.sharding import NamedSharding, PartitionSpec
 
 from instructgpt_jax import models, networks, reward, reward_folds, reward_report, sharding
-from instructgpt_jax.data import datasets, packing, sources
+from instructgpt_jax.data import datasets, packing, sources, tokenizer
 from instructgpt_jax.training import checkpoint, loop, supervised
 from instructgpt_jax.training.state import create
 
@@ -184,6 +184,21 @@ def test_scores_before_the_end_of_text(shared_prompt):
         np.testing.assert_allclose(total, sum(want), atol=1e-5)
 
 
+def test_the_stage_reads_before_the_end_of_text_where_the_configuration_says_so(world):
+    for score_at in ("eos", "before_eos"):
+        config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2})
+        config.reward = config.reward.to_dict() | {"score_at": score_at}
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        with jax.set_mesh(mesh):
+            stage = reward.build(config, mesh)
+            batch = jax.tree.map(np.asarray, next(iter(stage.data(0))))
+        eos = tokenizer.load(config.data.tokenizer).eos_token_id
+        assert config.models.model.architecture.score_before == (eos if score_at == "before_eos" else None)
+        row, column = batch["ends"][0][batch["ranks"][0] > 0].T
+        read = batch["tokens"][0][row, column]
+        assert (read != eos).all() if score_at == "before_eos" else (read == eos).all()
+
+
 def test_eight_devices_equal_one(world):
     tiny_supervised.check_meshes(reward.build, tiny_supervised.config("reward", world), "reward/loss")
 
@@ -231,8 +246,6 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
     bias = float(state.params["scalar_head"]["bias"])
     assert bias != 0.0
     # The same demonstrations, one at a time through score().
-    from instructgpt_jax.data import tokenizer
-
     tok = tokenizer.load(config.data.tokenizer)
     records = sources.load(tuple(config.data.demonstrations), "demonstrations", 0)
     train, _ = datasets.split(records, config.data.valid_fraction)
