@@ -119,7 +119,7 @@ def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) 
         parameters = sum(x.size for x in jax.tree.leaves(nets[entry.model].abstract))
         about = {"label": entry.label, "method": entry.method, "size": entry.size, "parameters": parameters}
         models[name] = about
-    distributions = {name: {"n": len(prompts)} for name, prompts in data.prompts.items()}
+    distributions = {name: {"n": len(set(prompts))} for name, prompts in data.prompts.items()}
     head = {"title": c.title, "seed": config.seed, "models": models, "baseline": c.baseline}
     return head | {"distributions": distributions}
 
@@ -190,15 +190,16 @@ def judge(
         found |= world.judge(prompts, texts, baseline, config.seed)
     for key in ("score", "judge", "kl", "length", "ended"):
         if key in answers[name][0]:
-            found[key] = statistics.interval([float(one[key]) for one in answers[name]])
-    written = [(given, data.references[prompt]) for prompt, given in zip(prompts, texts, strict=True)
-               if prompt in data.references]  # fmt: skip
-    if written:
-        found["bleu"] = text.bleu(*zip(*written, strict=True))
-        found["rouge_l"] = statistics.interval([text.rouge_l(*pair) for pair in written])
+            found[key] = statistics.interval([float(one[key]) for one in answers[name]], prompts)
+    answered = [(given, prompt) for given, prompt in zip(texts, prompts, strict=True) if prompt in data.references]
+    if answered:
+        written, about = zip(*answered, strict=True)
+        references = [data.references[prompt] for prompt in about]
+        found["bleu"] = text.bleu(written, references)
+        found["rouge_l"] = statistics.interval(list(map(text.rouge_l, written, references)), about)
     if c.slots:
         covered = [text.slot_coverage(prompt, given) for prompt, given in zip(prompts, texts, strict=True)]
-        found["slot_coverage"] = statistics.interval(covered)
+        found["slot_coverage"] = statistics.interval(covered, prompts)
     return found
 
 
@@ -265,7 +266,7 @@ def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str,
     """The first prompts of each distribution with the answers of all policies side by side."""
     c, found = config.evaluate, []
     for distribution, prompts in data.prompts.items():
-        for number, prompt in enumerate(prompts[: c.num_samples]):
+        for number, prompt in enumerate(list(dict.fromkeys(prompts))[: c.num_samples]):
             one = {"prompt": prompt, "distribution": distribution}
             if prompt in data.references:
                 one["reference"] = data.references[prompt][0]

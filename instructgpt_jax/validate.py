@@ -29,10 +29,9 @@ class Each(NamedTuple):
     rule: Any
 
 
-def integer(least: int) -> Rule:
-    return Rule(
-        f"an integer of at least {least}", lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least
-    )
+def integer(least: int, required: bool = True) -> Rule:
+    expected = f"an integer of at least {least}"
+    return Rule(expected, lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least, required)
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Rule:
@@ -117,6 +116,7 @@ SECTIONS = {
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
         "distributions": Each(TEXTS), "num_prompts": integer(0), "split": choice("all", "valid"), "labelers": FLAG,
+        "answers_per_prompt": integer(1, required=False),
         "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},

@@ -180,6 +180,24 @@ def test_report(whole):
     assert (whole / "report" / "index.html").exists()
 
 
+def test_several_answers_to_a_prompt(runs, monkeypatch):
+    monkeypatch.setattr(evaluate.reports, "write", numbers_alone)
+    changes = {"order": ("sft", "base"), "num_prompts": 4, "num_samples": 6, "answers_per_prompt": 2, "tasks": {}}
+    settings = config(runs)
+    settings.evaluate.update({"overoptimisation": {"runs": {}}, "curves": {}} | changes)
+    del settings.evaluate.models.prompted
+    main.run(settings, str(runs / "several"))
+    answers = json.loads((runs / "several" / "parts" / "answers.instruct.base.json").read_text())
+    assert len(answers) == 8
+    assert all(one["text"] != other["text"] for one, other in zip(answers[:4], answers[4:], strict=True))
+    report = read(runs / "several")
+    assert report["distributions"]["instruct"] == {"n": 4} and len(report["samples"]) == 8
+    shown = report["results"]["instruct"]["base"]
+    assert {shown[key]["n"] for key in ("score", "kl", "length", "gold")} == {4}
+    assert shown["win_rate"]["training"]["n"] == shown["likert"]["heldout"]["n"] == shown["metadata"]["toxic"]["n"] == 4
+    assert shown["score"]["mean"] == pytest.approx(np.mean([one["score"] for one in answers]))
+
+
 def padded(ids) -> jax.Array:
     """(1, 96): a causal model does not see what stands behind."""
     return jnp.array([[*ids, *[0] * (96 - len(ids))]], jnp.int32)

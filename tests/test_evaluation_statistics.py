@@ -55,6 +55,15 @@ def test_ratio_interval_takes_prompts_as_the_sample():
     assert ten["high"] - ten["low"] == pytest.approx(one["high"] - one["low"], rel=0.03)
 
 
+def test_answers_to_one_prompt_are_one_sample():
+    values, prompts = [1, 0, 3, 4], ["a", "a", "b", "b"]  # prompt means 0.5 and 3.5
+    half = 1.959964 * math.sqrt(2 * 1.5**2 / 2)
+    close(statistics.interval(values, prompts), 2.0, 2 - half, 2 + half, 2)
+    close(statistics.interval([1, 0, 1, 0], prompts), 0.5, 0.5, 0.5, 2)  # also where all are 0 or 1
+    assert statistics.interval(values, ["a", "b", "c", "d"]) == statistics.interval(values)
+    close(statistics.win_rate([1, 0.5, 0, 0.5], prompts), 0.5, 0.5 - half / 6, 0.5 + half / 6, 2)  # 0.75 and 0.25
+
+
 def test_paired_difference():
     ours, theirs = [1.0, 2.0, 3.0], [0.5, 1.5, 2.5]
     close(statistics.paired_difference(ours, theirs, seed=0), 0.5, 0.5, 0.5, 3)

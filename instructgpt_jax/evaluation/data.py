@@ -14,7 +14,7 @@ from instructgpt_jax.training import checkpoint
 class Data(NamedTuple):
     """Everything that is read before anything is computed.
 
-    prompts: distribution -> its distinct prompts.
+    prompts: distribution -> its distinct prompts, the list of them `answers_per_prompt` times over.
     prefix_prompts, snapshot_prompts: to choose the prefix by, and for the answers of snapshots.
     references: prompt -> the texts that people wrote.
     comparisons, tasks: records of comparisons; task -> its records.
@@ -50,7 +50,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept))
         return distinct[: c.num_prompts or None]
 
-    found = {name: prompts(c.distributions[name]) for name in c.distributions}
+    found = {name: prompts(c.distributions[name]) * c.get("answers_per_prompt", 1) for name in c.distributions}
     for name, given in found.items():
         if not given:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 * A share of yes/no answers: Wilson's score interval (Wilson 1927), which stays inside [0, 1] and is not empty at 0.
 * Any other mean, win rates with ties among them: mean ± 1.96 standard errors.
-* A share of pairs, several of each prompt: the pairs of a prompt are correlated, so the prompts are the sample and the
-  share is a ratio of two sums, with the linearised standard error (Cochran 1977, equation 6.13).
+* Several values of each prompt, such as pairs of completions or more than one answer: the values of a prompt are
+  correlated, so the prompts are the sample and the mean is a ratio of two sums, with the linearised standard error
+  (Cochran 1977, equation 6.13).
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,10 @@ Z = 1.959963984540054  # of a two-sided 95 % interval
 RESAMPLES = 2000  # of the bootstrap
 
 
-def interval(values: Sequence[float]) -> dict[str, float] | None:
-    """The mean of independent values, Wilson's interval where all are 0 or 1; None without a value.
+def interval(values: Sequence[float], prompts: Sequence[str] = ()) -> dict[str, float] | None:
+    """The mean of values, Wilson's interval where all are 0 or 1; None without a value.
+
+    The values are independent, unless `prompts` names for each the prompt that it belongs to and one comes twice.
 
     >>> interval([1, 1, 1, 0])["low"]  # of 4: (0.75 + z²/8 - z · sqrt(0.75 · 0.25 / 4 + z²/64)) / (1 + z²/4)
     0.300641842582402
@@ -24,6 +27,9 @@ def interval(values: Sequence[float]) -> dict[str, float] | None:
     n = len(values)
     if not n:
         return None
+    if len(set(prompts)) < len(prompts):
+        number = np.unique(np.asarray(prompts, object).astype(str), return_inverse=True)[1]
+        return ratio_interval(np.bincount(number, values), np.bincount(number))
     mean = values.mean()
     if np.isin(values, (0.0, 1.0)).all():
         centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
@@ -35,12 +41,12 @@ def interval(values: Sequence[float]) -> dict[str, float] | None:
     return _interval(mean, low, high, n)
 
 
-def win_rate(outcomes: Sequence[float]) -> dict[str, float] | None:
-    """Of outcomes 1 (won), 0.5 (tied) and 0 (lost), one a prompt or the mean of several labelers'."""
+def win_rate(outcomes: Sequence[float], prompts: Sequence[str] = ()) -> dict[str, float] | None:
+    """Of outcomes 1 (won), 0.5 (tied) and 0 (lost), one an answer or the mean of several labelers'; see interval."""
     outcomes = np.asarray(outcomes, np.float64)
     if not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError(f"outcomes must be from 0 to 1, got {sorted(set(outcomes.tolist()))[:5]}")
-    found = interval(outcomes)
+    found = interval(outcomes, prompts)
     return found and found | {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
 
 

@@ -44,12 +44,17 @@ def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str],
             for panel, *case in zip(panels, prompts, texts, baseline, strict=True)
         ]
         rated = [simulated.rate(panel[0], *case, seed) for panel, *case in zip(panels, prompts, texts, strict=True)]
-        found["win_rate"][group] = statistics.win_rate(wins)
-        found["likert"][group] = statistics.interval([answer["rating"] for answer in rated])
+        found["win_rate"][group] = statistics.win_rate(wins, prompts)
+        found["likert"][group] = statistics.interval([answer["rating"] for answer in rated], prompts)
         if group == "training":
-            columns = {name: [answer[name] for answer in rated if answer[name] is not None] for name in METADATA}
-            found["metadata"] = {name: statistics.interval(values) for name, values in columns.items() if values}
-    found["gold"] = statistics.interval(gold(prompts, texts))
+            columns = {
+                name: [(rating[name], prompt) for rating, prompt in zip(rated, prompts, strict=True)
+                       if rating[name] is not None]
+                for name in METADATA
+            }  # fmt: skip
+            found["metadata"] = {name: statistics.interval(*zip(*cells, strict=True))
+                                 for name, cells in columns.items() if cells}  # fmt: skip
+    found["gold"] = statistics.interval(gold(prompts, texts), prompts)
     return found
 
 
