@@ -105,7 +105,7 @@ def policy(ptx_coef):
     config.snapshot_every = 8
     config.ppo.update(
         {
-            "iterations": 32,
+            "iterations": 48,
             "batch_size": 128,
             "num_minibatches": 4,
             "kl_coef": 0.2,  # ten times the paper's: the reward model of 400 comparisons is soon exploited
