@@ -67,14 +67,13 @@ def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
 
 
 def their_scores(folder: str, prompts: list[str], texts: list[str]) -> list[float]:
-    """Scores of transformers, each text with its end-of-text token where the score is read there."""
+    """Scores of transformers, each text with its end-of-text token."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    end = [tokenizer.eos_token_id] if model.config.score_before is None else []
     found = []
     for prompt, text in zip(prompts, texts, strict=True):
         ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text)]
-        tokens = torch.tensor([ids[0] + ids[1] + end])
+        tokens = torch.tensor([ids[0] + ids[1] + [tokenizer.eos_token_id]])
         with torch.no_grad():
             found.append(model(tokens).logits[0, 0].item() + model.config.reward_bias)
     return found

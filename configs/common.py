@@ -94,7 +94,7 @@ def rankings(lr: float, batch_size: int) -> ConfigDict:
             "microbatch_rows": 8,
             "max_completions": 9,
             "shared_prompt": True,
-            "score_at": "eos",  # or before_eos: what little models know of a text they know before its end
+            "eos_init": "",  # a token whose embedding EOS starts with, such as a full stop; "" = its own
             "bias_examples": 2048,  # demonstrations that get mean score 0
             "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1) ...
             "fold_by": "group",  # ... or, with "prompt", of the prompts

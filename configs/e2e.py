@@ -89,7 +89,7 @@ def ranking(part):
     config.models.model = common.network(init_from="{workdir}/sft", residual_dropout=0.1)
     config.reward = common.rankings(lr=4e-4, batch_size=16)
     config.reward.update({"num_epochs": 2, "max_completions": 5, "row_length": 256, "microbatch_rows": 4})
-    config.reward.score_at = "before_eos"  # right a point more often on unseen prompts
+    config.reward.eos_init = "."  # right two points more often on unseen prompts
     config.data.comparisons = (f"{{comparisons}}#{part}/2",)
     return config
 

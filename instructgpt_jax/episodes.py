@@ -191,16 +191,9 @@ def forward_episodes(head: Callable[[dict], jax.Array], episodes: Episodes, pack
 
 
 def scores(config: ModelConfig, params: dict, episodes: Episodes, packed: Packed) -> jax.Array:
-    """(B,) float32: the reward model's scalar, bias included, at the last token of each episode.
-
-    With `config.score_before`, at the token before where the last is that one.
-    """
+    """(B,) float32: the reward model's scalar, bias included, at the last token of each episode."""
     values = forward(lambda rows: row_scalars(config, params, rows), packed, _trips(packed))
-    lengths = episodes.response_mask.sum(axis=1)
-    last = packed.column + episodes.prompt_lengths + lengths - 1
-    if config.score_before is not None:
-        final = jnp.take_along_axis(episodes.responses, jnp.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
-        last -= (final == config.score_before) & (lengths > 0)
+    last = packed.column + episodes.prompt_lengths + episodes.response_mask.sum(axis=1) - 1
     flat = constrain(values.reshape(-1, values.shape[-1]), None, None)
     return flat[packed.row, last]
 

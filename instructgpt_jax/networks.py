@@ -57,7 +57,7 @@ class Source(NamedTuple):
     which: str = ""
 
 
-def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int, seed: int, **changes) -> Network:
+def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int, seed: int) -> Network:
     """Resolves `config.models[name]` without reading a weight, and records its architecture there.
 
     Args:
@@ -68,7 +68,6 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
       mesh: where the parameters go.
       vocab_size: of the tokenizer: the size of a fresh model, the least of a given one.
       seed: of fresh parameters.
-      changes: fields of ModelConfig that the stage decides.
 
     Raises:
       ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
@@ -88,7 +87,7 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
         raise ValueError(f"{key} must be a language model, got a reward or value model from {entry['init_from']!r}")
     source_network = source.config.replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
     grow = head == "scalar" and source_network.head == "lm"
-    network = source_network.replace(head=head or source_network.head, **changes)
+    network = source_network.replace(head=head or source_network.head)
     with config.unlocked():
         config.models[name].architecture = dataclasses.asdict(network)
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes, losses, models, networks, reward_report
 from instructgpt_jax.data import datasets, pipeline, sources
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain, replicated
 from instructgpt_jax.training import metrics, optimizer, supervised
@@ -25,7 +26,7 @@ from instructgpt_jax.training.state import count_nonempty
 
 
 def row_scores(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None) -> jax.Array:
-    """(G, K) float32 scores of the completions, read at `rows["ends"]`; arbitrary where there is no completion.
+    """(G, K) float32 scores of the completions that end at `rows["ends"]`; arbitrary where there is no completion.
 
     Args:
       rows: one microbatch of comparisons: tokens, positions, segments (B, T), branches (B, T) or absent, and
@@ -62,7 +63,7 @@ def score(
     row_length: int,
     microbatch_rows: int,
 ) -> jax.Array:
-    """(B,) float32: the reward of each response, bias included, read at its last token (`config.score_before`).
+    """(B,) float32: the reward of each response, bias included, read at its last token.
 
     Args:
       prompts, prompt_lengths: (B, Q) int32 right-padded, (B,) int32.
@@ -92,9 +93,6 @@ def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.A
         rows = jax.tree.map(lambda x: x[i], batch)
         following = jnp.pad(rows["segments"][:, 1:], ((0, 0), (0, 1)))
         ends = (rows["segments"] > 0) & (rows["segments"] != following)
-        if config.score_before is not None:
-            early = ends & (rows["tokens"] == config.score_before)
-            ends = (ends & ~early) | jnp.roll(early, -1, axis=1)  # a prompt at least comes before
         scores = jnp.where(ends, episodes.row_scalars(config, params, rows), 0.0)
         return sums[0] + scores.sum(), sums[1] + ends.sum()
 
@@ -107,8 +105,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     data = datasets.load(config, section, "comparisons", mesh)
     supervised.per_epoch(config, data)
     num_steps = supervised.num_steps(section, data)
-    eos = data.tokenizer.eos_token_id if section.get("score_at") == "before_eos" else None
-    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed, score_before=eos)
+    eos, twin = data.tokenizer.eos_token_id, _eos_twin(section, data.tokenizer)
+    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
             "config.reward.shared_prompt must be False for a model with local attention windows, got windows "
@@ -159,12 +157,20 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
         return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
 
+    def init():
+        params = network.load()
+        if twin is not None:
+            tokens = params["embed"]["tokens"]
+            copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
+            params = params | {"embed": params["embed"] | {"tokens": copy(tokens)}}
+        return supervised.init_state(params, tx, shardings)
+
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
         return {"update": (update, (state, {}, data.abstract_batch()))}
 
     return Stage(
-        init=lambda: supervised.init_state(network.load(), tx, shardings),
+        init=init,
         frozen=dict,
         update=update,
         data=data.train,
@@ -173,6 +179,19 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         num_steps=num_steps,
         finish=finish,
     )
+
+
+def _eos_twin(section: ConfigDict, tokenizer) -> int | None:
+    """The token whose embedding the end of text starts with, `config.reward.eos_init`; None = its own.
+
+    The score is read at the end of text, where a language model has no use for the text behind: another document
+    follows. A token that may or may not be the last of a text, such as a full stop, has a state that knows.
+    """
+    text = section.get("eos_init", "")
+    ids = tokenizers.encode(tokenizer, [text])[0] if text else ()
+    if text and len(ids) != 1:
+        raise ValueError(f"config.reward.eos_init must be one token of the tokenizer, got {text!r}: {len(ids)} tokens")
+    return int(ids[0]) if text else None
 
 
 def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> pipeline.Batches | None:

@@ -89,7 +89,7 @@ SECTIONS = {
     "reward": ROWS | {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
         "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
-        "score_at": choice("eos", "before_eos", required=False),
+        "eos_init": Rule("a string", lambda x: isinstance(x, str), required=False),
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),

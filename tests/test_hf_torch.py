@@ -132,7 +132,7 @@ def test_reward_model_gives_the_same_score(case, tmp_path):
     config, params = hf.load(tmp_path / "lm")
     kernel = np.random.default_rng(0).normal(size=config.embedding_width).astype(np.float32)
     params = {name: x for name, x in params.items() if name != "head"}
-    config = config.replace(head="scalar", score_before=2 if case == "gpt2" else None)
+    config = config.replace(head="scalar")
     params["scalar_head"] = {"kernel": kernel, "bias": np.float32(0.37)}
     tokenizer = word_tokenizer(64)  # its PAD is 64, one beyond the vocabulary
     hf.save(tmp_path / "score", config, params, tokenizer)

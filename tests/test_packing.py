@@ -185,8 +185,6 @@ def test_one_comparison_by_hand():
     assert batch["branches"][0, 0].tolist() == [0, 0, 1, 2, 2, 0, 0, 0]
     assert batch["ends"][0, 0].tolist() == [[4, 2], [4, 4], [0, 0]]
     assert batch["ranks"][0, 0].tolist() == [2, 1, 0] and batch["groups"][0, 0] == 3
-    before = packing.pack_comparisons([comparison], 8, 1, 1, 1, 3, True, first_row=4, before_last=True)
-    assert before["ends"][0, 0].tolist() == [[4, 1], [4, 3], [0, 0]]  # the prompt's last token, and 8
 
 
 def test_comparisons_of_the_worst_case_fit():

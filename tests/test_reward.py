@@ -152,51 +152,21 @@ def test_score_reads_the_last_token_and_includes_the_bias():
     np.testing.assert_allclose(found, want, atol=3e-6)
 
 
-@pytest.mark.parametrize("shared_prompt", [True, False])
-def test_scores_before_the_end_of_text(shared_prompt):
-    """Training, `score` and the bias read the state before EOS; an answer without EOS is read at its last token."""
-    eos, config = 49, CONFIG.replace(score_before=49, positions="rotary")
-    params = models.init(config, jax.random.key(1))
-    prompt, answers = np.array([4, 7, 5]), [np.array([8, 9, eos]), np.array([eos]), np.array([6, 2, 2, 3, eos])]
-
-    def plain(tokens):
-        tokens = np.array(tokens)[None]
-        hidden = models.hidden(config, params, tokens, np.arange(tokens.size)[None], None)
-        return models.scalar(config, params, hidden)[0, -1]
-
-    want = [plain([*prompt, *answer[:-1]]) for answer in answers]
-    comparison = packing.Comparison(prompt, answers, [1, 2, 3], 0)
-    batch = packing.pack_comparisons([comparison], 24, 1, 3, 3, K, shared_prompt, first_row=0, before_last=True)
-    batch = jax.tree.map(jnp.asarray, batch)
-    scores, _, _ = reward.batch_scores(config, params, batch)
-    np.testing.assert_allclose(scores[0, 0, :3], want, atol=3e-6)
-
-    unfinished = np.array([8, 9, eos - 1])
-    responses = np.stack([np.pad(answer, (0, 5 - len(answer))) for answer in (*answers, unfinished)])
-    mask = np.arange(5) < np.array([3, 1, 5, 3])[:, None]
-    found = reward.score(config, params, np.tile(prompt, (4, 1)), np.full(4, 3), responses, mask, 24, 2)
-    np.testing.assert_allclose(found, [*want, plain([*prompt, *unfinished])], atol=3e-6)
-
-    if not shared_prompt:  # the rows of demonstrations: no branches
-        rows = {name: batch[name] for name in ("tokens", "positions", "segments")}
-        total, count = reward.sum_of_scores(config, params, rows)
-        assert count == 3
-        np.testing.assert_allclose(total, sum(want), atol=1e-5)
-
-
-def test_the_stage_reads_before_the_end_of_text_where_the_configuration_says_so(world):
-    for score_at in ("eos", "before_eos"):
+def test_the_end_of_text_starts_with_the_embedding_of_another_token(world):
+    found = {}
+    for text in ("", "."):
         config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2})
-        config.reward = config.reward.to_dict() | {"score_at": score_at}
+        config.reward = config.reward.to_dict() | {"eos_init": text}
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
         with jax.set_mesh(mesh):
-            stage = reward.build(config, mesh)
-            batch = jax.tree.map(np.asarray, next(iter(stage.data(0))))
-        eos = tokenizer.load(config.data.tokenizer).eos_token_id
-        assert config.models.model.architecture.score_before == (eos if score_at == "before_eos" else None)
-        row, column = batch["ends"][0][batch["ranks"][0] > 0].T
-        read = batch["tokens"][0][row, column]
-        assert (read != eos).all() if score_at == "before_eos" else (read == eos).all()
+            found[text] = np.asarray(reward.build(config, mesh).init().params["embed"]["tokens"])
+    vocabulary = tokenizer.load(config.data.tokenizer)
+    eos, (stop,) = vocabulary.eos_token_id, tokenizer.encode(vocabulary, ["."])[0]
+    assert (found["."][eos] == found[""][stop]).all() and (found[""][eos] != found[""][stop]).any()
+    assert (np.delete(found["."], eos, 0) == np.delete(found[""], eos, 0)).all()
+    config.reward.eos_init = "The end."
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"eos_init must be one token of .*'The end.': \d tokens"):
+        reward.build(config, mesh)
 
 
 def test_eight_devices_equal_one(world):

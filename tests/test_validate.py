@@ -41,9 +41,9 @@ def test_keys():
     refused("ppo", "config.models must have the entry 'value', got ['policy', 'ref_policy', 'reward']",
             remove=["models.value"])  # fmt: skip
     refused("ppo", "config.ppo must have no keys but", ppo__kl_coeff=0.1)
-    refused("reward", "config.reward.score_at must be one of ('eos', 'before_eos'), got 'end'", reward__score_at="end")
+    refused("reward", "config.reward.eos_init must be a string, got 5", reward__eos_init=5)
     older = CONFIGS["reward"].get_config("tiny").unlock()
-    del older.reward["score_at"], older.reward.optimizer["algorithm"]
+    del older.reward["eos_init"], older.reward.optimizer["algorithm"]
     validate(older, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
 
 

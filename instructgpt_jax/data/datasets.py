@@ -67,7 +67,6 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
     elif kind == "comparisons":
         build = pipeline.comparisons
         same |= dict(max_completions=options.max_completions, shared_prompt=options.shared_prompt)
-        same |= dict(before_eos=options.get("score_at") == "before_eos")
     elif kind == "prompts":
         build = pipeline.prompts
         same |= dict(max_prompt_length=options.max_prompt_length)

@@ -147,7 +147,6 @@ def pack_comparisons(
     max_completions: int,
     shared_prompt: bool,
     first_row: int,
-    before_last: bool = False,
 ) -> dict[str, np.ndarray]:
     """Packs comparisons so that all rows of each lie in one microbatch, larger comparisons first.
 
@@ -165,11 +164,9 @@ def pack_comparisons(
       max_completions: K.
       shared_prompt: the encoding.
       first_row: number within the global microbatch of the first row packed here.
-      before_last: read scores at the token before each completion's last, the EOS.
     Returns:
       `tokens`, `positions`, `segments` and, with a shared prompt, `branches`, each (M, B, T) int32;
-      `ends` (M, G, K, 2) int32, (row within the global microbatch, column) of the token at which each completion is
-      scored: its last, or the one before that, which is the prompt's last where it has but one;
+      `ends` (M, G, K, 2) int32, (row within the global microbatch, column) of each completion's last token;
       `ranks` (M, G, K) int32, 0 where there is no completion; `groups` (M, G) int32, -1 where unknown or empty.
     Raises:
       ValueError: a comparison that no microbatch can hold; names `microbatch_rows` and both numbers.
@@ -206,7 +203,6 @@ def pack_comparisons(
             flat["tokens"][at, column : column + len(prompt)] = prompt
             flat["positions"][at, column : column + len(prompt)] = np.arange(len(prompt))
             column += len(prompt)
-            prompt_end = column - 1
             for k in piece:
                 here = slice(column, column + len(completions[k]))
                 flat["tokens"][at, here] = completions[k]
@@ -214,10 +210,7 @@ def pack_comparisons(
                 if shared_prompt:
                     flat["branches"][at, here] = k + 1
                 column = here.stop
-                last = column - 1
-                if before_last:
-                    last = last - 1 if len(completions[k]) > 1 else prompt_end
-                ends[microbatch, slot, k] = first_row + row, last
+                ends[microbatch, slot, k] = first_row + row, column - 1
     batch = {name: array.reshape(microbatches, rows, row_length) for name, array in flat.items()}
     return batch | {"ends": ends, "ranks": ranks, "groups": groups}
 

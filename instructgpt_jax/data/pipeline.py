@@ -134,7 +134,6 @@ def comparisons(
     shared_prompt: bool,
     max_prompt_tokens: int,
     skip_bad: int,
-    before_eos: bool = False,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -143,7 +142,6 @@ def comparisons(
     Args:
       max_completions: K of the arrays, at least the completions of any record.
       shared_prompt: the encoding, see `packing.pack_comparisons`.
-      before_eos: scores are read at the token before a completion's EOS, not at it.
       The others as in `demonstrations`.
     """
     rows = _local_rows(microbatch_rows, process_count)
@@ -171,7 +169,6 @@ def comparisons(
             max_completions,
             shared_prompt,
             first_row=process_index * rows,
-            before_last=before_eos,
         )
 
     numbers = _numbers(encoded, seed, num_epochs)

@@ -53,8 +53,6 @@ class ModelConfig:
       attention: the backend that attends over whole rows: `auto` (the platform's, or `xla` with a line in the log where
         that cannot serve them), or `xla`, `cudnn` or `splash` by force; see flash.py. A cache is read by `xla` always.
       head: `lm` (logits) or `scalar` (a reward or value a token).
-      score_before: of a reward model: where a response ends with this token (EOS), its score is read at the token
-        before; None = at the last token, whichever it is.
     """
 
     vocab_size: int
@@ -92,7 +90,6 @@ class ModelConfig:
     remat: str = "none"
     attention: str = "auto"
     head: str = "lm"
-    score_before: int | None = None
 
     def __post_init__(self):
         for name, allowed in (
@@ -110,8 +107,6 @@ class ModelConfig:
         for name in ("vocab_size", "num_layers", "width", "num_heads", "mlp_width", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if self.score_before is not None and self.score_before not in range(self.vocab_size):
-            raise ValueError(f"score_before must be a token below {self.vocab_size}, got {self.score_before!r}")
         object.__setattr__(self, "windows", tuple(self.windows))
         if self.num_kv_heads is None:
             object.__setattr__(self, "num_kv_heads", self.num_heads)

@@ -29,7 +29,7 @@ def save(
     The family is the first that computes exactly this network (gpt2 for GPT-3's shapes, gpt_neo with unscaled scores
     and local windows, …). A language model opens with `AutoModelForCausalLM`; a scalar head with
     `AutoModelForSequenceClassification`, whose logit at the last token that is not PAD, plus `reward_bias` of
-    config.json, is the score; where config.json says `score_before`, that token (EOS) is not given to it.
+    config.json, is the score.
 
     A PAD id beyond the vocabulary: a scalar head gets embedding rows of zeros up to it, since HF's classifiers feed it;
     a language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead.

@@ -27,7 +27,7 @@ IGNORED = frozenset(
     "num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences remove_invalid_values "
     "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cross_attention_hidden_size reward_bias "
-    "score_before is_llama_config transformers.js_config unsloth_version".split()
+    "is_llama_config transformers.js_config unsloth_version".split()
 )
 
 # Keys of any config.json that would change the function, and the only value this code computes.
@@ -102,7 +102,7 @@ def read(family: Family, raw: Mapping[str, Any], file: str) -> ModelConfig:
 
 
 def _read(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
-    fields: dict[str, Any] = {"head": _head(family, raw), "score_before": raw.get("score_before")}
+    fields: dict[str, Any] = {"head": _head(family, raw)}
     for field, (key, default) in family.fields.items():
         value = raw.get(key)
         if value is None:
@@ -152,7 +152,7 @@ def write(family: Family, config: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = {"model_type": family.model_type}
     raw["architectures"] = [family.causal if config.head == "lm" else family.classifier]
     if config.head == "scalar":
-        raw |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "score_before": config.score_before}
+        raw |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     raw |= {key: getattr(config, field) for field, (key, _) in family.fields.items()}
     for rule in family.rules:
         raw |= rule.write(config)
