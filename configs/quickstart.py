@@ -68,7 +68,7 @@ def small():
     stages["sft"] = fine_tuning("pretrain", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     # The paper has 2 epochs, which are 146 updates here: too few to answer with.
     stages["rlhf_init"] = fine_tuning("pretrain", batch_size=32, num_epochs=16, pretraining_fraction=0.1)
-    stages["pretrain_large"] = pretraining("large")  # beside the sampling of `collect`, which leaves a core half idle
+    stages["pretrain_large"] = pretraining("large")  # beside `collect`, whose sampling leaves a core half idle
     stages["collect"] = collection({"sft": "sft", "start": "rlhf_init"})
     stages["reward"] = ranking("sft", "collect")
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
@@ -89,7 +89,7 @@ def pretraining(size):
     """A base model."""
     layers, width, steps, lr = SIZES[size]
     config = common.config("pretrain")
-    config.data.tokenizer = "train:1024"  # on the same text: the same for every size
+    config.data.tokenizer = "train:1024" if size == "small" else "{workdir}/pretrain/tokenizer"
     config.data.pretraining = TEXT
     config.models.model = common.network(
         "tiny", num_layers=layers, width=width, num_heads=2, mlp_width=4 * width, max_length=512, positions="rotary"
