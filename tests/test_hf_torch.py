@@ -131,8 +131,7 @@ def test_reward_model_gives_the_same_score(case, tmp_path):
     hf_checkpoints.write(case, tmp_path / "lm")
     config, params = hf.load(tmp_path / "lm")
     kernel = np.random.default_rng(0).normal(size=config.embedding_width).astype(np.float32)
-    params = {name: x for name, x in params.items() if name != "head"}
-    config = config.replace(head="scalar")
+    config, params = config.replace(head="scalar"), {name: x for name, x in params.items() if name != "head"}
     params["scalar_head"] = {"kernel": kernel, "bias": np.float32(0.37)}
     tokenizer = word_tokenizer(64)  # its PAD is 64, one beyond the vocabulary
     hf.save(tmp_path / "score", config, params, tokenizer)
