@@ -121,6 +121,7 @@ class Mlp(nn.Module):
         c = self.config
         init = nn.initializers.normal(INIT_STD)
         dense = functools.partial(nn.Dense, use_bias=c.mlp_bias, dtype=c.dtype)
+        shape, x = x.shape, x.reshape(-1, c.width)  # of three axes, XLA's CPU compiler makes slow weight gradients
         y = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="up")(x), "light")
         if c.gated_mlp:
             gate = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="gate")(x), "light")
@@ -128,7 +129,7 @@ class Mlp(nn.Module):
         else:
             y = ACTIVATIONS[c.activation](y)
         init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
-        return dense(c.width, kernel_init=init, name="down")(y)
+        return dense(c.width, kernel_init=init, name="down")(y).reshape(shape)
 
 
 class LayerInputs(NamedTuple):
