@@ -159,7 +159,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     def init():
         params = network.load()
-        if twin is not None:
+        if twin is not None and (network.grown or not config.models.model.init_from):  # a reward model has learned it
             tokens = params["embed"]["tokens"]
             copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
             params = params | {"embed": params["embed"] | {"tokens": copy(tokens)}}

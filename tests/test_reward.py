@@ -152,7 +152,7 @@ def test_score_reads_the_last_token_and_includes_the_bias():
     np.testing.assert_allclose(found, want, atol=3e-6)
 
 
-def test_the_end_of_text_starts_with_the_embedding_of_another_token(world):
+def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, trained):
     found = {}
     for text in ("", "."):
         config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2})
@@ -164,6 +164,11 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world):
     eos, (stop,) = vocabulary.eos_token_id, tokenizer.encode(vocabulary, ["."])[0]
     assert (found["."][eos] == found[""][stop]).all() and (found[""][eos] != found[""][stop]).any()
     assert (np.delete(found["."], eos, 0) == np.delete(found[""], eos, 0)).all()
+    _, _, state, workdir = trained
+    config.models.model = tiny_supervised.common.network(init_from=str(workdir))
+    with jax.set_mesh(mesh):  # a reward model keeps what it has learned
+        params = reward.build(config, mesh).init().params
+    np.testing.assert_array_equal(params["embed"]["tokens"], state.params["embed"]["tokens"])
     config.reward.eos_init = "The end."
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"eos_init must be one token of .*'The end.': \d tokens"):
         reward.build(config, mesh)
