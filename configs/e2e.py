@@ -160,6 +160,7 @@ def evaluation():
             "prompts": ("{demonstrations}",),
         },
         "curves": {name: "{workdir}/" + name for name in STAGES},
+        "parallel": 2,  # policies at once, on a CPU
         "batch_size": 128,
         "max_prompt_length": PROMPT,
         "response_length": RESPONSE,

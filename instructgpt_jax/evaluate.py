@@ -17,7 +17,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 
 import jax
@@ -35,7 +35,7 @@ from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
-from instructgpt_jax.pipeline import TOGETHER
+from instructgpt_jax.pipeline import TOGETHER, run_together
 from instructgpt_jax.training import checkpoint, loop, metrics
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
@@ -65,7 +65,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report = describe(config, nets, data)
     prefix = report["prefix"] = parts.get("prefix", lambda: choose_prefix(config, nets, examiner, data))
     report["reward_model"] = parts.get("reward_model", lambda: examine_reward_model(config, examiner, data))
-    answers = answer(config, nets, examiner, data, prefix, parts)
+    answers = answer(config, nets, examiner, data, prefix, mesh, parts)
     report["results"] = {
         distribution: {name: judge(config, data, distribution, name, answers[distribution]) for name in c.order}
         for distribution in data.prompts
@@ -109,6 +109,16 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
 def weights(network: Network) -> Callable[[], dict]:
     """Loads a network's parameters when first asked; they go when the returned function does."""
     return functools.cache(lambda: networks.freeze(network))
+
+
+def together(config: ConfigDict, mesh: Mesh, names: Iterable[str], one: Callable[[str], None]) -> None:
+    """Runs `one` for each name, `config.evaluate.parallel` of them at once on a CPU, see pipeline.run_together."""
+
+    def run_one(name: str) -> None:
+        with jax.set_mesh(mesh):  # a thread has its own
+            one(name)
+
+    run_together({name: set() for name in names}, run_one, config.evaluate.get("parallel", 1))
 
 
 def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) -> dict:
@@ -158,23 +168,32 @@ def examine_reward_model(config: ConfigDict, examiner: Examiner, data: datasets.
 
 
 def answer(
-    config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data, prefix: dict, parts: Parts
+    config: ConfigDict,
+    nets: dict[str, Network],
+    examiner: Examiner,
+    data: datasets.Data,
+    prefix: dict,
+    mesh: Mesh,
+    parts: Parts,
 ) -> dict[str, dict[str, list[dict]]]:
     """distribution -> policy -> its answers, see Examiner.answer."""
     c, found = config.evaluate, {distribution: {} for distribution in data.prompts}
-    for name in c.order:
+
+    def one(name: str) -> None:
         entry = c.models[name]
         network, before = nets[entry.model], prefix["candidates"][prefix["chosen"]]["text"] if entry.prefix else ""
         params = weights(network)
         for distribution, prompts in data.prompts.items():
 
-            def make(prompts=prompts, network=network, params=params, name=name, before=before):
+            def make(prompts=prompts):
                 return examiner.answer(network.config, params(), name, prompts, before)
 
             answers = found[distribution][name] = parts.get(f"answers.{distribution}.{name}", make)
             means = {key: np.mean([one[key] for one in answers]) for key in ("score", "kl", "length", "ended")}
             shown = ", ".join(f"{key} {mean:.3g}" for key, mean in means.items())
             metrics.say(f"evaluate: {name}, {len(answers)} answers to {distribution} prompts: {shown}")
+
+    together(config, mesh, c.order, one)
     return found
 
 
@@ -220,13 +239,17 @@ def examine_language(
         return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | {"tasks": tasks}
 
     policies = {name: c.models[name].model for name in c.order if not c.models[name].prefix}
-    for name, entry in ({"ref_policy": "ref_policy"} | policies).items():
-        network = nets[entry]
+    entries = {"ref_policy": "ref_policy"} | policies
+
+    def one(name: str) -> None:
+        network = nets[entries[name]]
         plain = network.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
-        found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))  # noqa: B023
+        found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))
         values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]
         metrics.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
-    return found
+
+    together(config, mesh, entries, one)
+    return {name: found[name] for name in entries}
 
 
 def examine_snapshots(

@@ -75,12 +75,7 @@ def run(
                     rounded = {key: round(value, 1) for key, value in spent.items()}
                     metrics.write_atomically(path, json.dumps(rounded) + "\n")
 
-    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if config.parallel == 1 or len(names) == 1 or not one_device:
-        for name in names:
-            run_one(name)
-    else:
-        run_threads({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+    run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
 
 
 def needed(config: ConfigDict, name: str) -> set[str]:
@@ -90,15 +85,21 @@ def needed(config: ConfigDict, name: str) -> set[str]:
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
 
 
-def run_threads(waiting_for: dict[str, set[str]], run_one: Callable[[str], None], count: int) -> None:
-    """Runs every stage once, at most `count` at a time, each when those it waits for have ended.
+def run_together(waiting_for: dict[str, set[str]], run_one: Callable[[str], None], count: int) -> None:
+    """Runs every task once, each when those it waits for have ended: `count` at a time in threads of their own where
+    they are the programs of one CPU device, elsewhere one by one.
 
     When one fails or a signal comes, those that run save and end, and the first error is raised.
 
     Args:
-      waiting_for: stage -> stages that must have ended, in the order in which to start them.
-      run_one: runs the stage of a name.
+      waiting_for: task -> tasks before it that must have ended, in the order in which to start them.
+      run_one: runs the task of a name.
     """
+    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if min(count, len(waiting_for)) == 1 or not one_device:
+        for name in waiting_for:
+            run_one(name)
+        return
     ended: queue.Queue[tuple[str, BaseException | None]] = queue.Queue()
     waiting, running, done = dict(waiting_for), {}, set()
 

@@ -116,7 +116,7 @@ SECTIONS = {
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
         "distributions": Each(TEXTS), "num_prompts": integer(0), "split": choice("all", "valid"), "labelers": FLAG,
-        "answers_per_prompt": integer(1, required=False),
+        "answers_per_prompt": integer(1, required=False), "parallel": integer(1, required=False),
         "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},

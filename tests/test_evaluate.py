@@ -3,11 +3,13 @@
 import copy
 import functools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import common, pretrain_tiny, sft_1b3
 from instructgpt_jax import evaluate, main, models, networks, pipeline, sharding
@@ -87,6 +89,7 @@ def config(runs, **changes):
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
+        "parallel": 2,
         "num_samples": 2,
         "seconds": "",
         "report": "",
@@ -136,7 +139,10 @@ def killed(runs):
 
 @pytest.fixture(scope="module")
 def whole(runs):
-    main.run(config(runs), str(runs / "whole"))
+    """The workdir of a run that answers with two policies at a time, as on the one CPU device of a laptop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.jax, "device_count", lambda: 1)
+        main.run(config(runs), str(runs / "whole"))
     return runs / "whole"
 
 
@@ -325,6 +331,19 @@ def test_bad_models_and_records(runs, tmp_path):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="^config.evaluate.overoptimisation.runs.sft must be a workdir with snapshots"):
         main.run(config(runs, evaluate__overoptimisation__runs__sft=f"{runs}/base"), str(tmp_path / "c"))
+
+
+def test_policies_are_evaluated_beside_each_other(monkeypatch):
+    monkeypatch.setattr(pipeline.jax, "device_count", lambda: 1)
+    pair, meshes = threading.Barrier(2, timeout=30), {}
+
+    def one(name):
+        pair.wait()  # passes only when both run
+        meshes[name] = jax.sharding.get_abstract_mesh().shape
+
+    settings = ConfigDict({"evaluate": {"parallel": 2}})
+    evaluate.together(settings, sharding.make_mesh(MESH), ("a", "b"), one)
+    assert meshes == {"a": MESH | {"fsdp": 1}, "b": MESH | {"fsdp": 1}}
 
 
 def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):

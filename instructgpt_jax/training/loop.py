@@ -34,7 +34,7 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 # counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "tokenizer", "cache_dir", "data_dir",
+    "parallel", "tokenizer", "cache_dir", "data_dir",
 )  # fmt: skip
 
 
