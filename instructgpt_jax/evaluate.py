@@ -179,7 +179,7 @@ def answer(
     """distribution -> policy -> its answers, see Examiner.answer."""
     c, found = config.evaluate, {distribution: {} for distribution in data.prompts}
 
-    def one(name: str) -> None:
+    def ask(name: str) -> None:
         entry = c.models[name]
         network, before = nets[entry.model], prefix["candidates"][prefix["chosen"]]["text"] if entry.prefix else ""
         params = weights(network)
@@ -193,7 +193,7 @@ def answer(
             shown = ", ".join(f"{key} {mean:.3g}" for key, mean in means.items())
             metrics.say(f"evaluate: {name}, {len(answers)} answers to {distribution} prompts: {shown}")
 
-    together(config, mesh, c.order, one)
+    together(config, mesh, c.order, ask)
     return found
 
 
@@ -241,14 +241,14 @@ def examine_language(
     policies = {name: c.models[name].model for name in c.order if not c.models[name].prefix}
     entries = {"ref_policy": "ref_policy"} | policies
 
-    def one(name: str) -> None:
+    def examine(name: str) -> None:
         network = nets[entries[name]]
         plain = network.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
         found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))
         values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]
         metrics.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
 
-    together(config, mesh, entries, one)
+    together(config, mesh, entries, examine)
     return {name: found[name] for name in entries}
 
 
