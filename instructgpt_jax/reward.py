@@ -8,21 +8,22 @@ that sees the prompt and itself. After training, a bias is stored that gives dem
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import episodes, losses, models, networks, reward_report
+from instructgpt_jax import episodes, losses, models, networks, reward_report, reward_start
 from instructgpt_jax.data import datasets, pipeline, sources
-from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain, replicated
 from instructgpt_jax.training import metrics, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
-from instructgpt_jax.training.state import count_nonempty
+from instructgpt_jax.training.state import TrainState, count_nonempty
 
 
 def row_scores(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None) -> jax.Array:
@@ -99,13 +100,45 @@ def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.A
     return jax.lax.fori_loop(0, count_nonempty(batch["segments"]), one, (jnp.float32(0), jnp.int32(0)))
 
 
+def member_update(
+    state: TrainState, start: dict, batch: dict, *, update: Callable, tx: optax.GradientTransformation, steps: int
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update of one of several models that all begin at `start` and differ in the order of their data.
+
+    The models are trained one after another, `steps` updates each; `state.ema` is the mean of the weights of those that
+    have ended, and has no meaning before. Their average ranks better than each of them, at the cost of one, and is
+    harder to exploit (Ramé et al. 2024, "WARM: On the Benefits of Weight Averaged Reward Models").
+
+    Args:
+      update: (state, frozen, batch) -> (state, sums) of a single model.
+      tx: its optimiser.
+    """
+    begins, mean = state.step % steps == 0, state.ema
+    params, opt_state = jax.tree.map(
+        functools.partial(jnp.where, begins), (start, tx.init(start)), (state.params, state.opt_state)
+    )
+    state, sums = update(state.replace(params=params, opt_state=opt_state, ema=None), {}, batch)
+    ended, ends = jnp.maximum(state.step // steps, 1), state.step % steps == 0
+    mean = jax.tree.map(lambda m, p: jnp.where(ends, m + (p - m) / ended, m), mean, state.params)
+    return state.replace(ema=mean), sums
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
-    """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
-    section = config.reward
-    data = datasets.load(config, section, "comparisons", mesh)
+    """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`.
+
+    With `config.reward.average` above 1 it trains as many models, each for the `num_epochs` or `num_steps` of one, and
+    ends with the average of their weights.
+    """
+    section, members = config.reward, config.reward.get("average", 1)
+    epochs_of_all = ConfigDict(section.to_dict() | {"num_epochs": section.num_epochs * members})
+    data = datasets.load(config, epochs_of_all, "comparisons", mesh)
     supervised.per_epoch(config, data)
-    num_steps = supervised.num_steps(section, data)
-    eos, twin = data.tokenizer.eos_token_id, _eos_twin(section, data.tokenizer)
+    steps = section.num_steps or data.num_steps // members  # of one model
+    num_steps = supervised.num_steps(ConfigDict({"num_steps": steps * members}), data)
+    if members > 1:  # the length of a model is part of what is averaged, and may not change when a run goes on
+        with config.unlocked():
+            section.steps_of_one = steps
+    reward_start.eos_twin(section, data.tokenizer)  # refuses now what it could not find later
     network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
@@ -114,14 +147,18 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
-    tx = optimizer.make_optimizer(section.optimizer, num_steps)
-    schedule = optimizer.make_schedule(section.optimizer, num_steps)
-    shardings = supervised.state_shardings(tx, network.abstract, mesh)
+    tx = optimizer.make_optimizer(section.optimizer, steps)
+    schedule = optimizer.make_schedule(section.optimizer, steps)
+    shardings = supervised.state_shardings(tx, network.abstract, mesh, with_ema=members > 1)
     loss = functools.partial(comparison_loss, network.config)
+    update_one = functools.partial(supervised.update, loss=loss, count="prompts", tx=tx, seed=config.seed)
 
     def update(state, frozen, batch):
-        learning_rate = schedule(state.step)
-        state, sums = supervised.update(state, frozen, batch, loss=loss, count="prompts", tx=tx, seed=config.seed)
+        learning_rate = schedule(state.step % steps)
+        if members > 1:
+            state, sums = member_update(state, frozen["start"], batch, update=update_one, tx=tx, steps=steps)
+        else:
+            state, sums = update_one(state, frozen, batch)
         values = {
             "reward/loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
             "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
@@ -148,6 +185,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         return found, samples
 
     def finish(state, frozen):
+        if members > 1:
+            state = state.replace(params=state.ema)
         if demonstrations is None:
             metrics.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
             return state
@@ -155,23 +194,23 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
         bias = state.params["scalar_head"]["bias"]
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
-        return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
+        params = state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}}
+        return state.replace(params=params, ema=params if members > 1 else None)
 
-    def init():
-        params = network.load()
-        if twin is not None and (network.grown or not config.models.model.init_from):  # a reward model has learned it
-            tokens = params["embed"]["tokens"]
-            copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
-            params = params | {"embed": params["embed"] | {"tokens": copy(tokens)}}
-        return supervised.init_state(params, tx, shardings)
+    def start():
+        return reward_start.params(config, network, data, mesh)
+
+    def frozen():
+        return {"start": start()} if members > 1 else {}
 
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
-        return {"update": (update, (state, {}, data.abstract_batch()))}
+        start = {"start": network.abstract} if members > 1 else {}
+        return {"update": (update, (state, start, data.abstract_batch()))}
 
     return Stage(
-        init=init,
-        frozen=dict,
+        init=lambda: supervised.init_state(start(), tx, shardings),
+        frozen=frozen,
         update=update,
         data=data.train,
         evaluate=evaluate,
@@ -179,19 +218,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         num_steps=num_steps,
         finish=finish,
     )
-
-
-def _eos_twin(section: ConfigDict, tokenizer) -> int | None:
-    """The token whose embedding the end of text starts with, `config.reward.eos_init`; None = its own.
-
-    The score is read at the end of text, where a language model has no use for the text behind: another document
-    follows. A token that may or may not be the last of a text, such as a full stop, has a state that knows.
-    """
-    text = section.get("eos_init", "")
-    ids = tokenizers.encode(tokenizer, [text])[0] if text else ()
-    if text and len(ids) != 1:
-        raise ValueError(f"config.reward.eos_init must be one token of the tokenizer, got {text!r}: {len(ids)} tokens")
-    return int(ids[0]) if text else None
 
 
 def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> pipeline.Batches | None:

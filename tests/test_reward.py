@@ -1,5 +1,6 @@
 """The reward model: packed forms against one sequence at a time, report and bias by hand, and what is refused."""
 
+import contextlib
 import functools
 import json
 import math
@@ -12,7 +13,8 @@ import pytest
 import tiny_supervised
 from jax.sharding import NamedSharding, PartitionSpec
 
-from instructgpt_jax import models, networks, reward, reward_folds, reward_report, sharding
+from instructgpt_jax import models, networks, reward, reward_folds, reward_report, reward_start, sharding
+from instructgpt_jax import sft as sft_stage
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
 from instructgpt_jax.training import checkpoint, loop, supervised
 from instructgpt_jax.training.state import create
@@ -172,6 +174,95 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
     config.reward.eos_init = "The end."
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"eos_init must be one token of .*'The end.': \d tokens"):
         reward.build(config, mesh)
+
+
+def test_the_head_starts_as_a_logistic_regression(world, trained):
+    """Against Newton's method on pair differences in float64, with states read one sequence at a time."""
+    _, _, _, workdir = trained
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    comparisons, config, params = make_comparisons(), CONFIG, make_params("learned")
+    batch = pack(comparisons, 64, 5, True)
+    with jax.set_mesh(mesh):
+        states, ranks = jax.jit(functools.partial(reward_start.end_states, config))(params, batch)
+    used = np.asarray(ranks).any(axis=-1)
+    states, ranks = np.asarray(states)[used], np.asarray(ranks)[used]
+    numbers = np.asarray(batch["groups"])[used]
+
+    pairs, weights = [], []  # better less worse, and the share of the mean
+    for comparison in comparisons:
+        row = states[list(numbers).index(comparison.group)]
+        for k, completion in enumerate(comparison.completions):
+            tokens = np.concatenate([comparison.prompt, completion])[None]
+            hidden = models.hidden(config, params, tokens, np.arange(tokens.size)[None], None)
+            np.testing.assert_allclose(row[k], hidden[0, -1], atol=2e-5)
+        better = [(i, j) for i, a in enumerate(comparison.ranks) for j, b in enumerate(comparison.ranks) if a < b]
+        pairs += [np.float64(row[i]) - row[j] for i, j in better]
+        weights += [1 / len(better) / len(comparisons)] * len(better)
+    x, share, w = np.array(pairs), np.array(weights), np.zeros(config.width)
+    for _ in range(30):
+        wrong = 1 / (1 + np.exp(x @ w))
+        gradient = 0.1 * w - x.T @ (share * wrong)
+        hessian = 0.1 * np.eye(len(w)) + (x.T * (share * wrong * (1 - wrong))) @ x
+        w -= np.linalg.solve(hessian, gradient)
+    assert np.abs(w).max() > 0.1
+    np.testing.assert_allclose(reward_start.fit_head(states, ranks, 0.1), w, atol=2e-3)
+
+
+def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
+    _, _, state, workdir = trained
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    sft = tiny_supervised.config("sft", world, **{"sft.num_steps": 1, "eval_every": 0})
+    starts = {"sft": str(tmp_path / "sft"), "reward": str(workdir), "": ""}
+    found = {}
+    with jax.set_mesh(mesh):
+        loop.run(sft_stage.build(sft, mesh), sft, tmp_path / "sft")
+        for examples in (0, 16):
+            for name, init_from in starts.items():
+                config = tiny_supervised.config("reward", world)
+                config.reward = config.reward.to_dict() | {"head_examples": examples, "head_l2": 0.05}
+                if init_from:
+                    config.models.model = tiny_supervised.common.network(init_from=init_from)
+                found[name, examples] = jax.device_get(reward.build(config, mesh).init().params)
+    same = {n: (found[n, 0]["scalar_head"]["kernel"] == found[n, 16]["scalar_head"]["kernel"]).all() for n in starts}
+    assert same == {"sft": False, "reward": True, "": True}
+    body = [{k: v for k, v in found["sft", n].items() if k != "scalar_head"} for n in (0, 16)]
+    jax.tree.map(np.testing.assert_array_equal, *body)
+
+
+def test_the_average_of_models_that_begin_alike(world, tmp_path):
+    """Three models of two updates against each trained by itself on its part of the stream, averaged afterwards."""
+    changes = {"data.demonstrations": (), "eval_every": 0, "reward.num_steps": 2}
+    config = tiny_supervised.config("reward", world, **changes)
+    config.reward = config.reward.to_dict() | {"average": 3}
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        stage = reward.build(config, mesh)
+        assert stage.num_steps == 6
+        state = loop.run(stage, config, tmp_path / "all")
+        alone = reward.build(tiny_supervised.config("reward", world, **changes | {"reward.num_epochs": 6}), mesh)
+        members = []
+        with contextlib.closing(alone.data(0)) as batches:
+            for member in range(3):
+                one = alone.init().replace(step=jnp.int32(2 * member))  # only dropout reads the step
+                for _ in range(2):
+                    one, _ = alone.update(one, {}, next(batches))
+                members.append(jax.device_get(one.params))
+    distances = [optax.tree.norm(optax.tree.sub(members[0], other)) for other in members[1:]]
+    assert min(distances) > 1e-2
+    mean = jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *members)
+    for got in (state.params, state.ema):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), jax.device_get(got), mean)
+    lines = [json.loads(line) for line in (tmp_path / "all" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["reward/learning_rate"] for line in lines if "reward/learning_rate" in line]
+    assert rates == rates[:2] * 3 and rates[0] > rates[1]
+
+    reader = tiny_supervised.config("reward", world)
+    reader.models.model = tiny_supervised.common.network(init_from=str(tmp_path / "all"))
+    network = networks.build("model", reader, "scalar", mesh, 300, 0)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(network.load()), jax.device_get(state.params))
+    config.reward.num_steps = 3
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="reward.steps_of_one: 2 in the workdir, 3 asked for"):
+        loop.run(reward.build(config, mesh), config, tmp_path / "all")
 
 
 def test_eight_devices_equal_one(world):
