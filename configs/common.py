@@ -97,7 +97,6 @@ def rankings(lr: float, batch_size: int) -> ConfigDict:
             "eos_init": "",  # a token whose embedding EOS starts with, such as a full stop; "" = its own
             "head_examples": 0,  # above 0: the head starts as a logistic regression on that many comparisons ...
             "head_l2": 0.02,  # ... with this penalty
-            "average": 1,  # models trained from the same start, on other orders of the data; their weights averaged
             "bias_examples": 2048,  # demonstrations that get mean score 0
             "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1) ...
             "fold_by": "group",  # ... or, with "prompt", of the prompts

@@ -8,12 +8,10 @@ that sees the prompt and itself. After training, a bias is stored that gives dem
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,7 +21,7 @@ from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain, replicated
 from instructgpt_jax.training import metrics, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
-from instructgpt_jax.training.state import TrainState, count_nonempty
+from instructgpt_jax.training.state import count_nonempty
 
 
 def row_scores(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None) -> jax.Array:
@@ -100,44 +98,12 @@ def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.A
     return jax.lax.fori_loop(0, count_nonempty(batch["segments"]), one, (jnp.float32(0), jnp.int32(0)))
 
 
-def member_update(
-    state: TrainState, start: dict, batch: dict, *, update: Callable, tx: optax.GradientTransformation, steps: int
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update of one of several models that all begin at `start` and differ in the order of their data.
-
-    The models are trained one after another, `steps` updates each; `state.ema` is the mean of the weights of those that
-    have ended, and has no meaning before. Their average ranks better than each of them, at the cost of one, and is
-    harder to exploit (Ramé et al. 2024, "WARM: On the Benefits of Weight Averaged Reward Models").
-
-    Args:
-      update: (state, frozen, batch) -> (state, sums) of a single model.
-      tx: its optimiser.
-    """
-    begins, mean = state.step % steps == 0, state.ema
-    params, opt_state = jax.tree.map(
-        functools.partial(jnp.where, begins), (start, tx.init(start)), (state.params, state.opt_state)
-    )
-    state, sums = update(state.replace(params=params, opt_state=opt_state, ema=None), {}, batch)
-    ended, ends = jnp.maximum(state.step // steps, 1), state.step % steps == 0
-    mean = jax.tree.map(lambda m, p: jnp.where(ends, m + (p - m) / ended, m), mean, state.params)
-    return state.replace(ema=mean), sums
-
-
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
-    """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`.
-
-    With `config.reward.average` above 1 it trains as many models, each for the `num_epochs` or `num_steps` of one, and
-    ends with the average of their weights.
-    """
-    section, members = config.reward, config.reward.get("average", 1)
-    epochs_of_all = ConfigDict(section.to_dict() | {"num_epochs": section.num_epochs * members})
-    data = datasets.load(config, epochs_of_all, "comparisons", mesh)
+    """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
+    section = config.reward
+    data = datasets.load(config, section, "comparisons", mesh)
     supervised.per_epoch(config, data)
-    steps = section.num_steps or data.num_steps // members  # of one model
-    num_steps = supervised.num_steps(ConfigDict({"num_steps": steps * members}), data)
-    if members > 1:  # the length of a model is part of what is averaged, and may not change when a run goes on
-        with config.unlocked():
-            section.steps_of_one = steps
+    num_steps = supervised.num_steps(section, data)
     reward_start.eos_twin(section, data.tokenizer)  # refuses now what it could not find later
     network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
     if section.shared_prompt and any(network.config.windows):
@@ -147,18 +113,14 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
-    tx = optimizer.make_optimizer(section.optimizer, steps)
-    schedule = optimizer.make_schedule(section.optimizer, steps)
-    shardings = supervised.state_shardings(tx, network.abstract, mesh, with_ema=members > 1)
+    tx = optimizer.make_optimizer(section.optimizer, num_steps)
+    schedule = optimizer.make_schedule(section.optimizer, num_steps)
+    shardings = supervised.state_shardings(tx, network.abstract, mesh)
     loss = functools.partial(comparison_loss, network.config)
-    update_one = functools.partial(supervised.update, loss=loss, count="prompts", tx=tx, seed=config.seed)
 
     def update(state, frozen, batch):
-        learning_rate = schedule(state.step % steps)
-        if members > 1:
-            state, sums = member_update(state, frozen["start"], batch, update=update_one, tx=tx, steps=steps)
-        else:
-            state, sums = update_one(state, frozen, batch)
+        learning_rate = schedule(state.step)
+        state, sums = supervised.update(state, frozen, batch, loss=loss, count="prompts", tx=tx, seed=config.seed)
         values = {
             "reward/loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
             "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
@@ -185,8 +147,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         return found, samples
 
     def finish(state, frozen):
-        if members > 1:
-            state = state.replace(params=state.ema)
         if demonstrations is None:
             metrics.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
             return state
@@ -194,23 +154,18 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
         bias = state.params["scalar_head"]["bias"]
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
-        params = state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}}
-        return state.replace(params=params, ema=params if members > 1 else None)
+        return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
 
-    def start():
-        return reward_start.params(config, network, data, mesh)
-
-    def frozen():
-        return {"start": start()} if members > 1 else {}
+    def init():
+        return supervised.init_state(reward_start.params(config, network, data, mesh), tx, shardings)
 
     def programs():
         state = supervised.abstract_state(network.abstract, tx, shardings)
-        start = {"start": network.abstract} if members > 1 else {}
-        return {"update": (update, (state, start, data.abstract_batch()))}
+        return {"update": (update, (state, {}, data.abstract_batch()))}
 
     return Stage(
-        init=lambda: supervised.init_state(start(), tx, shardings),
-        frozen=frozen,
+        init=init,
+        frozen=dict,
         update=update,
         data=data.train,
         evaluate=evaluate,

@@ -91,7 +91,6 @@ SECTIONS = {
         "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
         "eos_init": Rule("a string", lambda x: isinstance(x, str), required=False),
         "head_examples": integer(0, required=False), "head_l2": POSITIVE._replace(required=False),
-        "average": integer(1, required=False),
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),

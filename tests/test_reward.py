@@ -1,6 +1,5 @@
 """The reward model: packed forms against one sequence at a time, report and bias by hand, and what is refused."""
 
-import contextlib
 import functools
 import json
 import math
@@ -227,42 +226,6 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
     assert same == {"sft": False, "reward": True, "": True}
     body = [{k: v for k, v in found["sft", n].items() if k != "scalar_head"} for n in (0, 16)]
     jax.tree.map(np.testing.assert_array_equal, *body)
-
-
-def test_the_average_of_models_that_begin_alike(world, tmp_path):
-    """Three models of two updates against each trained by itself on its part of the stream, averaged afterwards."""
-    changes = {"data.demonstrations": (), "eval_every": 0, "reward.num_steps": 2}
-    config = tiny_supervised.config("reward", world, **changes)
-    config.reward = config.reward.to_dict() | {"average": 3}
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        stage = reward.build(config, mesh)
-        assert stage.num_steps == 6
-        state = loop.run(stage, config, tmp_path / "all")
-        alone = reward.build(tiny_supervised.config("reward", world, **changes | {"reward.num_epochs": 6}), mesh)
-        members = []
-        with contextlib.closing(alone.data(0)) as batches:
-            for member in range(3):
-                one = alone.init().replace(step=jnp.int32(2 * member))  # only dropout reads the step
-                for _ in range(2):
-                    one, _ = alone.update(one, {}, next(batches))
-                members.append(jax.device_get(one.params))
-    distances = [optax.tree.norm(optax.tree.sub(members[0], other)) for other in members[1:]]
-    assert min(distances) > 1e-2
-    mean = jax.tree.map(lambda *leaves: np.mean(np.float64(leaves), axis=0), *members)
-    for got in (state.params, state.ema):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), jax.device_get(got), mean)
-    lines = [json.loads(line) for line in (tmp_path / "all" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["reward/learning_rate"] for line in lines if "reward/learning_rate" in line]
-    assert rates == rates[:2] * 3 and rates[0] > rates[1]
-
-    reader = tiny_supervised.config("reward", world)
-    reader.models.model = tiny_supervised.common.network(init_from=str(tmp_path / "all"))
-    network = networks.build("model", reader, "scalar", mesh, 300, 0)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(network.load()), jax.device_get(state.params))
-    config.reward.num_steps = 3
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="reward.steps_of_one: 2 in the workdir, 3 asked for"):
-        loop.run(reward.build(config, mesh), config, tmp_path / "all")
 
 
 def test_eight_devices_equal_one(world):
