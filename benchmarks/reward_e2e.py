@@ -103,13 +103,15 @@ def difference(ours: np.ndarray, theirs: np.ndarray, prompts: list[str]) -> tupl
     return float(sums.sum() / counts.sum()), float(low), float(high)
 
 
-def reward_model(comparisons: str, init_from: str, tokenizer: str, workdir: pathlib.Path, seed: int) -> list[dict]:
+def reward_model(
+    comparisons: str, init_from: str, tokenizer: str, workdir: pathlib.Path, seed: int, head_examples: int
+) -> list[dict]:
     """Every comparison with the scores of a reward model that did not see its prompt."""
     from configs import e2e
     from instructgpt_jax import main
 
     config = e2e.ranking(part=1)
-    config.seed = seed
+    config.seed, config.reward.head_examples = seed, head_examples
     config.data.tokenizer = tokenizer
     config.data.comparisons, config.data.valid_fraction = (comparisons,), 0.0
     config.reward.folds, config.reward.fold_by = FOLDS, "prompt"
@@ -131,12 +133,14 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="", help="of a fresh model; that of the first --init by default")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--head_examples", type=int, default=2000, help="0: a head that starts at random")
     arguments = parser.parse_args()
     inits = dict(init.split("=", 1) for init in arguments.init)
     text = arguments.tokenizer or f"{next(iter(inits.values()))}/tokenizer"
     results = {}
     for name, init_from in inits.items():
-        rows = reward_model(arguments.comparisons, init_from, text, arguments.workdir / name, arguments.seed)
+        options = text, arguments.workdir / name, arguments.seed, arguments.head_examples
+        rows = reward_model(arguments.comparisons, init_from, *options)
         margins = np.array([row["scores"][i] - row["scores"][j] for row in rows for i, j in pairs(row)])
         results[name] = right(margins)
     folds = np.array([row["fold"] for row in rows])
