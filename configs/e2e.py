@@ -87,7 +87,7 @@ def fine_tuning(num_epochs, pretraining_fraction):
 def ranking(part):
     """A reward model on one half of the rankings."""
     config = common.config("reward")
-    # Eight epochs of demonstrations wear off what a base model knows of texts (docs/e2e.md).
+    # On eight epochs of demonstrations a linear head finds less to read (docs/e2e.md).
     config.models.model = common.network(init_from="{workdir}/reward_init", residual_dropout=0.1)
     config.reward = common.rankings(lr=4e-4, batch_size=16)
     config.reward.update({"num_epochs": 2, "max_completions": 5, "row_length": 256, "microbatch_rows": 4})
