@@ -227,6 +227,14 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
     body = [{k: v for k, v in found["sft", n].items() if k != "scalar_head"} for n in (0, 16)]
     jax.tree.map(np.testing.assert_array_equal, *body)
 
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices())
+    config = tiny_supervised.config("reward", world)
+    config.reward = config.reward.to_dict() | {"head_examples": 16, "head_l2": 0.05}
+    config.models.model = tiny_supervised.common.network(init_from=starts["sft"])
+    with jax.set_mesh(mesh):
+        spread = reward.build(config, mesh).init().params["scalar_head"]["kernel"]
+    np.testing.assert_allclose(spread, found["sft", 16]["scalar_head"]["kernel"], atol=2e-3)
+
 
 def test_eight_devices_equal_one(world):
     tiny_supervised.check_meshes(reward.build, tiny_supervised.config("reward", world), "reward/loss")
