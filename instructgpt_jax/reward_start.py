@@ -5,7 +5,9 @@ scalar, and reads the score at the end of text, a token whose state it never had
 much of that as it was, so it should be no hindrance from the start.
 """
 
+import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +86,14 @@ def comparison_states(
     """The end states (P, K, D) and ranks (P, K) of the first batches of training that hold `examples` comparisons."""
     states_of = jax.jit(functools.partial(end_states, config), out_shardings=replicated(mesh))
     found, count = [], 0
-    batches = data.train(0)
-    for _, batch in zip(range(data.steps_per_epoch), batches, strict=False):
-        states, ranks = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in states_of(params, batch))
-        used = (ranks > 0).any(axis=1)
-        found.append((states[used], ranks[used]))
-        count += int(used.sum())
-        if count >= examples:
-            break
-    batches.close()
+    with contextlib.closing(data.train(0)) as batches:
+        for batch in itertools.islice(batches, data.steps_per_epoch):
+            states, ranks = (np.asarray(x).reshape(-1, *x.shape[2:]) for x in states_of(params, batch))
+            used = (ranks > 0).any(axis=1)
+            found.append((states[used], ranks[used]))
+            count += int(used.sum())
+            if count >= examples:
+                break
     states, ranks = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return states, ranks
 

@@ -175,9 +175,8 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
         reward.build(config, mesh)
 
 
-def test_the_head_starts_as_a_logistic_regression(world, trained):
+def test_the_head_starts_as_a_logistic_regression():
     """Against Newton's method on pair differences in float64, with states read one sequence at a time."""
-    _, _, _, workdir = trained
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     comparisons, config, params = make_comparisons(), CONFIG, make_params("learned")
     batch = pack(comparisons, 64, 5, True)
@@ -208,7 +207,7 @@ def test_the_head_starts_as_a_logistic_regression(world, trained):
 
 
 def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
-    _, _, state, workdir = trained
+    *_, workdir = trained
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     sft = tiny_supervised.config("sft", world, **{"sft.num_steps": 1, "eval_every": 0})
     starts = {"sft": str(tmp_path / "sft"), "reward": str(workdir), "": ""}
