@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
-STAGES = ("pretrain", "sft", "rlhf_init", "reward_init", "reward", "judge", "ppo", "ppo_ptx")  # of training
+STAGES = ("pretrain", "sft", "rlhf_init", "reward", "judge", "ppo", "ppo_ptx")  # of training
 HELD_OUT = 0.12  # of the meaning representations
 CONTEXT = 384  # tokens
 PROMPT, RESPONSE = 80, 72  # tokens: the longest meaning representation has 64, the longest text 67
@@ -41,7 +41,6 @@ def get_config(arg=""):
     stages["sft"] = fine_tuning(num_epochs=8, pretraining_fraction=0.0)
     stages["rlhf_init"] = fine_tuning(num_epochs=12, pretraining_fraction=0.1)
 
-    stages["reward_init"] = fine_tuning(num_epochs=2, pretraining_fraction=0.0)
     stages["reward"] = ranking(part=1)
     stages["judge"] = ranking(part=2)
 
@@ -87,8 +86,7 @@ def fine_tuning(num_epochs, pretraining_fraction):
 def ranking(part):
     """A reward model on one half of the rankings."""
     config = common.config("reward")
-    # On eight epochs of demonstrations a linear head finds less to read (docs/e2e.md).
-    config.models.model = common.network(init_from="{workdir}/reward_init", residual_dropout=0.1)
+    config.models.model = common.network(init_from="{workdir}/sft", residual_dropout=0.1)
     config.reward = common.rankings(lr=4e-4, batch_size=16)
     config.reward.update({"num_epochs": 2, "max_completions": 5, "row_length": 256, "microbatch_rows": 4})
     config.reward.update({"eos_init": ".", "head_examples": 2000})  # right more often on unseen prompts: docs/e2e.md
