@@ -306,6 +306,14 @@ def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str,
 # The report -----------------------------------------------------------------------------------------------------------
 
 
+def version(package: str) -> str:
+    """Version of an installed package; that of one that only stands in the import path is unknown."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def perf(config: ConfigDict, seconds: float) -> dict:
     """What may differ between two equal runs: times, versions, device."""
     path = epath.Path(config.evaluate.seconds) if config.evaluate.seconds else None
@@ -316,6 +324,6 @@ def perf(config: ConfigDict, seconds: float) -> dict:
     devices = jax.devices()
     return {
         "seconds": spent,
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }

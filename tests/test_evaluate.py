@@ -362,3 +362,8 @@ def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
         pipeline.run(config, str(tmp_path), lambda _: None, work)
     first = json.loads((tmp_path / "seconds.json").read_text())
     assert sorted(first) == ["a", "b", "together"]
+
+
+def test_a_package_that_is_not_installed_does_not_stop_a_report():
+    assert evaluate.version("jax") == jax.__version__
+    assert evaluate.version("no-such-package") == "unknown"
