@@ -208,6 +208,20 @@ def test_auto_follows_the_platform_and_falls_back_with_one_line(monkeypatch, cap
     ]
 
 
+@pytest.mark.parametrize(
+    "flags,backend",
+    [
+        ("--xla_gpu_autotune_level=4 --xla_gpu_deterministic_ops=true", "xla"),
+        ("--xla_gpu_exclude_nondeterministic_ops", "xla"),
+        ("--xla_gpu_deterministic_ops=false", "cudnn"),
+    ],
+)
+def test_a_gpu_that_must_give_the_same_bits_attends_with_xla(monkeypatch, flags, backend):
+    monkeypatch.setattr(flash, "platform", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert flash.choose(CONFIG.replace(dtype="bfloat16"), layout_of(256), False) == backend
+
+
 def test_attention_of_a_model_is_checked():
     with pytest.raises(ValueError, match="attention must be one of"):
         CONFIG.replace(attention="flash")

@@ -30,6 +30,7 @@ Letters as in transformer.py.
 
 import functools
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -45,6 +46,7 @@ from instructgpt_jax.sharding import BATCH
 SAVED_NAME = "flash_attention"  # of what the kernel hands to its backward pass, for remat policies
 BRANCH_BITS = 16  # of the numbers of branches
 APART = 2.0**30  # taken from the score of a key on another branch: beyond any score, exact in bfloat16
+DETERMINISTIC = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")  # flags of XLA
 BLOCK = 512  # rows and columns of the score matrix that splash computes at a time, where T allows
 
 # (query, key, value), each (B, heads, T, H), and `window`, the index of the layer's window among `distinct_windows`.
@@ -109,6 +111,10 @@ def _obstacle(backend: str, config: ModelConfig, layout: Layout, dropout: bool) 
             return f"heads of {config.head_width} channels (cudnn: multiples of 8, at most 128)"
         if length % 2:
             return f"rows of {length} tokens (cudnn: even lengths)"
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        if any(flag + value in flags for flag in DETERMINISTIC for value in ("", "=true", "=1")):
+            # XLA ends in an IndexError instead of a kernel (H200, jax 0.11.2, rows with segments).
+            return "sums in a fixed order, which XLA_FLAGS ask for"
     return None
 
 
