@@ -186,7 +186,7 @@ def test_a_real_tree_on_a_mesh(algorithm):
     shardings = param_shardings(mesh, params)
     tx = optimizer.make_optimizer(config(algorithm=algorithm), num_steps=10)
     gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
-    wanted, _ = tx.update(gradients, tx.init(params), params)
+    wanted, _ = jax.jit(tx.update)(gradients, jax.jit(tx.init)(params), params)
     state = jax.jit(tx.init, out_shardings=optimizer.state_shardings(tx, params, shardings))(params)
     updates, _ = jax.jit(tx.update)(jax.device_put(gradients, shardings), state, jax.device_put(params, shardings))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), updates, wanted)
