@@ -152,7 +152,6 @@ def ranking(start, comparisons, name="comparisons"):
     config.data.comparisons = (f"jsonl:{{workdir}}/{comparisons}/{name}.jsonl",)
     config.data.demonstrations = DEMONSTRATIONS
     config.data.skip_bad = 20  # completions too long for a row
-    config.models.model.residual_dropout = 0.0
     config.reward = common.rankings(lr=2e-3, batch_size=8)
     config.reward.optimizer.algorithm = "muon"
     config.reward.update({"row_length": 192, "microbatch_rows": 4})

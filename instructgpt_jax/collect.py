@@ -2,7 +2,9 @@
 
 Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
 simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
-people to rank. A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
+people to rank. A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
+what PPO will score: an answer that was cut has no end of text, and another segmentation of the text is another input.
+A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
 
 import functools
@@ -60,22 +62,28 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for k in range(count_completions(number, *c.completions, config.seed)):
             wanted[sorted(policies)[(number + k) % len(policies)]].append((number, k))
 
+    own = tokenizers.content_hash(tokenizer)
+
     def answer(network, params, prompts, lengths, episodes):
         return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id)
 
     answer = jax.jit(answer, static_argnums=0, out_shardings=sharding.replicated(mesh))
-    texts = {}
+    written = {}  # (text, ended, tokens) of each
     for name, policy in policies.items():
-        network = policy.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
-        write = functools.partial(answer, network, networks.freeze(policy))
+        write = functools.partial(answer, policy.config, networks.freeze(policy))
         for item, ids in complete(c, write, prompts.examples, wanted[name], mesh, name):
-            texts[item] = tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids)
+            ended = bool(ids[-1] == tokenizer.eos_token_id)
+            tokens = ids[:-1] if ended else ids
+            written[item] = tokenizer.decode(tokens), ended, tokens.tolist()
 
     collected = []
     for number in chosen:
         record = records[int(prompts.records[number])]
-        answers = [texts[number, k] for k in range(count_completions(number, *c.completions, config.seed))]
-        collected.append({field: record[field] for field in KEPT if field in record} | {"completions": answers})
+        count = count_completions(number, *c.completions, config.seed)
+        texts, ended, tokens = zip(*(written[number, k] for k in range(count)), strict=True)
+        kept = {field: record[field] for field in KEPT if field in record}
+        kept |= {"completions": list(texts), "ended": list(ended), "tokens": list(tokens), "tokenizer": own}
+        collected.append(kept)
     if jax.process_index() > 0:
         return
     ranked = [line for record in collected for line in rank(record, c.labelers, config.seed)]

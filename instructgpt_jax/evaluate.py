@@ -158,8 +158,7 @@ def examine_reward_model(config: ConfigDict, examiner: Examiner, data: datasets.
     records = data.comparisons
     if not records:
         return {}
-    pairs = [(record["prompt"], completion) for record in records for completion in record["completions"]]
-    found = rewards.accuracy(records, examiner.score("reward", *zip(*pairs, strict=True)))
+    found = rewards.accuracy(records, examiner.score("reward", records))
     if config.evaluate.labelers:
         found["agreement"] = world.agreement(records, config.seed)
     shown = ", ".join(f"{group} {share['mean']:.3f}" for group, share in found["accuracy"].items())
@@ -243,8 +242,7 @@ def examine_language(
 
     def examine(name: str) -> None:
         network = nets[entries[name]]
-        plain = network.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
-        found[name] = parts.get(f"language.{name}", lambda: make(plain, networks.freeze(network)))
+        found[name] = parts.get(f"language.{name}", lambda: make(network.config, networks.freeze(network)))
         values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]
         metrics.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
 

@@ -4,6 +4,8 @@ An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys ar
 workdir of an earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or
 empty for a fresh model of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights
 of a stage that keeps both.
+
+Dropout is the setting of a stage: a network comes without it, wherever from, and has what its entry says.
 """
 
 import dataclasses
@@ -172,7 +174,7 @@ def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
     if weights not in _parts(init_from, prefix):
         raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
     architecture = ModelConfig(**_tuples(saved["models"][name]["architecture"]))
-    return Source("stage", architecture, prefix + weights)
+    return Source("stage", architecture.without_dropout(), prefix + weights)
 
 
 def is_hub_id(name: str) -> bool:

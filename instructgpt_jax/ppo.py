@@ -105,8 +105,14 @@ def update(ppo: Algorithm, state: PPOState, frozen: dict, batch: dict) -> tuple[
     return learn(ppo, state, experience_, batch.get("pretraining"), metrics)
 
 
-def rollout(ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array) -> tuple[Episodes, jax.Array]:
-    """Step 1. Returns the episodes and the (B, R) log-probabilities their tokens were sampled with."""
+def rollout(
+    ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array, episodes: jax.Array | None = None
+) -> tuple[Episodes, jax.Array]:
+    """Step 1. Returns the episodes and the (B, R) log-probabilities their tokens were sampled with.
+
+    Args:
+      iteration, episodes: which random numbers are used; `episodes` (B,) int32, by default the places in the batch.
+    """
     prompts, lengths = batch["prompts"], batch["prompt_lengths"]
     tokens, logprobs, mask = generate(
         ppo.policy,
@@ -118,6 +124,7 @@ def rollout(ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array) -> t
         ppo.config.temperature,
         eos_id=ppo.eos_id,
         iteration=iteration,
+        episodes=episodes,
         wave=ppo.wave,
     )
     return Episodes(prompts, lengths, tokens, mask), logprobs
@@ -333,8 +340,11 @@ class Validation(NamedTuple):
 
 
 def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validation:
-    """Answers prompts with the same randomness every time, so that only the policy changes between evaluations."""
-    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(VALIDATION))
+    """Answers prompts with the same randomness every time, so that only the policy changes between evaluations.
+
+    The random numbers are of the prompt, `batch["index"]`: those of two batches differ.
+    """
+    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(VALIDATION), batch["index"])
     packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
     ref_logprobs = policy_logprobs(ppo, frozen["ref_policy"], episodes, packed)
     if not samples_are_old(ppo):

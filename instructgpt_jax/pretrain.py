@@ -1,6 +1,8 @@
 """Step 0: next-token training on packed text, the base model of small runs."""
 
+import contextlib
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import losses, models, networks
 from instructgpt_jax.data import datasets
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training import metrics, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
 
 
@@ -18,22 +20,24 @@ def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.
     """Summed negative log-likelihood of the loss tokens of some rows: of SFT, of pretraining and of the ptx term.
 
     Args:
-      rows: tokens, positions, segments, loss_mask, each (B, T) int32; loss_mask is 1 on the tokens to be predicted.
+      rows: tokens, positions, segments, loss_mask, each (B, T) int32; loss_mask is above 0 on the tokens to be
+        predicted. Perhaps `loss_weights` (B, T) float32: what each of them counts in the sum, 1 otherwise.
       key: of dropout, or None.
 
     Returns:
-      The sum, and float32 sums `loss` (the same), `loss_tokens` (its divisor), `tokens` and `flops` (forward and
-      backward).
+      The sum, and float32 sums `loss` (the same), `loss_tokens` (their number, its divisor), `tokens` and `flops`
+      (forward and backward).
     """
     hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"], dropout_key=key)
     kernel, bias = models.unembedding(config, params)
     ahead = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  column t predicts token t + 1
-    weights = ahead(rows["loss_mask"]).astype(jnp.float32)
+    wanted = ahead(rows["loss_mask"] > 0).astype(jnp.float32)
+    weights = ahead(rows["loss_weights"]) if "loss_weights" in rows else wanted
     total = losses.cross_entropy(
         hidden, kernel, ahead(rows["tokens"]), weights, vocab_size=config.vocab_size, bias=bias
     )
     work = supervised.work(config, rows["segments"], rows["positions"], passes=3)
-    return total, {"loss": total, "loss_tokens": weights.sum(), **work}
+    return total, {"loss": total, "loss_tokens": wanted.sum(), **work}
 
 
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
@@ -41,12 +45,15 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     return language_model_stage(config, mesh, "pretrain", "pretraining")
 
 
-def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -> Stage:
+def language_model_stage(
+    config: ConfigDict, mesh: Mesh, name: str, kind: str, weigh: Callable[[dict], dict] = lambda batch: batch
+) -> Stage:
     """A stage that trains `config.models.model` on rows with a loss mask.
 
     Args:
       name: of its section of the config, and the prefix of its metrics.
       kind: of its data.
+      weigh: the batch as the update trains on it, perhaps with `loss_weights`.
     """
     section = config[name]
     data = datasets.load(config, section, kind, mesh)
@@ -61,8 +68,10 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
 
     def update(state, frozen, batch):
         learning_rate = schedule(state.step)
-        state, sums = supervised.update(state, frozen, batch, loss=loss, count="loss_tokens", tx=tx, seed=config.seed)
-        metrics = {
+        state, sums = supervised.update(
+            state, frozen, weigh(batch), loss=loss, count="loss_tokens", tx=tx, seed=config.seed
+        )
+        values = {
             f"{name}/loss": sums["loss"] / jnp.maximum(sums["loss_tokens"], 1.0),
             f"{name}/loss_tokens": sums["loss_tokens"],
             f"{name}/learning_rate": learning_rate,
@@ -70,10 +79,17 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
             "perf/tokens": sums["tokens"],
             "perf/flops": sums["flops"],
         }
-        return state, metrics
+        return state, values
 
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     evaluate_batch = jax.jit(functools.partial(supervised.evaluate, loss=loss))
+
+    def init():
+        params = network.load()
+        if network.config.has_dropout:
+            with contextlib.closing(data.train(0)) as batches:
+                report_dropout(config, evaluate_batch, params, next(batches))
+        return supervised.init_state(params, tx, shardings)
 
     def evaluate(state, frozen):
         if not data.valid:
@@ -89,7 +105,7 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
         return {"update": (update, (state, {}, data.abstract_batch()))}
 
     return Stage(
-        init=lambda: supervised.init_state(network.load(), tx, shardings),
+        init=init,
         frozen=dict,
         update=update,
         data=data.train,
@@ -97,3 +113,22 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
         programs=programs,
         num_steps=num_steps,
     )
+
+
+def report_dropout(config: ConfigDict, evaluate: Callable, params: dict, batch: dict) -> None:
+    """Says so where dropout raises the first batch's loss by more than half.
+
+    A network that was trained without dropout, as most public ones are, may need its whole residual stream.
+
+    Args:
+      evaluate: (params, batch, key=None) -> the sums of `language_model_loss`.
+    """
+    plain, noisy = (
+        float(sums["loss"]) / max(float(sums["loss_tokens"]), 1.0)
+        for sums in (evaluate(params, batch), evaluate(params, batch, key=jax.random.key(config.seed)))
+    )
+    if noisy > 1.5 * plain:
+        metrics.say(
+            f"{config.stage}: the loss begins at {noisy:.2f} with dropout and {plain:.2f} without: this model hardly "
+            "bears it; --config.models.model.residual_dropout=0 turns it off"
+        )

@@ -145,11 +145,10 @@ def completion_scores(
     text = tokenizer.load(name)
     network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size(text), seed=0)
     params = networks.freeze(network)
-    pairs = [(record["prompt"], completion) for record in records for completion in record["completions"]]
-    prompts = batches.encode(text, [prompt for prompt, _ in pairs])
-    ends = [
-        np.append(ids, text.eos_token_id) for ids in tokenizer.encode(text, [completion for _, completion in pairs])
-    ]
+    completions = encoding.completions(records, text)
+    prompts = batches.encode(text, [record["prompt"] for record in records])
+    prompts = [ids for ids, texts in zip(prompts, completions, strict=True) for _ in texts]
+    ends = [ids for texts in completions for ids in texts]
     Q, R = max(map(len, prompts)), max(map(len, ends))
 
     @jax.jit
@@ -159,7 +158,7 @@ def completion_scores(
         return reward.score(network.config, params, prompts, lengths, completions, mask, *rows)
 
     scores = []
-    for cut in batches.cuts(len(pairs), BATCH):
+    for cut in batches.cuts(len(ends), BATCH):
         arrays = (*batches.pad(prompts[cut], BATCH, Q), *batches.pad(ends[cut], BATCH, R))
         found = jax.device_get(score(params, *batches.put(arrays, mesh)))
         scores += found[: cut.stop - cut.start].tolist()

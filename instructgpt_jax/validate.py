@@ -85,7 +85,10 @@ ANSWERS = {
 }  # fmt: skip
 SECTIONS = {
     "pretrain": ROWS,
-    "sft": ROWS | {"loss_on_prompt": FLAG, "pretraining_fraction": SHARE},
+    "sft": ROWS | {
+        "loss_on_prompt": FLAG, "pretraining_fraction": SHARE,
+        "pretraining_fraction_of": choice("loss", "tokens", "examples"),
+    },
     "reward": ROWS | {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
         "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,

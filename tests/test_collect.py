@@ -8,7 +8,8 @@ import pytest
 
 from configs import common, pretrain_tiny, reward_6b
 from instructgpt_jax import collect, main, sharding
-from instructgpt_jax.data import simulated
+from instructgpt_jax.data import encoding, simulated, sources
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
@@ -81,6 +82,76 @@ def test_shuffled_ranks_are_the_same_ranks_elsewhere(collected):
     for a, b in zip(ranked, shuffled, strict=True):
         assert a | {"ranking": sorted(a["ranking"])} == b | {"ranking": sorted(b["ranking"])}
     assert sum(a["ranking"] != b["ranking"] for a, b in zip(ranked, shuffled, strict=True)) > PROMPTS
+
+
+def test_completions_keep_what_was_sampled(base, collected):
+    """The kept ids decode to the text, and an answer is cut where it has every token it may have and no end."""
+    tokenizer = tokenizers.load(base / "tokenizer")
+    records = read(collected / "comparisons.jsonl")
+    assert {record["tokenizer"] for record in records} == {tokenizers.content_hash(tokenizer)}
+    kept = [row for r in records for row in zip(r["completions"], r["tokens"], r["ended"], strict=True)]
+    for text, tokens, ended in kept:
+        assert tokenizer.decode(tokens) == text and tokenizer.eos_token_id not in tokens
+        assert len(tokens) < 8 if ended else len(tokens) == 8
+    assert {ended for *_, ended in kept} == {True, False}  # a policy that knows nothing ends by chance
+    again = [tokenizers.encode(tokenizer, [text])[0].tolist() for text, *_ in kept]
+    assert any(ids != tokens for ids, (_, tokens, _) in zip(again, kept, strict=True))  # another segmentation
+
+
+def test_the_reward_model_reads_what_ppo_will_score(base, collected):
+    """Sampled tokens, an end of text behind those that ended alone: in training and in the evaluation's scores."""
+    tokenizer = tokenizers.load(base / "tokenizer")
+    records = sources.load((f"jsonl:{collected}/comparisons.jsonl",), "comparisons", 0)
+    options = dict(row_length=256, process_rows=8, max_completions=4, shared_prompt=True, max_prompt_tokens=0)
+    encoded = encoding.comparisons(records, tokenizer, skip_bad=0, **options)
+    for example, number in zip(encoded.examples, encoded.records, strict=True):
+        record = records[int(number)]
+        want = [t + [tokenizer.eos_token_id] * e for t, e in zip(record["tokens"], record["ended"], strict=True)]
+        assert [ids.tolist() for ids in example.completions] == want
+        assert [ids.tolist() for ids in encoding.completions([record], tokenizer)[0]] == want
+
+
+def test_tokens_of_another_tokenizer_are_not_used(base, tmp_path):
+    """The texts are encoded then; `ended` still holds. Texts from people end unless the record says otherwise."""
+    tokenizer = tokenizers.load(base / "tokenizer")
+    plain = {"prompt": "a", "completions": [" b", " c"], "ranking": [1, 2]}
+    other = plain | {"tokens": [[5], [6]], "tokenizer": "another", "ended": [True, False]}
+    eos, texts = tokenizer.eos_token_id, [ids.tolist() for ids in tokenizers.encode(tokenizer, [" b", " c"])]
+    from_people, from_another = (
+        [ids.tolist() for ids in completions] for completions in encoding.completions([plain, other], tokenizer)
+    )
+    assert from_people == [texts[0] + [eos], texts[1] + [eos]]
+    assert from_another == [texts[0] + [eos], texts[1]]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"ended": [True]}, r"ended must be a list of 2 booleans, one a completion, got \[True\]"),
+        ({"ended": [1, 0]}, "ended must be a list of 2 booleans"),
+        ({"tokens": [[1], [2]]}, "tokenizer must be the hash that tokens belong to, got None"),
+        ({"tokens": [[1], ["x"]], "tokenizer": "h"}, "tokens must be 2 lists of token ids"),
+        ({"tokens": [[1], [-1]], "tokenizer": "h"}, "tokens must be 2 lists of token ids"),
+        ({"tokens": [[1], []], "tokenizer": "h", "ended": [True, False]}, r"completions\[1\] must have a token"),
+        ({"completions": ["", " c"], "ended": [False, True]}, r"completions\[0\] must have a token"),
+    ],
+)
+def test_what_was_sampled_is_checked(tmp_path, fields, message):
+    record = {"prompt": "a", "completions": [" b", " c"], "ranking": [1, 2]} | fields
+    (tmp_path / "c.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=rf"c\.jsonl:1: {message}"):
+        sources.load((f"jsonl:{tmp_path}/c.jsonl",), "comparisons", 0)
+
+
+def test_kept_tokens_beyond_the_vocabulary_are_a_bad_record(base, tmp_path):
+    tokenizer = tokenizers.load(base / "tokenizer")
+    record = {"prompt": "a", "completions": [" b", " c"], "ranking": [1, 2], "tokens": [[1], [100_000]]}
+    record["tokenizer"] = tokenizers.content_hash(tokenizer)
+    (tmp_path / "c.jsonl").write_text(json.dumps(record) + "\n")
+    records = sources.load((f"jsonl:{tmp_path}/c.jsonl",), "comparisons", 0)
+    options = dict(row_length=64, process_rows=8, max_completions=4, shared_prompt=True, max_prompt_tokens=0)
+    with pytest.raises(ValueError, match=r"c\.jsonl:1: tokens must be ids of the tokenizer, below \d+, got 100000"):
+        encoding.comparisons(records, tokenizer, skip_bad=0, **options)
 
 
 def test_a_complete_workdir_is_left_alone(base, collected, capsys):

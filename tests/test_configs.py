@@ -111,6 +111,24 @@ def test_fine_tuning_has_the_papers_numbers(name):
         assert config.models.model.size == "gpt3-175b" and config.mesh.data * config.mesh.fsdp == batch
 
 
+# The paper has dropout in the SFT baseline alone; the two embedded worlds have their own, in supervised stages alone.
+DROPOUT = {"quickstart": 0.1, "e2e": 0.1} | {name: row[-1] for name, row in FINE_TUNING.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropout_is_that_of_the_paper(name):
+    for config in parts(load(name)):
+        for entry in config.models.values():
+            assert entry.get("embedding_dropout", 0.0) == entry.get("attention_dropout", 0.0) == 0.0
+            rate = entry.get("residual_dropout", 0.0)
+            if config.stage == "sft":
+                assert rate == DROPOUT[name]
+            elif (name, config.stage) == ("e2e", "reward"):
+                assert rate == 0.1
+            else:
+                assert rate == 0.0, config.stage
+
+
 def test_reward_model_has_the_papers_numbers():
     config = load("reward_6b")
     assert config.stage == "reward" and config.models.model.init_from == "runs/sft_6b"

@@ -281,13 +281,48 @@ def test_the_next_100_batches_after_a_restore_in_a_new_process(world, two_proces
     assert json.loads((two_processes / "resumed.json").read_text()) == here
 
 
-def test_pretraining_share_of_demonstration_batches(world):
-    files, _ = world
-    records = sources.load((files["pretraining"],), "pretraining", 0)
-    batches = build(world, "demonstrations", pretraining=records, pretraining_fraction=0.25, num_epochs=4)
-    kinds = [[len(tokens) == 64 and mask[1] == 1 for tokens, mask in contents(batches[i])] for i in range(len(batches))]
-    assert {sum(kind) for kind in kinds} == {2} and {len(kind) for kind in kinds} == {8}  # a quarter of 8, every time
+def mixed(world, fraction_of, fraction=0.25, **changes):
+    records = sources.load((world[0]["pretraining"],), "pretraining", 0)
+    changes = dict(pretraining_fraction=fraction, pretraining_fraction_of=fraction_of, num_epochs=4) | changes
+    return build(world, "demonstrations", pretraining=records, **changes)
+
+
+@pytest.mark.parametrize("fraction_of", ["loss", "examples"])
+def test_texts_among_demonstrations(world, fraction_of):
+    batches = mixed(world, fraction_of)
+    kinds = [[max(mask) for _, mask in contents(batches[i])] for i in range(len(batches))]
+    assert {kind.count(2) for kind in kinds} == {2} and {len(kind) for kind in kinds} == {8}  # a quarter of 8, always
     assert len(batches) == 53 * 4 // 6 and batches.steps_per_epoch == 8  # 53 / 0.75 examples an epoch
+    texts = [tokens for i in range(len(batches)) for tokens, mask in contents(batches[i]) if max(mask) == 2]
+    assert {len(tokens) for tokens in texts} == {64} and len(set(texts)) > 20
+
+
+def test_every_batch_of_a_loss_share_has_texts_and_demonstrations(world):
+    """Also where the share of a batch is less than one text, as for batches of 8 and a tenth."""
+    batches = mixed(world, "loss", fraction=0.1, batch_size=4, microbatch_rows=4)
+    kinds = [sorted(max(mask) for _, mask in contents(batches[i])) for i in range(len(batches))]
+    assert all(kind == [1, 1, 1, 2] for kind in kinds) and len(kinds) == 53 * 4 // 3
+    batches = mixed(world, "loss")
+    whole = [collections.Counter(tokens for tokens, _ in contents(batches[i])) for i in range(3)]
+    halves = [mixed(world, "loss", process_index=p, process_count=2, microbatch_rows=8) for p in range(2)]
+    for i, both in enumerate(whole):
+        parts = [contents(half[i]) for half in halves]
+        assert collections.Counter(tokens for part in parts for tokens, _ in part) == both
+        assert [sum(max(mask) == 2 for _, mask in part) for part in parts] == [1, 1]  # the work is shared
+    with pytest.raises(ValueError, match=r"batch_size must hold demonstrations and texts .*=0.9\), got 4"):
+        mixed(world, "loss", fraction=0.9, batch_size=4, microbatch_rows=4)
+
+
+def test_a_share_of_the_tokens(world):
+    """Over the run a quarter of the loss tokens are of texts: 63 each, where a demonstration has about 5."""
+    batches = mixed(world, "tokens", num_epochs=200)
+    masks = [mask for i in range(len(batches)) for _, mask in contents(batches[i])]
+    tokens = [sum(mask.count(kind) for mask in masks) for kind in (1, 2)]
+    assert abs(tokens[1] / sum(tokens) - 0.25) < 0.01
+    assert sum(max(mask) == 2 for mask in masks) / len(masks) < 0.05  # of the examples they are few
+
+
+def test_a_share_needs_its_text(world):
     with pytest.raises(ValueError, match="pretraining_fraction must be below 1 and come with pretraining records"):
         build(world, "demonstrations", pretraining_fraction=0.25)
 
@@ -431,6 +466,22 @@ def test_split_keeps_prompts_together_and_in_place(world, tmp_path):
     assert len(datasets.split(large, 0.0)[1]) == 0
 
 
+def test_validation_has_no_prompt_that_training_has(tmp_path):
+    """Users are held out whole, and a prompt of theirs that others or nobody wrote too is no held-out prompt."""
+    rng = np.random.default_rng(0)
+    popular = [f"question {i}" for i in range(60)]
+    records = [{"prompt": popular[rng.integers(60)], "user": f"u{i % 40}"} for i in range(300)]
+    records += [{"prompt": prompt} for prompt in popular[:30]]
+    records += [{"prompt": f"own {i}", "user": f"u{i % 40}"} for i in range(80)]
+    loaded = sources.load((write(tmp_path / "p.jsonl", records),), "prompts", 0)
+    train, valid = datasets.split(loaded, 0.2)
+    held_out = {f"u{i}" for i in range(40)} - {record.get("user") for record in train}
+    assert held_out and {record["user"] for record in valid if "user" in record} <= held_out
+    assert not {record["prompt"] for record in train} & {record["prompt"] for record in valid}
+    lost = len(records) - len(train) - len(valid)
+    assert lost > 0 and valid.left_out == {"prompt that is in training too, by another user": lost}
+
+
 def test_data_of_a_stage_from_its_config(world, tmp_path):
     from ml_collections import ConfigDict
 
@@ -442,7 +493,8 @@ def test_data_of_a_stage_from_its_config(world, tmp_path):
             "data": {kind: (files[kind],) for kind in KINDS}
             | dict(tokenizer=folder, skip_bad=0, data_dir="", cache_dir="", max_prompt_tokens=0, valid_fraction=0.2),
             "options": dict(batch_size=8, num_epochs=2, row_length=64, microbatch_rows=8, loss_on_prompt=False)
-            | dict(pretraining_fraction=0.1, max_completions=4, shared_prompt=True, max_prompt_length=40)
+            | dict(pretraining_fraction=0.1, pretraining_fraction_of="loss")
+            | dict(max_completions=4, shared_prompt=True, max_prompt_length=40)
             | dict(held_out_groups=()),
         }
     )

@@ -343,6 +343,20 @@ def test_first_minibatch_in_bfloat16():
     np.testing.assert_array_equal(validation.real, [True] * 7 + [False])
 
 
+def test_validation_prompts_draw_by_their_number():
+    """The same prompts in two batches, of other numbers: other answers; of the same numbers: the same ones."""
+    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(), POLICY, SCALAR, SCALAR)
+    state, frozen = tiny_ppo.start(algorithm)
+    batch = tiny_ppo.batch(algorithm.config)
+    validate = jax.jit(functools.partial(ppo.validate, algorithm))
+    first, again, second = (
+        validate(state.policy.params, frozen, batch | {"index": jnp.arange(start, start + 8)}) for start in (0, 0, 8)
+    )
+    same = (np.asarray(first.episodes.responses) == np.asarray(second.episodes.responses)).all(axis=1)
+    np.testing.assert_array_equal(first.episodes.responses, again.episodes.responses)
+    assert same.sum() <= 1
+
+
 def test_heads_stay_in_float32_when_frozen():
     """The reward model's bias and the bias of the logits are added in float32, in the frozen copies too."""
     policy, reward = (tiny_ppo.params(config, 0) for config in (POLICY, SCALAR))

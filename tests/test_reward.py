@@ -12,7 +12,8 @@ import pytest
 import tiny_supervised
 from jax.sharding import NamedSharding, PartitionSpec
 
-from instructgpt_jax import models, networks, reward, reward_folds, reward_report, reward_start, sharding
+from configs import common
+from instructgpt_jax import main, models, networks, reward, reward_folds, reward_report, reward_start, sharding
 from instructgpt_jax import sft as sft_stage
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
 from instructgpt_jax.training import checkpoint, loop, supervised
@@ -204,6 +205,23 @@ def test_the_head_starts_as_a_logistic_regression():
         w -= np.linalg.solve(hessian, gradient)
     assert np.abs(w).max() > 0.1
     np.testing.assert_allclose(reward_start.fit_head(states, ranks, 0.1), w, atol=2e-3)
+
+
+def test_noise_does_not_travel_with_a_model(world, tmp_path):
+    """An SFT with dropout, then a reward model that sets none: it trains without, and its record says so."""
+    settings = tiny_supervised.config("sft", world, **{"sft.num_steps": 1, "eval_every": 0})
+    settings.mesh.fsdp = -1
+    assert settings.models.model.residual_dropout == 0.1
+    main.run(settings, str(tmp_path / "sft"))
+    ranking = tiny_supervised.config("reward", world, **{"reward.num_steps": 1, "eval_every": 0})
+    ranking.mesh.fsdp = -1
+    ranking.models.model = common.network(init_from=str(tmp_path / "sft"))
+    main.run(ranking, str(tmp_path / "reward"))
+    architecture = json.loads((tmp_path / "reward" / "config.json").read_text())["models"]["model"]["architecture"]
+    assert architecture["residual_dropout"] == 0.0
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    ranking.models.model = common.network(init_from=str(tmp_path / "sft"), residual_dropout=0.3)
+    assert networks.build("model", ranking, "scalar", mesh, 300, 0).config.residual_dropout == 0.3
 
 
 def test_only_a_language_model_gets_another_head(world, trained, tmp_path):

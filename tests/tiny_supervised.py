@@ -60,7 +60,7 @@ def config(stage: str, folder: pathlib.Path, **changes):
     settings.models.model = common.network("tiny", **MODEL)
     rows = dict(batch_size=8, num_epochs=2, num_steps=6, row_length=96, microbatch_rows=8)
     if stage == "sft":
-        settings.sft = rows | dict(loss_on_prompt=False, pretraining_fraction=0.0)
+        settings.sft = rows | dict(loss_on_prompt=False, pretraining_fraction=0.0, pretraining_fraction_of="loss")
     else:
         settings.data.comparisons = (f"jsonl:{folder}/comparisons.jsonl",)
         settings.reward = rows | dict(

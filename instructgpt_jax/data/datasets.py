@@ -35,8 +35,8 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
       options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
         of `data/pipeline.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
-        for demonstrations `loss_on_prompt` and `pretraining_fraction`; for comparisons `max_completions`,
-        `shared_prompt` and `held_out_groups`.
+        for demonstrations `loss_on_prompt`, `pretraining_fraction` and `pretraining_fraction_of`; for comparisons
+        `max_completions`, `shared_prompt` and `held_out_groups`.
       kind: "demonstrations", "comparisons", "prompts" or "pretraining".
       mesh: which processes hold which rows.
     """
@@ -62,6 +62,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
             only_train = dict(
                 pretraining=split(text, data.valid_fraction)[0],
                 pretraining_fraction=options.pretraining_fraction,
+                pretraining_fraction_of=options.pretraining_fraction_of,
                 cache_dir=data.cache_dir,
             )
     elif kind == "comparisons":
@@ -114,19 +115,27 @@ def abstract(batches, mesh: Mesh):
 def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Records, sources.Records]:
     """Training and validation records, by a hash of the user, or of the prompt or text where there is none.
 
-    All records of a user (or a prompt) are on one side, in every kind of data, and stay there when the data grow.
+    All records of a user are on one side and stay there when the data grow, and so are those of a prompt without a
+    user, in every kind of data. Validation has no prompt that training has too, from another user or from none.
     """
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"config.data.valid_fraction must be in [0, 1), got {valid_fraction!r}")
-
-    def is_valid(record):
+    if not valid_fraction:
+        return records, _subset(records, np.zeros(len(records), bool))
+    valid, trained = np.zeros(len(records), bool), set()
+    for i in range(len(records)):
+        record = records[i]
         about = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
-        return prompts.split_of(about, "instructgpt_jax", valid_fraction, 0.0) == "valid"
-
-    valid = np.zeros(len(records), bool)
-    if valid_fraction:
-        valid[:] = [is_valid(records[i]) for i in range(len(records))]
-    return _subset(records, ~valid), _subset(records, valid)
+        valid[i] = prompts.split_of(about, "instructgpt_jax", valid_fraction, 0.0) == "valid"
+        if not valid[i]:
+            trained.add(about["prompt"])
+    own = valid.copy()
+    for i in np.flatnonzero(valid):
+        own[i] = records[i].get("prompt", records[i].get("text")) not in trained
+    validation = _subset(records, own)
+    if not own.sum() == valid.sum():
+        validation.left_out = {"prompt that is in training too, by another user": int(valid.sum() - own.sum())}
+    return _subset(records, ~valid), validation
 
 
 def hold_out(
@@ -167,4 +176,5 @@ def _subset(records: sources.Records, keep: np.ndarray) -> sources.Records:
         parts[-1].weight = part.weight
         start += len(part)
     subset.parts, subset.skipped, subset.weight = tuple(parts), records.skipped, records.weight
+    subset.left_out = records.left_out
     return subset

@@ -59,18 +59,18 @@ def comparisons(
     max_prompt_tokens: int,
     skip_bad: int,
 ) -> Encoded:
-    """`packing.Comparison`s with EOS after every completion; prompts whose completions are all tied are left out."""
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+    """`packing.Comparison`s of the completions as `completions` has them; prompts with all tied are left out."""
+    own = tokenizers.content_hash(tokenizer)
 
     def texts(record):
         return [record["prompt"], *record["completions"]]
 
-    def example(record, prompt, *completions):
+    def example(record, prompt, *encoded):
+        completions = _as_sampled(record, encoded, tokenizer, own)
         if len(set(record["ranking"])) < 2:
             return "all completions tied"
         if len(completions) > max_completions:
             raise ValueError(f"max_completions={max_completions} must be at least its {len(completions)} completions")
-        completions = [np.concatenate([completion, eos]) for completion in completions]
         lengths = [len(completion) for completion in completions]
         _check_fits(len(prompt), max(lengths), row_length)
         rows = packing.rows_of_comparison(len(prompt), lengths, row_length, shared_prompt)
@@ -89,6 +89,30 @@ def comparisons(
     places = {number: names.index(name) for name, number in met.items()} | {-1: -1}
     examples = [example._replace(group=places[example.group]) for example in encoded.examples]
     return encoded._replace(examples=examples, groups=tuple(names))
+
+
+def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
+    """The completions of comparisons as a policy wrote them and as PPO scores them, (length,) int32 each.
+
+    The tokens are those that were sampled, where the record keeps `tokens` of this very tokenizer, else those of the
+    text. EOS stands behind a completion that ended: all of a record do, unless its `ended` says otherwise.
+    """
+    own = tokenizers.content_hash(tokenizer)
+    encoded = iter(tokenizers.encode(tokenizer, [text for record in records for text in record["completions"]]))
+    return [_as_sampled(record, [next(encoded) for _ in record["completions"]], tokenizer, own) for record in records]
+
+
+def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer, own: str) -> list[np.ndarray]:
+    """The completions of one comparison, see `completions`; `encoded` are those of its texts."""
+    if "tokens" in record and record["tokenizer"] == own:
+        encoded = [np.array(ids, np.int32) for ids in record["tokens"]]
+        largest = max((int(ids.max()) for ids in encoded if len(ids)), default=0)
+        if largest >= tokenizers.vocab_size(tokenizer):
+            size = tokenizers.vocab_size(tokenizer)
+            raise ValueError(f"tokens must be ids of the tokenizer, below {size}, got {largest}")
+    eos = np.array([tokenizer.eos_token_id], np.int32)
+    ended = record.get("ended") or [True] * len(encoded)
+    return [np.concatenate([ids, eos]) if done else ids for ids, done in zip(encoded, ended, strict=True)]
 
 
 def group_name(record: dict) -> str:
@@ -137,7 +161,7 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
       skip_bad: bad records allowed, those that `records` itself left out included.
     """
     start = np.array(tokenizers.start(tokenizer), np.int32)
-    examples, kept, bad, left_out = [], [], [], {}
+    examples, kept, bad, left_out = [], [], [], dict(records.left_out)
     for first in range(0, len(records), _CHUNK):
         chunk = [records[i] for i in range(first, min(first + _CHUNK, len(records)))]
         texts_of = [texts(record) for record in chunk]

@@ -5,7 +5,8 @@ microbatch, T columns of a row):
 
 * `tokens`, `positions`, `segments` (M, B, T): segments count 1, 2, … within a row, 0 is the empty rest of it, where the
   other two are 0 as well; positions restart at 0 in each segment.
-* `loss_mask` (M, B, T): 1 on a token to be predicted from the column before it, never on a segment's first.
+* `loss_mask` (M, B, T): above 0 on a token to be predicted from the column before it, never on a segment's first: the
+  `kind` of its example, 1 unless two kinds are mixed.
 * comparisons only: `branches` (M, B, T), `ends` (M, G, K, 2), `ranks` (M, G, K), `groups` (M, G), see
   `pack_comparisons`.
 
@@ -24,13 +25,14 @@ class Example(NamedTuple):
 
     tokens: np.ndarray  # (length,) int32
     loss_from: int  # the first column of the sequence that is a loss token, at least 1
+    kind: int = 1  # what `loss_mask` holds on its loss tokens
 
 
 class Comparison(NamedTuple):
     """One prompt with its K ranked completions."""
 
     prompt: np.ndarray  # (length,) int32, at least one token
-    completions: Sequence[np.ndarray]  # K of (length,) int32, at least one token each: the EOS
+    completions: Sequence[np.ndarray]  # K of (length,) int32, at least one token each, EOS behind those that ended
     ranks: Sequence[int]  # K, 1 = best, ties equal
     group: int  # labeler group, -1 = unknown
 
@@ -99,14 +101,14 @@ def pack_examples(examples: Sequence[Example], row_length: int, microbatches: in
     for row, numbers in enumerate(packed):
         column = 0
         for segment, number in enumerate(numbers, 1):
-            tokens, loss_from = examples[number]
+            tokens, loss_from, kind = examples[number]
             if loss_from < 1:
                 raise ValueError(f"loss_from must be at least 1 (nothing predicts a first token), got {loss_from}")
             here = slice(column, column + len(tokens))
             flat["tokens"][row, here] = tokens
             flat["positions"][row, here] = np.arange(len(tokens))
             flat["segments"][row, here] = segment
-            flat["loss_mask"][row, column + loss_from : here.stop] = 1
+            flat["loss_mask"][row, column + loss_from : here.stop] = kind
             column = here.stop
     return {name: array.reshape(microbatches, rows, row_length) for name, array in flat.items()}
 

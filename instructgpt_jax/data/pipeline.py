@@ -36,7 +36,7 @@ class Batches:
     Attributes:
       source: the batches, dicts of numpy int32 arrays: a Grain data set.
       num_examples: examples of one epoch.
-      steps_per_epoch: batches of one epoch, at least 1; batches run on across the end of an epoch.
+      steps_per_epoch: whole batches of one epoch, at least 1; batches run on across the end of an epoch.
       left_out: reason -> number of records left out.
       spec: how every array of a batch lies on the mesh.
       groups: names of the labeler groups that `groups` of a batch of comparisons indexes.
@@ -72,6 +72,7 @@ def demonstrations(
     skip_bad: int,
     pretraining=None,
     pretraining_fraction: float = 0.0,
+    pretraining_fraction_of: str = "loss",
     cache_dir: str = "",
     process_index: int = 0,
     process_count: int = 1,
@@ -85,8 +86,11 @@ def demonstrations(
       loss_on_prompt: prompt tokens are loss tokens too.
       max_prompt_tokens: longer prompts are left out; 0 keeps all.
       skip_bad: records that may be left out because they do not fit a row.
-      pretraining, pretraining_fraction: records of text, and their share of all examples (the policy that starts RLHF
-        has 0.1: the paper, appendix C.3). Not available with `seed=None`.
+      pretraining, pretraining_fraction: records of text, and their share (the policy that starts RLHF has 0.1: the
+        paper, appendix C.3). Not available with `seed=None`.
+      pretraining_fraction_of: what the share is of: 'examples', 'tokens' (loss tokens over the run), or 'loss', where
+        every batch holds the same number of texts, about that share of its examples, and the stage weighs the two
+        kinds. Texts are kind 2 in `loss_mask`.
       cache_dir: where encoded text is kept, see `encoding.pretraining`.
     """
     local_rows = _local_rows(microbatch_rows, process_count)
@@ -98,27 +102,58 @@ def demonstrations(
         max_prompt_tokens=max_prompt_tokens,
         skip_bad=skip_bad,
     )
-    numbers = _numbers(encoded, seed, num_epochs)
-    text = None
-    if pretraining_fraction:
+    numbers, own, text = _numbers(encoded, seed, num_epochs), batch_size, None
+    if not pretraining_fraction:
+        cuts = _cuts(numbers, batch_size, seed is not None)
+    else:
         if pretraining is None or seed is None or not 0 < pretraining_fraction < 1:
             raise ValueError(
                 "pretraining_fraction must be below 1 and come with pretraining records and a seed, "
                 f"got {pretraining_fraction!r}, {pretraining!r}, {seed!r}"
             )
         text = encoding.pretraining(pretraining, tokenizer, row_length=row_length, cache_dir=cache_dir)
-        more = _numbers(text, seed, None, offset=len(encoded.examples))
-        numbers = grain.MapDataset.mix([numbers, more], [1 - pretraining_fraction, pretraining_fraction])
+        texts = _numbers(text, seed, None, offset=len(encoded.examples))
+        if pretraining_fraction_of == "loss":
+            cuts, own = _with_texts(numbers, texts, pretraining_fraction, batch_size)
+        else:
+            share = pretraining_fraction
+            if pretraining_fraction_of == "tokens":
+                share = _share_of_examples(share, encoded.examples, row_length - 1)
+            cuts = _cuts(grain.MapDataset.mix([numbers, texts], [1 - share, share]), batch_size, whole=True)
+            own = (1 - share) * batch_size
     count = len(encoded.examples)
 
     def pack(chosen):
-        examples = [encoded.examples[i] if i < count else text.examples[i - count] for i in chosen]
+        examples = [encoded.examples[i] if i < count else text.examples[i - count]._replace(kind=2) for i in chosen]
         return packing.pack_examples(examples, row_length, microbatches, local_rows)
 
     microbatches = packing.num_microbatches(_largest_slice(batch_size, process_count), local_rows)
-    return _batches(
-        numbers, encoded, 1 - pretraining_fraction, pack, seed, batch_size, process_index, process_count, ROWS
-    )
+    return _batches(cuts, encoded, own, pack, batch_size, process_index, process_count, ROWS)
+
+
+def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], text_tokens: int) -> float:
+    """The share of texts among the examples that gives them `share` of the loss tokens.
+
+    Of n examples, s n are texts of T loss tokens and (1 - s) n demonstrations of d on average: s T = share (s T +
+    (1 - s) d).
+    """
+    d = float(np.mean([len(example.tokens) - example.loss_from for example in demonstrations]))
+    return share * d / ((1 - share) * text_tokens + share * d)
+
+
+def _with_texts(
+    numbers: grain.MapDataset, texts: grain.MapDataset, fraction: float, batch_size: int
+) -> tuple[grain.MapDataset, int]:
+    """Batches with the same number of texts in each, spread over it, and the number of demonstrations in each."""
+    count = max(1, round(fraction * batch_size))
+    if count >= batch_size:
+        raise ValueError(
+            f"batch_size must hold demonstrations and texts (pretraining_fraction={fraction}), got {batch_size}"
+        )
+    places = np.arange(count) * (batch_size - count) // count
+    beside = texts.batch(count)
+    cuts = _cuts(numbers, batch_size - count, whole=True)
+    return cuts.map_with_index(lambda i, cut: np.insert(cut, places, beside[i])), batch_size - count
 
 
 def comparisons(
@@ -172,7 +207,8 @@ def comparisons(
         )
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
+    cuts = _cuts(numbers, batch_size, seed is not None)
+    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, ROWS)
 
 
 def prompts(
@@ -217,7 +253,8 @@ def prompts(
         return {"prompts": tokens, "prompt_lengths": lengths, "index": index}
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, EXAMPLES)
+    cuts = _cuts(numbers, batch_size, seed is not None)
+    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, EXAMPLES)
 
 
 def pretraining(
@@ -242,7 +279,8 @@ def pretraining(
         return packing.pack_examples([encoded.examples[i] for i in chosen], row_length, microbatches, local_rows)
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
+    cuts = _cuts(numbers, batch_size, seed is not None)
+    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, ROWS)
 
 
 def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
@@ -266,27 +304,30 @@ def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None
     return mixed if num_epochs is None else mixed[: num_epochs * count]
 
 
+def _cuts(numbers: grain.MapDataset, batch_size: int, whole: bool) -> grain.MapDataset:
+    """The numbers of each batch; the last one may be smaller, unless all shall be `whole`."""
+    if whole and len(numbers) < batch_size:
+        raise ValueError(
+            f"the data must have at least batch_size={batch_size} examples in all epochs, got {len(numbers)}"
+        )
+    return numbers.batch(batch_size, drop_remainder=whole)
+
+
 def _batches(
-    numbers: grain.MapDataset,
+    cuts: grain.MapDataset,
     encoded: encoding.Encoded,
-    share: float,
+    own: float,
     pack: Callable[[np.ndarray], dict[str, np.ndarray]],
-    seed: int | None,
     batch_size: int,
     process_index: int,
     process_count: int,
     spec: PartitionSpec,
 ) -> Batches:
-    """Cuts the numbers into batches and packs the slice of this process; `share` of the numbers are `encoded`'s."""
-    if seed is not None and len(numbers) < batch_size:
-        raise ValueError(
-            f"the data must have at least batch_size={batch_size} examples in all epochs, got {len(numbers)}"
-        )
+    """Packs this process's slice of each cut; `own` of the examples of a batch are `encoded`'s, on average."""
     low, high = (p * batch_size // process_count for p in (process_index, process_index + 1))
-    batches = numbers.batch(batch_size, drop_remainder=seed is not None).map(lambda cut: pack(cut[low:high]))
+    batches = cuts.map(lambda cut: pack(cut[low:high]))
     count = len(encoded.examples)
-    steps = int(count / share) // batch_size if seed is not None else len(batches)
-    return Batches(batches, count, max(1, steps), encoded.left_out, spec, encoded.groups)
+    return Batches(batches, count, max(1, int(count // own)), encoded.left_out, spec, encoded.groups)
 
 
 def _largest_slice(batch_size: int, process_count: int) -> int:

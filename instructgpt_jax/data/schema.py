@@ -8,6 +8,10 @@
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
 
+A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
+answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
+sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to.
+
 Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
 one.
 
@@ -111,6 +115,27 @@ def _check_comparison(record: Record) -> None:
             raise ValueError(f"ranking[{k}] must be a positive integer (1 = best), got {_short(rank)}")
     if min(ranking) != 1 or max(ranking) > len(ranking):
         raise ValueError(f"ranking must lie in 1..{len(ranking)} and hold a 1 (the best), got {_short(ranking)}")
+    _check_sampled(record, len(completions))
+
+
+def _check_sampled(record: Record, count: int) -> None:
+    """`ended`, `tokens` and `tokenizer` of a comparison, where it has them."""
+    ended, tokens = record.get("ended"), record.get("tokens")
+    if ended is not None:
+        if not isinstance(ended, list) or len(ended) != count or not all(isinstance(done, bool) for done in ended):
+            raise ValueError(f"ended must be a list of {count} booleans, one a completion, got {_short(ended)}")
+    if tokens is not None:
+        if not isinstance(tokens, list) or len(tokens) != count or not all(map(_is_ids, tokens)):
+            raise ValueError(f"tokens must be {count} lists of token ids, one a completion, got {_short(tokens)}")
+        if not isinstance(record.get("tokenizer"), str):
+            raise ValueError(f"tokenizer must be the hash that tokens belong to, got {record.get('tokenizer')!r}")
+    for k, done in enumerate(ended or ()):
+        if not done and not (record["completions"][k] and (tokens is None or tokens[k])):
+            raise ValueError(f"completions[{k}] must have a token, since ended[{k}] is false, got none")
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in value)
 
 
 def _check_choices(record: Record) -> None:

@@ -65,6 +65,7 @@ class Records(Sequence):
       parts: one `Records` a source (itself alone for a single source).
       weight: the `@WEIGHT` of a single source, None without one.
       skipped: "file:line: reason" of each malformed record that `skip_bad` let pass.
+      left_out: reason -> number of good records that are not among these.
     """
 
     def __init__(self, length: int, get: Callable[[int], schema.Record], origin: Callable[[int], str]):
@@ -72,6 +73,7 @@ class Records(Sequence):
         self.parts: tuple[Records, ...] = (self,)
         self.weight: float | None = None
         self.skipped: tuple[str, ...] = ()
+        self.left_out: dict[str, int] = {}
 
     def __len__(self) -> int:
         return self._length

@@ -9,6 +9,7 @@ Everything downstream sees ids only. Three conventions hold everywhere:
   encoded byte by byte and cannot end a sequence.
 """
 
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -108,6 +109,11 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | os.PathLike) -
 def vocab_size(tokenizer) -> int:
     """One more than the largest id that text or EOS can have: what a model must hold. PAD may lie above."""
     return 1 + max(index for token, index in tokenizer.get_vocab().items() if token != tokenizer.pad_token)
+
+
+def content_hash(tokenizer) -> str:
+    """A hash of everything that turns text into ids and back; what was encoded under one hash is so under it again."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:32]
 
 
 def start(tokenizer) -> list[int]:

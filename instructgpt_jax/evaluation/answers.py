@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, rollout
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data import encoding
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
@@ -86,7 +86,7 @@ class Examiner:
                 chosen = numbers[cut]
                 index = batches.fill(np.array(chosen, np.int32), rows)
                 context = self._put((*batches.pad([seen[i] for i in chosen], rows, width), index))
-                program = (_runtime(network), self._options, self._seed, self._tokenizer.eos_token_id)
+                program = (network.replace(remat="none"), self._options, self._seed, self._tokenizer.eos_token_id)
                 response = sample(*program, params, *context, iteration)
                 plain = self._put(batches.pad([bare[i] for i in chosen], rows, self._longest))
                 read = Episodes(*plain, response.tokens, response.mask)
@@ -96,15 +96,16 @@ class Examiner:
                     answers[number] = self._describe(tokens[row][mask[row]], {k: v[row] for k, v in values.items()})
         return answers
 
-    def score(self, name: str, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        """(N,) float32 scores by the frozen network `name` of written completions, each read to its end-of-text token.
+    def score(self, name: str, records: Sequence[dict]) -> np.ndarray:
+        """(N,) float32 scores by the frozen network `name` of the completions of comparisons, one record after another.
 
         Raises:
           ValueError: prompt and completion are longer than the network's context.
         """
-        eos = np.array([self._tokenizer.eos_token_id], np.int32)
-        begun = batches.encode(self._tokenizer, prompts)
-        ends = [np.append(ids, eos) for ids in tokenizers.encode(self._tokenizer, completions)]
+        completions = encoding.completions(records, self._tokenizer)
+        prompts = batches.encode(self._tokenizer, [record["prompt"] for record in records])
+        begun = [ids for ids, ends in zip(prompts, completions, strict=True) for _ in ends]
+        ends = [ids for texts in completions for ids in texts]
         Q, R, network = max(map(len, begun)), max(map(len, ends)), self._networks[name].config
         options = self._options._replace(row_length=max(self._options.row_length, Q + R))
         networks.check_context("prompt and completion of config.evaluate.accuracy", options.row_length, network)
@@ -164,9 +165,3 @@ def scores_of(network: ModelConfig, options: Options, params, prompts, lengths, 
     texts = Episodes(prompts, lengths, completions, mask)
     packed = ep.pack(texts, options.row_length, options.microbatch_rows)
     return constrain(ep.scores(network, params, texts, packed), None)
-
-
-def _runtime(network: ModelConfig) -> ModelConfig:
-    """Without what only training knows, so that models of one shape share a program."""
-    off = {"residual_dropout": 0.0, "embedding_dropout": 0.0, "attention_dropout": 0.0}
-    return network.replace(**off, remat="none")

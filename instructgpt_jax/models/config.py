@@ -11,6 +11,7 @@ REMAT = ("none", "light", "dots", "full")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 HEADS = ("lm", "scalar")
+DROPOUTS = ("residual_dropout", "embedding_dropout", "attention_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ class ModelConfig:
             )
         if not self.windows or any(window < 0 for window in self.windows):
             raise ValueError(f"windows must be one or more sizes of at least 0 (0 = dense), got {self.windows!r}")
-        for name in ("residual_dropout", "embedding_dropout", "attention_dropout"):
+        for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
 
@@ -153,6 +154,15 @@ class ModelConfig:
         if "head_width" in changes and self.rotary_width == self.head_width:
             changes = {"rotary_width": None} | changes
         return dataclasses.replace(self, **changes)
+
+    def without_dropout(self) -> "ModelConfig":
+        """The same network without noise, which is the setting of one stage and not of a network."""
+        return self.replace(**dict.fromkeys(DROPOUTS, 0.0))
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a dropout key changes what it computes."""
+        return any(getattr(self, name) for name in DROPOUTS)
 
     @property
     def padded_vocab_size(self) -> int:

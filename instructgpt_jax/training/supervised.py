@@ -57,11 +57,12 @@ def update(
     return state, sums | norms
 
 
-def evaluate(params: Any, batch: dict, *, loss: Loss) -> dict[str, jax.Array]:
-    """The sums of `loss` over a batch, without dropout and without gradients."""
+def evaluate(params: Any, batch: dict, key: jax.Array | None = None, *, loss: Loss) -> dict[str, jax.Array]:
+    """The sums of `loss` over a batch, without gradients; without dropout, unless it has a key."""
 
     def one(index):
-        return loss(params, jax.tree.map(lambda x: x[index], batch), None)[1]
+        microbatch_key = None if key is None else jax.random.fold_in(key, index)
+        return loss(params, jax.tree.map(lambda x: x[index], batch), microbatch_key)[1]
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.int32(0)))
     trips = count_nonempty(batch["segments"])
