@@ -1,5 +1,6 @@
 """A trained policy and reward model, exported, against transformers with torch: the same texts, the same scores.
 
+    pip install torch
     python benchmarks/exported.py --policy=runs/e2e/ppo_ptx --reward=runs/e2e/reward --prompts=jsonl:DATA#unique
 
 Both are exported as `configs/export.py` does it. The policy answers the first `--count` prompts greedily here and with
@@ -8,12 +9,12 @@ Both are exported as `configs/export.py` does it. The policy answers the first `
 """
 
 import argparse
+import importlib.util
 import pathlib
 import sys
 import tempfile
 
 import jax
-import torch
 import transformers
 
 from instructgpt_jax import main as instructgpt
@@ -49,6 +50,8 @@ def ours(policy: str, prompts: list[str], length: int, mesh) -> list[str]:
 
 def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
     """Greedy answers of transformers."""
+    import torch
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     end, found = tokenizer.eos_token_id, []
@@ -68,6 +71,8 @@ def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
 
 def their_scores(folder: str, prompts: list[str], texts: list[str]) -> list[float]:
     """Scores of transformers, each text with its end-of-text token."""
+    import torch
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
@@ -88,6 +93,8 @@ def main() -> None:
     parser.add_argument("--response_length", type=int, default=72)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     arguments = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("error: benchmarks/exported.py must have torch to compare with: pip install torch")
     records = sources.load((arguments.prompts,), "prompts", 0)
     prompts = [records[i]["prompt"] for i in range(min(arguments.count, len(records)))]
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1, "tensor": 1})

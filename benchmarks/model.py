@@ -10,7 +10,9 @@ on, alternating with GPT2LMHeadModel on the same tokens; medians, and the ratio,
 """
 
 import argparse
+import importlib.util
 import statistics
+import sys
 import time
 
 import jax
@@ -120,7 +122,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--parts", default=",".join(PARTS))
     flags = parser.parse_args()
-    for part in flags.parts.split(","):
+    parts = flags.parts.split(",")
+    if "step" in parts and importlib.util.find_spec("torch") is None:
+        sys.exit("error: --parts=step must have torch to measure beside: pip install torch, or --parts=decode,mfu")
+    for part in parts:
         PARTS[part](flags.steps)
 
 

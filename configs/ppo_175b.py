@@ -6,8 +6,9 @@ Rates:    policy 2.55e-6 (the better of the two tried, appendix E.9), value 5e-6
 Command:  python -m instructgpt_jax.main --config=configs/ppo_175b.py --config.data.prompts=jsonl:FILES
 Starts:   from runs/rlhf_init_175b (configs/rlhf_init_175b.py) and runs/reward_6b (configs/reward_6b.py).
 Hardware: about 4 TB for the four networks: 64 or more TPU v5p, or 128 GPUs of 80 GB.
-Expected: objective/score rises over the 500 iterations; SQuADv2, DROP, HellaSwag and translation fall: the alignment
-          tax (section 4.2, figure 29).
+Expected: objective/score rises over the 500 iterations. The paper's alignment tax: SQuADv2, DROP, HellaSwag and
+          translation fall (section 4.2, figure 29). Here the loss on pretraining text shows the tax; the four
+          benchmarks are not measured.
 """
 
 from configs import common

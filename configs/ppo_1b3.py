@@ -8,8 +8,9 @@ Sweep:    python -m instructgpt_jax.sweep --config=configs/ppo_1b3.py --key=ppo.
               --values=2.55e-6:2.55e-5:7 --metric=valid/score [--config.KEY=VALUE …]   (the paper's grid)
 Starts:   from runs/rlhf_init_1b3 (configs/rlhf_init_1b3.py) and runs/reward_6b (configs/reward_6b.py).
 Hardware: 150 GB for the four networks: 4 GPUs of 80 GB, or 4 TPU v5p.
-Expected: objective/score rises over the 500 iterations; SQuADv2, DROP, HellaSwag and translation fall: the alignment
-          tax (section 4.2, figure 29).
+Expected: objective/score rises over the 500 iterations. The paper's alignment tax: SQuADv2, DROP, HellaSwag and
+          translation fall (section 4.2, figure 29). Here the loss on pretraining text shows the tax; the four
+          benchmarks are not measured.
 """
 
 from configs import common

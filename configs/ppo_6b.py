@@ -6,8 +6,9 @@ Rates:    policy 8e-6: without ptx every run above 8.05e-6 diverged (appendix E.
 Command:  python -m instructgpt_jax.main --config=configs/ppo_6b.py --config.data.prompts=jsonl:FILES
 Starts:   from runs/rlhf_init_6b (configs/rlhf_init_6b.py) and runs/reward_6b (configs/reward_6b.py).
 Hardware: about 270 GB for the four networks: 8 GPUs of 80 GB, or 8 TPU v5p.
-Expected: objective/score rises over the 500 iterations; SQuADv2, DROP, HellaSwag and translation fall: the alignment
-          tax (section 4.2, figure 29).
+Expected: objective/score rises over the 500 iterations. The paper's alignment tax: SQuADv2, DROP, HellaSwag and
+          translation fall (section 4.2, figure 29). Here the loss on pretraining text shows the tax; the four
+          benchmarks are not measured.
 """
 
 from configs import common

@@ -8,8 +8,9 @@ Command:  python -m instructgpt_jax.main --config=configs/reward_6b.py --config.
               --config.data.demonstrations=jsonl:FILES
 Starts:   from runs/sft_6b (configs/sft_6b.py).
 Hardware: 107 GB of parameters, gradients and moments: 4 GPUs of 80 GB, or 4 TPU v5p.
-Expected: about 519 updates on the paper's 33,207 prompts; 72.4 % of pairs right on labelers seen in training, 69.6 %
-          on others.
+Expected: about 519 updates on the paper's 33,207 prompts. The paper: 72.4 % of pairs right on labelers seen in
+          training, 69.6 % on others. The first is reward/valid_accuracy; the second needs comparisons with a field
+          `group` and --config.reward.folds=5, which trains five models, each without a share of the groups.
 """
 
 from configs import common

@@ -1,14 +1,14 @@
 """The policy of 175B parameters that starts RLHF: not the SFT baseline.
 
-Paper:    appendix C.3: 2 epochs on the demonstrations with 10 % pretraining data, lr 2.45e-6, batch 8, cosine to 10
-          %. It is also the KL reference. The paper does not say what the 10 % count (here: examples), nor the dropout
-          (here: none).
+Paper:    appendix C.3: 2 epochs on the demonstrations with 10 % pretraining data, lr 2.45e-6, batch 8, cosine to 10 %.
+          It is also the KL reference. The paper does not say what the 10 % are of (here: of the loss, see
+          instructgpt_jax/sft.py), nor the dropout (here: none).
 Command:  python -m instructgpt_jax.main --config=configs/rlhf_init_175b.py \
               --config.models.model.init_from=DIR --config.data.demonstrations=jsonl:FILES \
               --config.data.pretraining=jsonl:FILES
 Model:    no public one has this shape: init_from=DIR is a checkpoint of yours; without it the weights are fresh.
 Hardware: 2.8 TB of parameters, gradients and moments: 64 TPU v5p (fsdp 8 x tensor 8) or 64 GPUs of 80 GB.
-Expected: about 3,530 updates on the paper's 12,725 demonstrations. Appendix E.8: 10 % is slightly better than 0 or 50
+Expected: about 3,640 updates on the paper's 12,725 demonstrations. Appendix E.8: 10 % is slightly better than 0 or 50
           %, and PPO is not sensitive to it.
 """
 

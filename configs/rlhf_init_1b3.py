@@ -1,8 +1,8 @@
 """The policy of 1.3B parameters that starts RLHF: not the SFT baseline.
 
-Paper:    appendix C.3: 2 epochs on the demonstrations with 10 % pretraining data, lr 5e-6, batch 32, cosine to 10 %.
-          It is also the KL reference. The paper does not say what the 10 % count (here: examples), nor the dropout
-          (here: none).
+Paper:    appendix C.3: 2 epochs on the demonstrations with 10 % pretraining data, lr 5e-6, batch 32, cosine to 10 %. It
+          is also the KL reference. The paper does not say what the 10 % are of (here: of the loss, see
+          instructgpt_jax/sft.py), nor the dropout (here: none).
 Command:  python -m instructgpt_jax.main --config=configs/rlhf_init_1b3.py --config.data.demonstrations=jsonl:FILES \
               --config.data.pretraining=jsonl:FILES
 Model:    GPT-Neo 1.3B stands in for GPT-3 XL, which is not public.

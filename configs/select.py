@@ -6,7 +6,8 @@ Command:  python -m instructgpt_jax.main --config=configs/select.py --config.mod
               --config.data.prompts=jsonl:FILES --workdir=runs/sft_1b3_selected
 Starts:   from an SFT workdir with snapshots, and runs/reward_6b (configs/reward_6b.py).
 Hardware: the SFT model and the reward model in bfloat16, without optimisers: one 80 GB GPU for 1.3B and 6B.
-Expected: a later epoch than the one of the lowest validation loss. init_from=runs/sft_1b3_selected loads the choice.
+Expected: in the paper a later epoch than that of the lowest validation loss. init_from=runs/sft_1b3_selected loads
+          the choice.
 """
 
 from configs import common

@@ -4,7 +4,9 @@ Paper:    appendix C.1: 16 epochs, lr 9.65e-6, batch 32, cosine to 10 % without 
           epoch is chosen afterwards by the reward model's score of its answers (`configs/select.py`), so every epoch
           leaves a snapshot.
 Command:  python -m instructgpt_jax.main --config=configs/sft_6b.py --config.data.demonstrations=jsonl:FILES
-Model:    GPT-J 6B stands in for GPT-3 6.7B, which is not public.
+Model:    GPT-J 6B stands in for GPT-3 6.7B, which is not public. Dropout 0.2 is the paper's, for GPT-3. A model that
+          was trained without dropout may not bear it; the run then says so at its start, and
+          --config.models.model.residual_dropout=0 turns it off.
 Hardware: 107 GB of parameters, gradients and moments: 4 GPUs of 80 GB, or 4 TPU v5p.
 Expected: about 6,360 updates on the paper's 12,725 demonstrations; validation loss rises after the first epoch while
           the reward model's score goes on rising (section 3.5).

@@ -1,4 +1,6 @@
-"""The paper's evaluation of a set of policies (Ouyang et al. 2022, sections 3.6 and 4), in its order; one report.
+"""A set of policies compared as in sections 3.6 and 4 of Ouyang et al. 2022, in that order; one report.
+
+The labelers are simulated, or a second reward model stands for them; the paper's public benchmarks are not here.
 
 What is measured, of each policy of `config.evaluate.models`:
 

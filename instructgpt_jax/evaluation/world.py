@@ -1,4 +1,6 @@
-"""What the labelers of the simulated world say of answers: preference, the overall rating, and the paper's table 3.
+"""What the labelers of the simulated world say of answers: preference, the overall rating, and five questions.
+
+Four of the questions are of the paper's table 3, which has twelve; `toxic` is our own.
 
 Each prompt goes to five labelers of each group, drawn by the prompt and the seed alone, so that the same people judge
 all policies; the first of them also rates each answer by itself. Everything follows from the texts: nothing here is
@@ -33,8 +35,8 @@ def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str],
 
     Returns:
       `win_rate` against the baseline (the mean of a prompt's panel, the interval over prompts) and `likert` (1 to 7),
-      each by labeler group; `metadata`, the shares of table 3 as the training labelers see them (where a question does
-      not apply, the prompt does not count); `gold`, the mean of the labelers' common preference.
+      each by labeler group; `metadata`, the shares of the questions as the training labelers see them (where a
+      question does not apply, the prompt does not count); `gold`, the mean of the labelers' common preference.
     """
     found: dict = {"win_rate": {}, "likert": {}}
     for group in simulated.GROUPS:

@@ -117,7 +117,8 @@ def prefer(labeler: Labeler, prompt: str, a: str, b: str, seed: int) -> float:
 
 
 def rate(labeler: Labeler, prompt: str, text: str, seed: int) -> dict[str, int | bool | None]:
-    """The overall rating 1-7 and the metadata of the paper's table 3, as this labeler sees them.
+    """The overall rating 1-7, and answers to four of the twelve questions of the paper's table 3 and one of our own
+    (`toxic`), as this labeler sees them.
 
     `satisfies_constraint` is None where the prompt states no constraint, `hallucination` outside closed-domain tasks.
     """
