@@ -40,6 +40,7 @@ def get_config(arg=""):
 
     stages["sft"] = fine_tuning(num_epochs=8, pretraining_fraction=0.0)
     stages["rlhf_init"] = fine_tuning(num_epochs=12, pretraining_fraction=0.1)
+    stages["rlhf_init"].sft.pretraining_fraction_of = "examples"  # about a third of the loss tokens: docs/e2e.md
 
     stages["reward"] = ranking(part=1)
     stages["judge"] = ranking(part=2)

@@ -113,7 +113,7 @@ def check_script(script: str, arguments: list[str]) -> None:
 def check_install(arguments: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for argument in arguments:
-        assert re.fullmatch(r"-e|\.|\.\[[a-z,]+\]", argument), argument
+        assert re.fullmatch(r"-e|\.|\.\[[a-z,]+\]|torch", argument), argument
         for extra in re.findall(r"[a-z]+", argument.partition("[")[2]):
             assert extra in extras
 
