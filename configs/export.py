@@ -5,7 +5,8 @@ Command:  python -m instructgpt_jax.main --config=configs/export.py --config.mod
           Of a PPO run the averaged policy (EMA) is exported; `--config.models.model.weights=params` takes the raw one.
 Hardware: the parameters in float32, sharded over the mesh.
 Expected: a policy loads with transformers.AutoModelForCausalLM, a reward model with AutoModelForSequenceClassification
-          (its score is the logit plus `reward_bias` of config.json).
+          (its score is the logit plus `reward_bias` of config.json). The workdir is empty or holds an earlier export,
+          of which nothing stays. Where the model has no row for PAD, the tokenizer of a policy pads with EOS.
 """
 
 from configs import common

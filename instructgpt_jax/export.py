@@ -1,9 +1,8 @@
 """A trained policy or reward model as a directory in Hugging Face format: the workdir of this stage."""
 
-import json
+import os
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,13 +16,16 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `config.models.model` with its tokenizer; `config.models.model.weights` chooses 'ema' or 'params'.
 
     Raises:
-      ValueError: the workdir holds anything but an earlier export, or no family of Hugging Face has this architecture.
+      ValueError: the workdir holds anything but an earlier export, or the model itself, or no family of Hugging Face
+        has this architecture.
     """
-    source, folder = config.models.model.init_from, epath.Path(workdir)
-    if folder.exists() and any(folder.iterdir()):
-        path = folder / "config.json"
-        if not path.exists() or "model_type" not in json.loads(path.read_text()):
-            raise ValueError(f"workdir must be empty or hold an earlier export, got {workdir}")
+    source = config.models.model.init_from
+    hf.check_directory(workdir, "workdir")
+    if source and os.path.realpath(source) == os.path.realpath(workdir):
+        raise ValueError(
+            f"workdir must be another folder than config.models.model.init_from, which the export would replace, got "
+            f"{workdir} twice"
+        )
     tokenizer = tokenizers.load_for(config)
     network = networks.build("model", config, "", mesh, tokenizers.vocab_size(tokenizer), config.seed)
     hf.save(workdir, network.config, network.load(), tokenizer)

@@ -165,13 +165,8 @@ def test_several_files_and_replacement(tmp_path):
     equal(hf.load(tmp_path / "out")[1], params)
     equal(file_tensors(tmp_path / "out"), file_tensors(GOLDEN / "gpt2"))
 
-    (tmp_path / "out" / "notes.txt").write_text("kept")
     hf.save(tmp_path / "out", config, params)
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "notes.txt",
-    ]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_float16_and_base_model_names(tmp_path):

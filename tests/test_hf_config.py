@@ -9,7 +9,7 @@ from hf_checkpoints import GOLDEN, copy_golden, edit_config, file_tensors
 
 from instructgpt_jax import models
 from instructgpt_jax.models import hf
-from instructgpt_jax.models.hf import loading
+from instructgpt_jax.models.hf import fields, loading
 
 # config.json as the models' publishers wrote them (the keys that matter, and some that do not), and the published
 # number of parameters.
@@ -129,15 +129,20 @@ BAD_OPTIONS = [
     ("gpt2", {"activation_function": "mish"}, "activation_function must be one of .*got 'mish'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx must be False, .*got True"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention must be False"),
-    ("gpt2", {"alibi": True}, "alibi must be an option known for model_type 'gpt2', got True"),
+    ("gpt2", {"is_causal": False}, "is_causal must be True, the only value that is computed here, got False"),
+    ("gpt2", {"transformers_weights": "other.safetensors"}, "transformers_weights must be None"),
+    ("gpt2", {"hidden_size": 24}, "hidden_size must be 16, the only value that is computed here, got 24"),
+    ("gpt2", {"sliding_window": 5}, "sliding_window must be at least the context of 24, got 5"),
+    ("gpt_neox", {"head_dim": 8}, "head_dim must be 4, the width divided among the heads, got 8"),
     ("gpt2", {"n_layer": "absent"}, "n_layer must be given"),
     ("gpt2", {"n_layer": "2"}, "n_layer must be of type int, got '2'"),
     ("gpt2", {"n_embd": 18}, "width must be a multiple of num_heads, got 18 and 4"),
     ("gpt2", {"architectures": ["GPT2DoubleHeadsModel"]}, "architectures must be one of .*DoubleHeads"),
     ("gpt2", {"architectures": ["GPT2ForSequenceClassification"]}, "id2label must have one label.*got 2"),
     ("gpt2", {"reward_bias": "high"}, "reward_bias must be a finite number, got 'high'"),
-    ("llama", {"num_local_experts": 8}, "num_local_experts must be an option known"),
+    ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must be 'full_attention' for"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config must be None"),
+    ("llama", {"quantization": {"bits": 4}}, "quantization must be None"),
     (
         "llama",
         {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
@@ -173,6 +178,47 @@ def test_bad_options_are_named(family, changes, message, no_device_memory, tmp_p
     with pytest.raises(ValueError, match=message) as error:
         hf.load(directory)
     assert str(directory / "config.json") in str(error.value)
+
+
+# Keys of real checkpoints that no class of transformers knows, options of other architectures, other names of a key.
+NO_MATTER = [
+    ("gpt2", {"output_past": True, "unk_token_id": 0, "auto_map": {"AutoModel": "modeling_x.X"}}),
+    ("gpt2", {"alibi": True, "hidden_size": 16, "num_attention_heads": 4}),
+    ("gpt_neo", {"unk_token_id": None, "renormalize_logits": True}),
+    ("llama", {"num_local_experts": 8, "unsloth_version": "2025.1", "max_new_tokens": 9}),
+]
+
+
+@pytest.mark.parametrize("family, extra", NO_MATTER, ids=[f"{f}-{next(iter(e))}" for f, e in NO_MATTER])
+def test_keys_that_change_nothing_are_told_once(family, extra, caplog, tmp_path):
+    directory = copy_golden(family, tmp_path)
+    expected = hf.read_config(directory)
+    edit_config(directory, **extra)
+    with caplog.at_level("WARNING", "absl"):
+        assert hf.read_config(directory) == expected
+        assert hf.load(directory)[0] == expected
+    (line,) = caplog.messages
+    assert line.startswith(f"{directory}/config.json: ignored {', '.join(sorted(extra))}, which change nothing")
+
+
+def test_keys_that_say_nothing_new_are_not_told(caplog, tmp_path):
+    directory = copy_golden("gpt2", tmp_path)
+    edit_config(directory, torch_dtype="float16", do_sample=True, max_length=50, sliding_window=1_000, use_cache=False)
+    with caplog.at_level("WARNING", "absl"):
+        assert hf.read_config(directory) == hf.read_config(GOLDEN / "gpt2")
+    assert not caplog.messages
+
+
+def test_a_key_that_only_transformers_knows_must_stand_at_its_default(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(fields, "IGNORED", fields.IGNORED - {"chunk_size_feed_forward"})
+    directory = copy_golden("qwen3", tmp_path)
+    edit_config(directory, chunk_size_feed_forward=0)
+    with caplog.at_level("WARNING", "absl"):
+        hf.read_config(directory)
+    assert "config.json: ignored chunk_size_feed_forward, which" in caplog.text
+    edit_config(directory, chunk_size_feed_forward=2)
+    with pytest.raises(ValueError, match="config.json: chunk_size_feed_forward must be 0, .*got 2"):
+        hf.read_config(directory)
 
 
 def test_bad_files_are_named(no_device_memory, tmp_path):

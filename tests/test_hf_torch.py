@@ -200,6 +200,16 @@ def test_bin_files(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
     equal(hf.load(tmp_path)[1], jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), expected))
 
+    masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64) > 0 for layer in range(2)}
+    masks |= {f"transformer.h.{layer}.attn.masked_bias": torch.tensor(-10_000) for layer in range(2)}
+    torch.save(model.state_dict() | masks, tmp_path / "pytorch_model.bin")  # goes before the index
+    equal(hf.load(tmp_path)[1], expected)
+    whole = {name: x.long() if "ln_f.bias" in name else x for name, x in model.state_dict().items()}
+    torch.save(whole, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="bin: tensor 'transformer.ln_f.bias' must be of dtype .*got 'torch.int64'"):
+        hf.load(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+
     (tmp_path / places[names[0]]).write_bytes(b"no state dict")
     with pytest.raises(ValueError, match="must be a state dict that torch can load"):
         storage.tensors(tmp_path)

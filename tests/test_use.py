@@ -257,6 +257,29 @@ def test_export_refuses_a_folder_of_something_else(runs):
         run(export.get_config(), runs / "sft", models__model__init_from=f"{runs}/sft")
 
 
+def test_export_refuses_the_folder_that_it_reads_from(runs, tmp_path):
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "hf").iterdir()}
+    (tmp_path / "link").symlink_to("hf")
+    with pytest.raises(ValueError, match="workdir must be another folder than .*init_from, .*hf twice"):
+        run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{tmp_path}/link/")
+    assert before == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "hf").iterdir()}
+
+
+def test_export_over_another_models_export(runs, tmp_path):
+    """The reward model's files, then the language model's: nothing of the first is left, a foreign file is refused."""
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/reward")
+    (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in (tmp_path / "hf").iterdir()} == names
+    assert hf.load(tmp_path / "hf")[0].head == "lm"
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(ValueError, match="workdir must be empty .* 'generation_config.json', which no export writes"):
+        run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
+    assert {file.name for file in (tmp_path / "hf").iterdir()} == names | {"generation_config.json"}
+
+
 def test_a_model_with_another_tokenizer_is_refused(runs, tmp_path):
     tokenizers.train(["a quite different text about xylophones"] * 9, 300, tmp_path / "tokenizer")
     config, changes = selecting(runs, data__tokenizer=str(tmp_path / "tokenizer"))

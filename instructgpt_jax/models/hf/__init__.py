@@ -3,8 +3,8 @@
 A family is one table (families.py). `load` and `save` know no family: they follow the table's names and layouts.
 """
 
-from instructgpt_jax.models.hf.exporting import save
+from instructgpt_jax.models.hf.exporting import check_directory, save
 from instructgpt_jax.models.hf.families import FAMILIES, family_of
 from instructgpt_jax.models.hf.loading import load, read_config
 
-__all__ = ["FAMILIES", "family_of", "load", "read_config", "save"]
+__all__ = ["FAMILIES", "check_directory", "family_of", "load", "read_config", "save"]

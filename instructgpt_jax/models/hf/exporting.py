@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,13 @@ from instructgpt_jax.models.hf.families import Family, family_of
 from instructgpt_jax.models.hf.loading import file_tensors, flatten
 
 SHARD_BYTES = 5_000_000_000
+PARTIAL = ".partial"  # folder of an export that is being written, in the folder of the export
+COMPILED = ".compiled"  # where the command line keeps compiled programs; no part of an export
+# What an export consists of: what `save` writes, and what transformers writes of a tokenizer, now or in older versions.
+OURS = re.compile(
+    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|tokenizer(_config)?\.json|"
+    r"chat_template\.jinja|additional_chat_templates|(special_tokens_map|added_tokens)\.json|" + re.escape(PARTIAL)
+)
 
 
 def save(
@@ -32,10 +40,12 @@ def save(
     config.json, is the score.
 
     A PAD id beyond the vocabulary: a scalar head gets embedding rows of zeros up to it, since HF's classifiers feed it;
-    a language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead.
+    a language model must not (each row would be one more token to sample), so its tokenizer pads with EOS instead and
+    forgets its PAD: no id of an export lies beyond the rows of its embedding.
 
     Args:
-      directory: made if it is not there; an earlier export in it is replaced, in one go at the end.
+      directory: made if it is not there; an earlier export in it is replaced whole, in one go at the end, and nothing
+        of it stays.
       params: as trained (stacked, vocabulary padded), on any mesh. With several processes all of them call this with
         the same arguments, and the first one writes.
       tokenizer: of transformers; its EOS, BOS and PAD ids go into config.json. A scalar head needs a PAD of its own.
@@ -43,10 +53,9 @@ def save(
 
     Raises:
       ValueError: no family computes this network, parameters of other shapes than `config` has, a tokenizer that does
-        not fit, or a directory that is not local.
+        not fit, or a directory that `check_directory` refuses.
     """
-    if "://" in os.fspath(directory):
-        raise ValueError(f"directory must be a local one, got {os.fspath(directory)!r}")
+    check_directory(directory)
     family = family_of(config)
     flat = flatten(params)
     abstract = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
@@ -82,16 +91,53 @@ def save(
         multihost_utils.sync_global_devices(f"saved {directory}")
 
 
+def check_directory(directory: str | os.PathLike, key: str = "directory") -> None:
+    """Refuses a directory that `save` must not replace.
+
+    Args:
+      directory: where an export is to go; it need not be there.
+      key: its name in errors.
+
+    Raises:
+      ValueError: it is not local, no directory, or holds anything but an export: a file that no export writes, or a
+        model that transformers saved.
+    """
+    if "://" in os.fspath(directory):
+        raise ValueError(f"{key} must be a local one, got {os.fspath(directory)!r}")
+    path = pathlib.Path(directory)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{key} must be a directory, got the file {path}")
+    names = sorted(file.name for file in path.iterdir() if file.name != COMPILED) if path.exists() else []
+    foreign = [name for name in names if not OURS.fullmatch(name)]
+    if foreign:
+        found = ", ".join(map(repr, foreign[:5])) + (" and others" if foreign[5:] else "")
+        raise ValueError(
+            f"{key} must be empty or hold an earlier export, got {path} with {found}, which no export writes"
+        )
+    if names and PARTIAL not in names:  # which an export that was broken off leaves
+        raw = storage.read_json(path / "config.json") if "config.json" in names else {}
+        if "model_type" not in raw:
+            raise ValueError(f"{key} must be empty or hold an earlier export, got {path} without a model's config.json")
+        if "transformers_version" in raw:
+            raise ValueError(f"{key} must be empty or hold an earlier export, got {path}, which transformers wrote")
+
+
 def _special_tokens(config: ModelConfig, tokenizer) -> tuple[Any, dict[str, int | None]]:
     """The tokenizer to save and its ids for config.json, checked against the model's vocabulary."""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    for name, index in (("eos_token_id", eos), ("bos_token_id", tokenizer.bos_token_id)):
-        if index is not None and index >= config.vocab_size:
-            raise ValueError(f"tokenizer.{name} must be below vocab_size={config.vocab_size}, got {index}")
+    ids = tokenizer.get_vocab()
+    for name, token in tokenizer.special_tokens_map.items():
+        if name != "pad_token" and isinstance(token, str) and ids.get(token, 0) >= config.vocab_size:
+            raise ValueError(f"tokenizer.{name}_id must be below vocab_size={config.vocab_size}, got {ids[token]}")
     if config.head == "scalar" and (pad is None or pad == eos):
         raise ValueError(
             f"tokenizer.pad_token_id must be an id of its own, or a classifier cannot tell EOS from padding; got {pad} "
             f"with eos_token_id {eos}"
+        )
+    token = max(ids, key=lambda token: -1 if token == tokenizer.pad_token else ids[token])
+    if ids[token] >= config.vocab_size:
+        raise ValueError(
+            f"tokenizer must have ids below vocab_size={config.vocab_size} only, got {ids[token]} for {token!r}"
         )
     if config.head == "lm" and pad is not None and pad >= config.vocab_size:
         if eos is None:
@@ -125,17 +171,44 @@ def _fetch(x) -> np.ndarray:
 
 
 def _write(directory: pathlib.Path, raw: dict, shapes: dict, arrays: Iterator, tokenizer, shard_bytes: int) -> None:
-    """Writes everything beside its place, and moves it there when it is whole."""
-    partial = directory / ".partial"
+    """Writes everything beside its place, and moves it there when it is whole.
+
+    Without a config.json nothing opens the directory: it goes first and comes last, so that a process killed in between
+    leaves no mixture of two exports that loads.
+    """
+    partial = directory / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     storage.write_safetensors(partial, shapes, arrays, shard_bytes)
     if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
+        _write_tokenizer(partial, tokenizer, raw["vocab_size"])
     (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
-        for old in directory.glob(pattern):  # another number of files would leave some of the old beside the new
+    (directory / "config.json").unlink(missing_ok=True)
+    for old in directory.iterdir():
+        if old == partial or not (OURS.fullmatch(old.name) or old.name == COMPILED):
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
             old.unlink()
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, directory / file.name)
     partial.rmdir()
+
+
+def _write_tokenizer(directory: pathlib.Path, tokenizer, rows: int) -> None:
+    """The tokenizer, without the tokens that the embedding has no row for (a PAD that EOS stands in for)."""
+    tokenizer.save_pretrained(directory)
+    beyond = {token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if not beyond:
+        return
+    file, config_file = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    raw, config = storage.read_json(file), storage.read_json(config_file)
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] not in beyond]
+    words = raw["model"]["vocab"]  # a list by id of Unigram, else ids by word
+    raw["model"]["vocab"] = words[:rows] if isinstance(words, list) else {w: i for w, i in words.items() if i < rows}
+    raw["padding"] = None  # which names the id that an earlier call padded with
+    extra = config.get("extra_special_tokens", [])
+    config["extra_special_tokens"] = [token for token in extra if token not in beyond]
+    for path, value in ((file, raw), (config_file, config)):
+        path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,16 @@ skipped.
 
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf.fields import REQUIRED, Family, canonical, differences
-from instructgpt_jax.models.hf.rules import GPT_NEO_WINDOWS, MISTRAL_WINDOW, QWEN_WINDOWS, activation, flag, rotary
+from instructgpt_jax.models.hf.rules import (
+    EVEN_HEAD_WIDTH,
+    GPT_NEO_WINDOWS,
+    MISTRAL_WINDOW,
+    NO_WINDOWS,
+    QWEN_WINDOWS,
+    activation,
+    flag,
+    rotary,
+)
 
 
 def _four_times(fields):
@@ -72,6 +81,7 @@ GPT2 = Family(
     rules=(
         activation("activation_function", "gelu_new"),
         flag("scale_attn_weights", True, attention_scale=(None, 1.0)),
+        NO_WINDOWS,
     ),
     fixed={"scale_attn_by_inverse_layer_idx": False},
     dropouts={"residual_dropout": "resid_pdrop", "embedding_dropout": "embd_pdrop", "attention_dropout": "attn_pdrop"},
@@ -109,7 +119,7 @@ GPT_NEO = Family(
         "tied_embeddings": ("tie_word_embeddings", True),
     },
     constants={"qkv_bias": False, "attention_scale": 1.0},
-    rules=(activation("activation_function", "gelu_new"), GPT_NEO_WINDOWS),
+    rules=(activation("activation_function", "gelu_new"), GPT_NEO_WINDOWS, NO_WINDOWS),
     fixed={},
     dropouts={
         "residual_dropout": "resid_dropout",
@@ -154,7 +164,7 @@ GPTJ = Family(
         "out_bias": False,
         "head_bias": True,
     },
-    rules=(activation("activation_function", "gelu_new"),),
+    rules=(activation("activation_function", "gelu_new"), NO_WINDOWS),
     fixed={"rotary": True, "scale_attn_weights": True},
     dropouts={"residual_dropout": "resid_pdrop", "embedding_dropout": "embd_pdrop", "attention_dropout": "attn_pdrop"},
     ignored="n_ctx summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout",
@@ -198,11 +208,13 @@ GPT_NEOX = Family(
         activation("hidden_act", "gelu"),
         rotary("rotary_emb_base", "rotary_pct", 0.25),
         flag("use_parallel_residual", True, residual=("parallel", "sequential")),
+        EVEN_HEAD_WIDTH,
+        NO_WINDOWS,
         flag("attention_bias", True, qkv_bias=(True, False), out_bias=(True, False)),
     ),
     fixed={},
     dropouts={"residual_dropout": "hidden_dropout", "attention_dropout": "attention_dropout"},
-    buffers=r"attention\.((masked_)?bias|rotary_emb\.inv_freq)$",
+    buffers=r"attention\.((masked_)?bias|rotary_emb\.(inv_freq|cos_cached|sin_cached))$",
 )
 
 _OPT = "model.decoder.layers.{}."
@@ -243,6 +255,7 @@ OPT = Family(
     rules=(
         activation("activation_function", "relu"),
         flag("do_layer_norm_before", True, residual=("sequential", "post_norm")),
+        NO_WINDOWS,
         flag("enable_bias", True, qkv_bias=(True, False), out_bias=(True, False), mlp_bias=(True, False)),
     ),
     fixed={"layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False},
@@ -291,7 +304,13 @@ LLAMA = Family(
     tensors=_LLAMA_TENSORS,
     fields=_LLAMA_FIELDS | {"head_width": ("head_dim", _even_share)},
     constants=_LLAMA_CONSTANTS,
-    rules=(activation("hidden_act", "silu"), rotary(), _BIASES, flag("mlp_bias", False, mlp_bias=(True, False))),
+    rules=(
+        activation("hidden_act", "silu"),
+        rotary(),
+        _BIASES,
+        flag("mlp_bias", False, mlp_bias=(True, False)),
+        NO_WINDOWS,
+    ),
     fixed={"rope_interleaved": False},
     dropouts={"attention_dropout": "attention_dropout"},
 )

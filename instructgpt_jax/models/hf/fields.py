@@ -1,13 +1,19 @@
 """config.json <-> ModelConfig: what a family's table is made of, and how it is read in both directions.
 
 Nothing in a config.json is passed over in silence: a key is read into a field, or must have the one value this code
-computes (`fixed`), or is on a list of keys that do not change the function, or is refused by name.
+computes (`fixed`), or is on a list of keys that do not change the function. Of a key that is none of these,
+transformers' class of the family is asked: what it does not know cannot change the function there, and is ignored with
+a word; what it knows must stand at its default.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import jax
+from absl import logging
 
 from instructgpt_jax.models.config import ModelConfig
 
@@ -23,21 +29,26 @@ IGNORED = frozenset(
     "forced_eos_token_id id2label label2id num_labels problem_type finetuning_task task_specific_params "
     "tokenizer_class prefix classifier_dropout output_attentions output_hidden_states output_scores return_dict "
     "return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss chunk_size_feed_forward gradient_checkpointing "
-    "is_decoder pretraining_tp auto_map custom_pipelines max_length min_length do_sample early_stopping num_beams "
+    "is_decoder pretraining_tp max_length min_length do_sample early_stopping num_beams "
     "num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences remove_invalid_values "
-    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cross_attention_hidden_size reward_bias "
-    "is_llama_config transformers.js_config unsloth_version".split()
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens cross_attention_hidden_size "
+    "reward_bias".split()
 )
 
-# Keys of any config.json that would change the function, and the only value this code computes.
+# Keys of any config.json that would change the function or the weights, and the only value this code computes.
+# transformers reads some of them though no class of a configuration declares them.
 FIXED = {
     "add_cross_attention": False,
+    "compression_config": None,
+    "is_causal": True,
     "is_encoder_decoder": False,
-    "tie_encoder_decoder": False,
-    "pruned_heads": {},
-    "quantization_config": None,
     "per_layer_config": None,
+    "pruned_heads": {},
+    "quantization": None,
+    "quantization_config": None,
+    "tie_encoder_decoder": False,
+    "transformers_weights": None,
 }
 
 
@@ -81,11 +92,11 @@ class Family(NamedTuple):
     fixed: Mapping[str, Any]
     dropouts: Mapping[str, str]
     ignored: str = ""
-    buffers: str = r"rotary_emb\.inv_freq$"
+    buffers: str = r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$"
 
 
 def read(family: Family, raw: Mapping[str, Any], file: str) -> ModelConfig:
-    """The ModelConfig of a config.json.
+    """The ModelConfig of a config.json. Keys that are ignored because nobody knows them are told in one line.
 
     Args:
       family: its family.
@@ -93,12 +104,22 @@ def read(family: Family, raw: Mapping[str, Any], file: str) -> ModelConfig:
       file: its name, for errors.
 
     Raises:
-      ValueError: a missing key, a value of the wrong type, an option that is not computed here, or an unknown key.
+      ValueError: a missing key, a value of the wrong type, or an option that is not computed here.
     """
     try:
-        return _read(family, raw)
+        config, ignored = _read(family, raw), _without_effect(family, raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    if ignored:
+        _warn(f"{file}: ignored {', '.join(ignored)}, which change nothing in a model of type {family.model_type!r}")
+    return config
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Says it once: a run reads a configuration more than once."""
+    if jax.process_index() == 0:
+        logging.warning("%s", line)
 
 
 def _read(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
@@ -117,20 +138,32 @@ def _read(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
     fields |= family.constants
     for rule in family.rules:
         fields |= rule.read(raw, fields)
-    fixed = FIXED | family.fixed
-    for key, expected in fixed.items():
-        # `false`, `null` and `{}` are the same word here: the option is off.
-        if key in raw and raw[key] != expected and (raw[key] or expected):
-            raise ValueError(f"{key} must be {expected!r}, the only value that is computed here, got {raw[key]!r}")
-    known = {key for key, _ in family.fields.values()} | {key for rule in family.rules for key in rule.keys}
-    known |= set(fixed) | IGNORED | set(family.ignored.split()) | set(family.dropouts.values())
-    unknown = [key for key in raw if key not in known and not key.startswith("_")]
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]} must be an option known for model_type {family.model_type!r}, got {raw[unknown[0]]!r}; "
-            f"remove it from the file if it does not change the function"
-        )
+    for key, expected in (FIXED | family.fixed).items():
+        _must_be(key, expected, raw)
     return canonical(ModelConfig(**fields))
+
+
+def _must_be(key: str, expected: Any, raw: Mapping[str, Any]) -> None:
+    # `false`, `null` and `{}` are the same word here: the option is off.
+    if key in raw and raw[key] != expected and (raw[key] or expected):
+        raise ValueError(f"{key} must be {expected!r}, the only value that is computed here, got {raw[key]!r}")
+
+
+def _without_effect(family: Family, raw: Mapping[str, Any]) -> list[str]:
+    """The keys that this table does not know and that change nothing in transformers either."""
+    known = {key for key, _ in family.fields.values()} | {key for rule in family.rules for key in rule.keys}
+    known |= set(FIXED) | set(family.fixed) | IGNORED | set(family.ignored.split()) | set(family.dropouts.values())
+    unknown = sorted(key for key in raw if key not in known and not key.startswith("_"))
+    if unknown:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # seldom needed, and slow
+
+        default = CONFIG_MAPPING[family.model_type]()
+        for key in unknown:
+            if key in default.attribute_map:  # another name of a key: gpt2's n_embd is hidden_size too
+                _must_be(key, raw.get(default.attribute_map[key]), raw)
+            elif hasattr(default, key):
+                _must_be(key, getattr(default, key), raw)
+    return unknown
 
 
 def _head(family: Family, raw: Mapping[str, Any]) -> str:

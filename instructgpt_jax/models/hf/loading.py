@@ -34,7 +34,7 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
 
     Args:
       directory: holds config.json and safetensors (or, with torch installed, `.bin`), in one file or in several with an
-        index; or a Hub id `owner/model`.
+        index, of which the first of this order counts, as in transformers; or a Hub id `owner/model`.
       mesh: where the parameters go, by the training rules; None = the default device.
 
     Returns:
@@ -42,9 +42,9 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
       those beyond the vocabulary zero. A checkpoint for sequence classification with one label has a scalar head.
 
     Raises:
-      ValueError: an unsupported architecture or option, a tensor that is missing, of the wrong shape or unexpected, a
-        file that is missing or not whole, a mesh that does not divide the parameters. Raised before any device memory
-        is taken.
+      ValueError: an unsupported architecture or option, a parameter that is missing, of the wrong shape or of integers,
+        an unexpected tensor, a file that is missing or not whole, a mesh that does not divide the parameters. Raised
+        before any device memory is taken.
     """
     path = storage.find(directory, weights=True)
     family, config, raw = _configuration(path)
@@ -124,23 +124,35 @@ def _match(
     """
     expected = file_tensors(family, config, names)
     # A checkpoint of the base model alone has the same names without the prefix.
-    found = {family.prefix + name if family.prefix + name in expected else name: x for name, x in found.items()}
+    stored, found = found, {}
+    for name, tensor in stored.items():
+        whole = family.prefix + name if family.prefix + name in expected else name
+        if whole in found:
+            raise ValueError(f"{tensor.file}: tensor {name!r} must not be there beside one under {whole!r}, got both")
+        found[whole] = tensor
+
+    def check(tensor: str) -> Stored:
+        """A tensor that is going to be read; what is never read may be anything."""
+        if found[tensor].fault:
+            raise ValueError(f"{found[tensor].file}: tensor {tensor!r} {found[tensor].fault}")
+        return found[tensor]
+
     axis_sizes = layout.sizes(config)
     matched = {}
     for tensor, parts in expected.items():
         shape = layout.shape(parts[0][2], axis_sizes)
         if tensor not in found:
             raise ValueError(f"{path} must hold the tensor {tensor!r} of shape {shape}, got none of that name")
-        if found[tensor].shape != shape:
-            got = found[tensor]
+        got = check(tensor)
+        if got.shape != shape:
             raise ValueError(f"{got.file}: tensor {tensor!r} must have shape {shape}, got {got.shape}")
         for name, layer, file_layout in parts:
-            matched[name if layer is None else f"{name}:{layer}"] = (found[tensor], file_layout)
+            matched[name if layer is None else f"{name}:{layer}"] = (got, file_layout)
     head = family.tensors["head/kernel"][0]
     for tensor in sorted(set(found) - set(expected)):
         if tensor == head and config.head == "lm":
             # Tied, and stored twice. Where the two differ, config.json is wrong about the network.
-            if not np.array_equal(found[head].open(), matched["embed/tokens"][0].open()):
+            if not np.array_equal(check(head).open(), matched["embed/tokens"][0].open()):
                 raise ValueError(
                     f"{found[head].file}: tensor {head!r} must equal the embedding under tie_word_embeddings, got "
                     f"another one; set tie_word_embeddings to false in {path / 'config.json'}"

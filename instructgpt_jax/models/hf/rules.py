@@ -108,6 +108,32 @@ def rotary(
     return Rule(keys, read, write)
 
 
+def _no_windows() -> Rule:
+    """No window in any layer. A cache of transformers reads these keys even where the family's class has none."""
+
+    def read(raw, fields):
+        for key in ("sliding_window", "attention_chunk_size"):
+            if raw.get(key) is not None and _number(key, raw[key]) < fields["max_length"]:
+                raise ValueError(f"{key} must be at least the context of {fields['max_length']}, got {raw[key]!r}")
+        if not set(raw.get("layer_types") or ()) <= {"full_attention"}:
+            raise ValueError(f"layer_types must be 'full_attention' for every layer, got {raw['layer_types']!r}")
+        return {}
+
+    return Rule(("sliding_window", "attention_chunk_size", "layer_types"), read, lambda config: {})
+
+
+def _even_head_width() -> Rule:
+    """`head_dim` where the family's class has none: its rotary positions read it all the same."""
+
+    def read(raw, fields):
+        even = fields["width"] // fields["num_heads"]
+        if raw.get("head_dim") not in (None, even):
+            raise ValueError(f"head_dim must be {even}, the width divided among the heads, got {raw['head_dim']!r}")
+        return {}
+
+    return Rule(("head_dim",), read, lambda config: {})
+
+
 def _gpt_neo_windows() -> Rule:
     """Local attention in the layers that `attention_types` names: [[[kinds of a few layers], how often], …]."""
 
@@ -174,6 +200,8 @@ def _qwen_windows() -> Rule:
     return Rule(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), read, write)
 
 
+NO_WINDOWS = _no_windows()
+EVEN_HEAD_WIDTH = _even_head_width()
 GPT_NEO_WINDOWS = _gpt_neo_windows()
 MISTRAL_WINDOW = _mistral_window()
 QWEN_WINDOWS = _qwen_windows()

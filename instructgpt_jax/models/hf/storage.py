@@ -24,11 +24,18 @@ _CONFIG_FILES = ("*.json", "*.model", "*.txt")
 
 
 class Stored(NamedTuple):
-    """One tensor of a checkpoint: where it is, its shape, and a function that opens it as an array."""
+    """One tensor of a checkpoint.
+
+    file: where it is.
+    shape: its shape.
+    open: () -> the tensor as an array.
+    fault: what is wrong with it, '' = nothing. Of no concern unless it is a parameter: a causal mask may be anything.
+    """
 
     file: str
     shape: tuple[int, ...]
     open: Callable[[], np.ndarray]
+    fault: str = ""
 
 
 def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
@@ -64,7 +71,7 @@ def read_json(file: pathlib.Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{file} must exist: {file.parent} is no checkpoint in Hugging Face format without it")
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} must be JSON, got an error: {error}") from None
     if not isinstance(value, dict):
@@ -73,27 +80,35 @@ def read_json(file: pathlib.Path) -> dict:
 
 
 def tensors(directory: pathlib.Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint by name: one safetensors file, several with an index, or the same of `.bin`.
+    """Every tensor of a checkpoint by name: one safetensors file, else several with an index, else the same of `.bin`.
+
+    This order is that of transformers: where two of them lie in one folder, both read the same weights. Of an index,
+    too, both read the files that it names, wherever in them a tensor is.
 
     Raises:
       ValueError: no weights, a missing file of several, a file that is not whole, or `.bin` without torch.
     """
     for single, read in ((SAFETENSORS, _read_safetensors), (BIN, _read_bin)):
-        index = directory / f"{single}.index.json"
-        if index.is_file():
-            places = read_json(index).get("weight_map", {})
-            missing = sorted({file for file in places.values() if not (directory / file).is_file()})
-            if missing:
-                raise ValueError(f"{index} names {len(missing)} files that must stand beside it, got none of {missing}")
-            found: dict[str, Stored] = {}
-            for file in sorted(set(places.values())):
-                found |= read(directory / file)
-            absent = sorted(set(places) - set(found))
-            if absent:
-                raise ValueError(f"{index}: {places[absent[0]]} must hold the tensor {absent[0]!r}, got none")
-            return found
         if (directory / single).is_file():
             return read(directory / single)
+        index = directory / f"{single}.index.json"
+        if not index.is_file():
+            continue
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise ValueError(f"{index}: weight_map must be an object of tensors and their files, got {places!r:.80}")
+        files = sorted(set(places.values()))
+        missing = [file for file in files if not (directory / file).is_file()]
+        if missing:
+            raise ValueError(f"{index} names {len(missing)} files that must stand beside it, got none of {missing}")
+        found: dict[str, Stored] = {}
+        for file in files:
+            for name, tensor in read(directory / file).items():
+                if name in found:
+                    other = found[name].file
+                    tensor = tensor._replace(fault=f"must stand in one file that {index} names, got {other} too")
+                found[name] = tensor
+        return found
     raise ValueError(f"{directory} must hold {SAFETENSORS}, {SAFETENSORS}.index.json, or {BIN}; got none of them")
 
 
@@ -107,25 +122,26 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, Stored]:
             )
         try:
             header = json.loads(stream.read(header_length))
-        except ValueError:
+            header.pop("__metadata__", None)
+            entries = {name: (x["dtype"], tuple(x["shape"]), *x["data_offsets"]) for name, x in header.items()}
+            start = 8 + header_length
+            expected = start + max((end for *_, end in entries.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{file} must start with a JSON header, got something else: no safetensors file") from None
-    header.pop("__metadata__", None)
-    start = 8 + header_length
-    expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if length != expected:
         raise ValueError(f"{file} must have {expected} bytes by its header, got {length}: truncated or damaged")
     found = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: tensor {name!r} must be of dtype {sorted(DTYPES)}, got {entry['dtype']!r}")
-        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(
-                f"{file}: tensor {name!r} of shape {shape} must have {math.prod(shape) * dtype.itemsize} bytes, "
-                f"got {end - begin}"
-            )
-        found[name] = Stored(str(file), shape, _mapped(file, start + begin, end - begin, dtype, shape))
+    for name, (kind, shape, begin, end) in entries.items():
+        dtype = DTYPES.get(kind)
+        fault = "" if dtype else _wrong_dtype(kind)
+        if dtype and end - begin != math.prod(shape) * dtype.itemsize:
+            fault = f"of shape {shape} must have {math.prod(shape) * dtype.itemsize} bytes, got {end - begin}"
+        found[name] = Stored(str(file), shape, _mapped(file, start + begin, end - begin, dtype, shape), fault)
     return found
+
+
+def _wrong_dtype(dtype) -> str:
+    return f"must be of dtype {sorted(DTYPES)}, got {str(dtype)!r}"
 
 
 def _mapped(file: pathlib.Path, offset: int, length: int, dtype: np.dtype, shape: tuple[int, ...]):
@@ -145,12 +161,16 @@ def _read_bin(file: pathlib.Path) -> dict[str, Stored]:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{file} must be a state dict that torch can load with weights_only, got {error!r}") from error
 
-    def opened(tensor):
-        if tensor.dtype == torch.bfloat16:
-            return lambda: tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
-        return lambda: tensor.contiguous().numpy()
+    def stored(tensor):
+        def opened():
+            if tensor.dtype == torch.bfloat16:
+                return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
+            return tensor.contiguous().numpy()
 
-    return {name: Stored(str(file), tuple(x.shape), opened(x)) for name, x in state.items() if hasattr(x, "shape")}
+        readable = tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        return Stored(str(file), tuple(tensor.shape), opened, "" if readable else _wrong_dtype(tensor.dtype))
+
+    return {name: stored(x) for name, x in state.items() if hasattr(x, "shape")}
 
 
 def write_safetensors(
