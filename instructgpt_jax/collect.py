@@ -36,7 +36,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """
     c, folder = config.collect, epath.Path(workdir)
     tokenizer = tokenizers.load(config.data.tokenizer)
-    size = tokenizers.vocab_size(tokenizer)
+    size = tokenizer.vocab_size
     policies = {name: networks.build(name, config, "lm", mesh, size, config.seed) for name in sorted(config.models)}
     nets = (policy.config for policy in policies.values())
     networks.check_context("prompt and response of config.collect", c.max_prompt_length + c.response_length, *nets)
@@ -61,7 +61,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             wanted[sorted(policies)[(number + k) % len(policies)]].append((number, k))
 
     def answer(network, params, prompts, lengths, episodes):
-        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id)
+        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer)
 
     answer = jax.jit(answer, static_argnums=0, out_shardings=sharding.replicated(mesh))
     texts = {}
@@ -69,7 +69,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         network = policy.config.replace(residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0)
         write = functools.partial(answer, network, networks.freeze(policy))
         for item, ids in complete(c, write, prompts.examples, wanted[name], mesh, name):
-            texts[item] = tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids)
+            texts[item] = tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_id else ids)
 
     collected = []
     for number in chosen:

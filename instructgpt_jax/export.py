@@ -25,8 +25,10 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         if not path.exists() or "model_type" not in json.loads(path.read_text()):
             raise ValueError(f"workdir must be empty or hold an earlier export, got {workdir}")
     tokenizer = tokenizers.load_for(config)
-    network = networks.build("model", config, "", mesh, tokenizers.vocab_size(tokenizer), config.seed)
-    hf.save(workdir, network.config, network.load(), tokenizer)
+    network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
+    # A classifier needs a PAD token of its own; a language model would have one more id to sample.
+    made = tokenizer.pretrained(pad=network.config.head == "scalar")
+    hf.save(workdir, network.config, network.load(), made)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"
         metrics.say(f"export: {kind} of {source} is now in {workdir}")

@@ -143,13 +143,11 @@ def completion_scores(
     name = tokenizer.beside(init_from)
     config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
     text = tokenizer.load(name)
-    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size(text), seed=0)
+    network = networks.build("model", config, "scalar", mesh, text.vocab_size, seed=0)
     params = networks.freeze(network)
     pairs = [(record["prompt"], completion) for record in records for completion in record["completions"]]
-    prompts = batches.encode(text, [prompt for prompt, _ in pairs])
-    ends = [
-        np.append(ids, text.eos_token_id) for ids in tokenizer.encode(text, [completion for _, completion in pairs])
-    ]
+    prompts = text.encode_prompts([prompt for prompt, _ in pairs])
+    ends = [np.append(ids, text.eos_id) for ids in text.encode([completion for _, completion in pairs])]
     Q, R = max(map(len, prompts)), max(map(len, ends))
 
     @jax.jit

@@ -185,7 +185,7 @@ def test_ptx_keeps_the_pretraining_loss(world, text_loss):
 
     PPO unlearns the text on its way there; PPO-ptx gets as far and does not.
     """
-    word = tokenizers.load(str(world / "base" / "tokenizer")).encode(" dog")[-1]
+    word = tokenizers.load(str(world / "base" / "tokenizer")).encode([" dog"])[0][-1]
     start, loss, score = None, {}, {}
     for name, ptx_coef in (("ppo", 0.0), ("ptx", 27.8)):
         config = from_base(world, **{"ppo.ptx_coef": ptx_coef, "ppo.kl_coef": 0.0, "ppo.adaptive_kl.target": 0.0})

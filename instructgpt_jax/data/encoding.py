@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 
 from instructgpt_jax.data import packing
-from instructgpt_jax.data import tokenizer as tokenizers
 
 _CHUNK = 1024  # records encoded at once
 _LISTED = 10  # bad records listed in an error
@@ -35,7 +34,7 @@ def demonstrations(
     records, tokenizer, *, row_length: int, loss_on_prompt: bool, max_prompt_tokens: int, skip_bad: int
 ) -> Encoded:
     """prompt + completion + EOS as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`."""
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+    eos = np.array([tokenizer.eos_id], np.int32)
 
     def texts(record):
         return [record["prompt"], record["completion"]]
@@ -60,7 +59,7 @@ def comparisons(
     skip_bad: int,
 ) -> Encoded:
     """`packing.Comparison`s with EOS after every completion; prompts whose completions are all tied are left out."""
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+    eos = np.array([tokenizer.eos_id], np.int32)
 
     def texts(record):
         return [record["prompt"], *record["completions"]]
@@ -136,15 +135,14 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
       max_prompt_tokens: longer prompts are left out (the paper, appendix C: 1,024); 0 keeps all.
       skip_bad: bad records allowed, those that `records` itself left out included.
     """
-    start = np.array(tokenizers.start(tokenizer), np.int32)
     examples, kept, bad, left_out = [], [], [], {}
     for first in range(0, len(records), _CHUNK):
         chunk = [records[i] for i in range(first, min(first + _CHUNK, len(records)))]
         texts_of = [texts(record) for record in chunk]
-        tokens = iter(tokenizers.encode(tokenizer, [text for group in texts_of for text in group]))
+        begun = iter(tokenizer.encode_prompts([group[0] for group in texts_of]))
+        tokens = iter(tokenizer.encode([text for group in texts_of for text in group[1:]]))
         for number, (record, group) in enumerate(zip(chunk, texts_of, strict=True), first):
-            prompt, *rest = [next(tokens) for _ in group]
-            prompt = np.concatenate([start, prompt])
+            prompt, *rest = next(begun), *(next(tokens) for _ in group[1:])
             if max_prompt_tokens and len(prompt) > max_prompt_tokens:
                 made = f"prompt longer than {max_prompt_tokens} tokens"
             elif not len(prompt):
@@ -228,7 +226,7 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
     """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
     if not cache_dir:
         return np.concatenate(list(_encode_documents(records, tokenizer)))
-    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    key = hashlib.sha256(tokenizer.hash.encode())
     for i in range(len(records)):
         text = records[i]["text"].encode()
         key.update(len(text).to_bytes(8, "little") + text)
@@ -244,8 +242,8 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
 
 
 def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
-    start, eos = tokenizers.start(tokenizer), [tokenizer.eos_token_id]
+    start, eos = list(tokenizer.start), [tokenizer.eos_id]
     for first in range(0, len(records), _CHUNK):
         texts = [records[i]["text"] for i in range(first, min(first + _CHUNK, len(records)))]
-        documents = [part for tokens in tokenizers.encode(tokenizer, texts) for part in (start, tokens, eos)]
+        documents = [part for tokens in tokenizer.encode(texts) for part in (start, tokens, eos)]
         yield np.concatenate(documents).astype(np.uint32)
