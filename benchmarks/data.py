@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.data
     tokenizer = tokenizers.load(os.path.join(folder, "gpt2_bpe"))
-    tokenizers.encode(tokenizer, ["start the threads"])
+    tokenizer.encode(["start the threads"])
     print(f"{len(os.sched_getaffinity(0))} cores, GPT-2 byte-level BPE, rows of {ROWS['row_length']} tokens")
     filters = dict(max_prompt_tokens=1024, skip_bad=10)
     speeds = [

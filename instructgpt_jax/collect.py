@@ -38,7 +38,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """
     c, folder = config.collect, epath.Path(workdir)
     tokenizer = tokenizers.load(config.data.tokenizer)
-    size = tokenizers.vocab_size(tokenizer)
+    size = tokenizer.vocab_size
     policies = {name: networks.build(name, config, "lm", mesh, size, config.seed) for name in sorted(config.models)}
     nets = (policy.config for policy in policies.values())
     networks.check_context("prompt and response of config.collect", c.max_prompt_length + c.response_length, *nets)
@@ -62,17 +62,15 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for k in range(count_completions(number, *c.completions, config.seed)):
             wanted[sorted(policies)[(number + k) % len(policies)]].append((number, k))
 
-    own = tokenizers.content_hash(tokenizer)
-
     def answer(network, params, prompts, lengths, episodes):
-        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id)
+        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer)
 
     answer = jax.jit(answer, static_argnums=0, out_shardings=sharding.replicated(mesh))
     written = {}  # (text, ended, tokens) of each
     for name, policy in policies.items():
         write = functools.partial(answer, policy.config, networks.freeze(policy))
         for item, ids in complete(c, write, prompts.examples, wanted[name], mesh, name):
-            ended = bool(ids[-1] == tokenizer.eos_token_id)
+            ended = bool(ids[-1] == tokenizer.eos_id)
             tokens = ids[:-1] if ended else ids
             written[item] = tokenizer.decode(tokens), ended, tokens.tolist()
 
@@ -82,7 +80,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         count = count_completions(number, *c.completions, config.seed)
         texts, ended, tokens = zip(*(written[number, k] for k in range(count)), strict=True)
         kept = {field: record[field] for field in KEPT if field in record}
-        kept |= {"completions": list(texts), "ended": list(ended), "tokens": list(tokens), "tokenizer": own}
+        kept |= {"completions": list(texts), "ended": list(ended), "tokens": list(tokens), "tokenizer": tokenizer.hash}
         collected.append(kept)
     if jax.process_index() > 0:
         return

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructgpt_jax import losses, models
 from instructgpt_jax.models import ModelConfig
@@ -155,13 +156,18 @@ def row_logprobs(
     temperature: float,
     limit: int | None = None,
     with_entropy: bool = False,
+    allowed: np.ndarray | None = None,
 ):
     """(b, T) float32: at each column that predicts a response token, the log-probability of that token; 0 elsewhere.
 
     `limit`, the most response tokens that there can be, keeps the others from costing a matrix product; None = any.
+    `allowed` (V,) bool are the ids that could be sampled: the distribution is over these; None = all.
     """
     hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"])
     kernel, bias = models.unembedding(config, params)
+    if allowed is not None:
+        real = np.pad(allowed, (0, kernel.shape[0] - len(allowed)))
+        bias = jnp.where(real, 0.0 if bias is None else bias, -jnp.inf)
     return losses.token_logprobs(
         hidden,
         kernel,

@@ -16,6 +16,7 @@ made of them in the end, and its existence says that the stage is complete.
 """
 
 import functools
+import itertools
 import json
 import platform
 import time
@@ -53,7 +54,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     started, c, workdir = time.perf_counter(), config.evaluate, epath.Path(workdir)
     folder = epath.Path(c.report) if c.report else workdir / "report"
     tokenizer = tokenizers.load(config.data.tokenizer)
-    nets = build_networks(config, mesh, tokenizers.vocab_size(tokenizer))
+    nets = build_networks(config, mesh, tokenizer.vocab_size)
     known = (workdir / "config.json").exists()
     loop.claim_workdir(config, workdir)
     if known and (folder / "report.json").exists():
@@ -105,6 +106,11 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
     if c.pretraining.num_sequences:
         policies = (nets[entry.model].config for entry in c.models.values())
         networks.check_context("config.evaluate.pretraining.row_length", c.pretraining.row_length, *policies)
+    for run, workdir in c.overoptimisation.runs.items():
+        try:
+            next(itertools.islice(snapshots(config, nets, workdir, vocab_size, mesh), 1, None), None)  # one for all
+        except ValueError as error:
+            raise ValueError(f"config.evaluate.overoptimisation.runs.{run}: {error}") from None
     return nets
 
 
@@ -224,7 +230,12 @@ def judge(
 
 
 def examine_language(
-    config: ConfigDict, nets: dict[str, Network], tokenizer, data: datasets.Data, mesh: Mesh, parts: Parts
+    config: ConfigDict,
+    nets: dict[str, Network],
+    tokenizer: tokenizers.Tokenizer,
+    data: datasets.Data,
+    mesh: Mesh,
+    parts: Parts,
 ) -> dict:
     """The alignment tax of the policy that PPO starts from and of every policy without a prefix: loss, closed tasks."""
     c, found = config.evaluate, {}
@@ -269,20 +280,22 @@ def examine_snapshots(
 
     for run, workdir in c.overoptimisation.runs.items():
         found[run] = []
-        for step, network in snapshots(config, nets, workdir, mesh):
+        for step, network in snapshots(config, nets, workdir, examiner.tokenizer.vocab_size, mesh):
             means = parts.get(f"snapshots.{run}.{step}" if step else "snapshots", lambda: make(network))  # noqa: B023
             found[run].append({"step": step} | means)
             metrics.say(f"evaluate: {run} at step {step}: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items()))
     return found
 
 
-def snapshots(config: ConfigDict, nets: dict[str, Network], workdir: str, mesh: Mesh) -> Iterator[tuple[int, Network]]:
+def snapshots(
+    config: ConfigDict, nets: dict[str, Network], workdir: str, vocab_size: int, mesh: Mesh
+) -> Iterator[tuple[int, Network]]:
     """Steps and networks of a PPO run: the reference as step 0, then the snapshots that were kept."""
     yield 0, nets["ref_policy"]
     for step in checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
         entry = {"size": "", "init_from": f"{workdir}/{checkpoint.SNAPSHOTS}/{step}", "weights": ""}
         one = ConfigDict({"models": {"policy": entry}, "data": {"tokenizer": config.data.tokenizer}})
-        yield step, networks.build("policy", one, "lm", mesh, 1, config.seed)
+        yield step, networks.build("policy", one, "lm", mesh, vocab_size, config.seed)
 
 
 def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:

@@ -27,8 +27,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             f"{workdir} twice"
         )
     tokenizer = tokenizers.load_for(config)
-    network = networks.build("model", config, "", mesh, tokenizers.vocab_size(tokenizer), config.seed)
-    hf.save(workdir, network.config, network.load(), tokenizer)
+    network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
+    hf.save(workdir, network.config, network.load(), tokenizer.pretrained(pad=True))
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"
         metrics.say(f"export: {kind} of {source} is now in {workdir}")

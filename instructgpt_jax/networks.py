@@ -68,7 +68,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
       head: 'lm' or 'scalar', what the stage needs, or '' for the one found there. A scalar head is grown on a language
         model where necessary.
       mesh: where the parameters go.
-      vocab_size: of the tokenizer: the size of a fresh model, the least of a given one.
+      vocab_size: of the tokenizer: the size of a fresh model, the least of a given one. No id at or above it stands in
+        a text or is sampled (see Tokenizer.allowed), so that networks of different sizes read each other's texts.
       seed: of fresh parameters.
 
     Raises:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -63,6 +64,8 @@ class Algorithm(NamedTuple):
     eos_id: the token that ends a response.
     seed: of sampling and of the minibatches.
     wave: sequences decoded at once.
+    allowed: (V,) bool, the ids that may be sampled, see rollout.generate; None = all. Policy and reference are
+      distributions over these in sampling, KL and policy loss alike; the pretraining term, as pretraining, over all.
     """
 
     config: ConfigDict
@@ -74,6 +77,7 @@ class Algorithm(NamedTuple):
     eos_id: int | None
     seed: int
     wave: int | None
+    allowed: np.ndarray | None = None
 
 
 class Experience(NamedTuple):
@@ -126,6 +130,7 @@ def rollout(
         iteration=iteration,
         episodes=episodes,
         wave=ppo.wave,
+        allowed=ppo.allowed,
     )
     return Episodes(prompts, lengths, tokens, mask), logprobs
 
@@ -236,7 +241,7 @@ def policy_step(
 
     def ppo_loss(params, rows, index):
         by_row, entropy = ep.row_logprobs(
-            ppo.policy, params, rows, c.temperature, limit=response_mask.size, with_entropy=True
+            ppo.policy, params, rows, c.temperature, response_mask.size, with_entropy=True, allowed=ppo.allowed
         )
         logprobs, mask = ep.unpack(packed, by_row[None], minibatch.episodes, index)
         total, _, _ = rl.policy_loss(logprobs, minibatch.old_logprobs, minibatch.advantages, mask, c.clip_range)
@@ -302,7 +307,8 @@ def value_step(
 
 def policy_logprobs(ppo: Algorithm, params: Any, episodes: Episodes, packed: ep.Packed) -> jax.Array:
     """(B, R) log-probabilities of the responses under a policy, at the temperature they were sampled at."""
-    head = functools.partial(ep.row_logprobs, ppo.policy, params, temperature=ppo.config.temperature)
+    temperature, allowed = ppo.config.temperature, ppo.allowed
+    head = functools.partial(ep.row_logprobs, ppo.policy, params, temperature=temperature, allowed=allowed)
     return ep.forward_episodes(head, episodes, packed)
 
 

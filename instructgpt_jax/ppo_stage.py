@@ -32,8 +32,11 @@ STAND_INS = {"ref_policy": "policy", "value": "reward"}
 def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str, Network]:
     """`policy`, `ref_policy`, `reward` and `value`.
 
+    Each holds all `vocab_size` ids of the tokenizer. Any may have more, as published models do: they are never sampled.
+
     Raises:
-      ValueError: a reference or value model that cannot stand beside the policy or start from the reward model.
+      ValueError: a network with fewer ids than the tokenizer, a reference or value model that cannot stand beside the
+        policy or start from the reward model.
     """
     value_from_reward = not config.models.value.get("init_from", "")
     if value_from_reward and config.models.reward.get("init_from", "") and config.models.value.get("size", ""):
@@ -158,7 +161,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         reward=nets["reward"].config,
         policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
         value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
-        eos_id=data.tokenizer.eos_token_id,
+        eos_id=data.tokenizer.eos_id,
+        allowed=data.tokenizer.allowed(nets["policy"].config.vocab_size),
         seed=config.seed,
         wave=config.rollout.wave or None,
     )

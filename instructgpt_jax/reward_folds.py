@@ -143,10 +143,10 @@ def completion_scores(
     name = tokenizer.beside(init_from)
     config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
     text = tokenizer.load(name)
-    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size(text), seed=0)
+    network = networks.build("model", config, "scalar", mesh, text.vocab_size, seed=0)
     params = networks.freeze(network)
     completions = encoding.completions(records, text)
-    prompts = batches.encode(text, [record["prompt"] for record in records])
+    prompts = text.encode_prompts([record["prompt"] for record in records])
     prompts = [ids for ids, texts in zip(prompts, completions, strict=True) for _ in texts]
     ends = [ids for texts in completions for ids in texts]
     Q, R = max(map(len, prompts)), max(map(len, ends))

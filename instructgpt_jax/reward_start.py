@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, models
-from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.datasets import StageData
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import constrain, replicated
@@ -38,7 +38,7 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
       data: comparisons.
     """
     section, found = config.reward, network.load()
-    twin, eos = eos_twin(section, data.tokenizer), data.tokenizer.eos_token_id
+    twin, eos = eos_twin(section, data.tokenizer), data.tokenizer.eos_id
     if twin is not None and (network.grown or not config.models.model.init_from):
         tokens = found["embed"]["tokens"]
         copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
@@ -51,14 +51,14 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
     return found
 
 
-def eos_twin(section: ConfigDict, tokenizer) -> int | None:
+def eos_twin(section: ConfigDict, tokenizer: Tokenizer) -> int | None:
     """The token whose embedding the end of text starts with, `config.reward.eos_init`; None = its own.
 
     The score is read at the end of text, where a language model has no use for the text behind: another document
     follows. A token that may or may not be the last of a text, such as a full stop, has a state that knows.
     """
     text = section.get("eos_init", "")
-    ids = tokenizers.encode(tokenizer, [text])[0] if text else ()
+    ids = tokenizer.encode([text])[0] if text else ()
     if text and len(ids) != 1:
         raise ValueError(f"config.reward.eos_init must be one token of the tokenizer, got {text!r}: {len(ids)} tokens")
     return int(ids[0]) if text else None

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructgpt_jax import models
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import Cache, ModelConfig
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
 
@@ -63,6 +65,7 @@ def generate(
     iteration: int | jax.Array = 0,
     episodes: jax.Array | None = None,
     wave: int | None = None,
+    allowed: np.ndarray | None = None,
 ) -> Rollout:
     """Samples a response to each prompt.
 
@@ -79,11 +82,15 @@ def generate(
       episodes: (B,) int32, the identity of each prompt for its keys; 0 … B-1 by default.
       wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order
         of length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
+      allowed: (V,) bool, the ids that may be sampled, for a vocabulary with ids that no token has: the distribution,
+        log-probabilities included, is over these alone. None = all.
 
     Raises:
       ValueError: an empty range, a context too short, or a wave that does not divide B.
     """
     chex.assert_rank([prompts, lengths], [2, 1])
+    if allowed is not None:
+        chex.assert_shape(allowed, (config.vocab_size,))
     B, Q = prompts.shape
     wave = B if wave is None else wave
     if max_new_tokens < 1:
@@ -104,6 +111,8 @@ def generate(
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
 
     def choose(logits, episodes, positions):
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, -jnp.inf)
         keys = jax.vmap(lambda episode, position: jax.random.fold_in(jax.random.fold_in(key, episode), position))
         return sample(logits, keys(episodes, positions), temperature, top_k, top_p)
 
@@ -130,12 +139,15 @@ def respond(
     episodes: jax.Array,
     options,
     seed: int,
-    eos_id: int,
+    tokenizer: Tokenizer,
     *,
     iteration: int | jax.Array = 0,
     wave: int | None = None,
 ) -> Rollout:
-    """`generate` with the `response_length`, `temperature`, `top_k` and `top_p` of a section of the configuration."""
+    """`generate` with the `response_length`, `temperature`, `top_k` and `top_p` of a section of the configuration.
+
+    Only ids that a token of the tokenizer has are sampled, and its EOS ends a response.
+    """
     return generate(
         config,
         params,
@@ -146,10 +158,11 @@ def respond(
         options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        eos_id=eos_id,
+        eos_id=tokenizer.eos_id,
         iteration=iteration,
         episodes=episodes,
         wave=wave,
+        allowed=tokenizer.allowed(config.vocab_size),
     )
 
 

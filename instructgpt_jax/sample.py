@@ -82,28 +82,29 @@ def read_prompts(c: ConfigDict) -> list[Prompt]:
     return found
 
 
-def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Prompt], int], Iterator[dict]]:
+def make_answer(
+    config: ConfigDict, mesh: Mesh, tokenizer: tokenizers.Tokenizer
+) -> Callable[[list[Prompt], int], Iterator[dict]]:
     """Loads `config.models.model`; returns (prompts, number of the first) -> `prompt, response, ended` of each.
 
     A prompt's answer depends on its number and the seed, not on the prompts beside it.
     """
     c = config.sample
-    network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
     params = networks.freeze(network)
-    start = tokenizers.start(tokenizer)
     limit = network.config.max_length - c.response_length
     by_row = NamedSharding(mesh, P(sharding.BATCH))
     batch_size = c.batch_size
 
     answer_batch = jax.jit(
         lambda params, prompts, lengths, episodes: respond(
-            network.config, params, prompts, lengths, episodes, c, config.seed, tokenizer.eos_token_id
+            network.config, params, prompts, lengths, episodes, c, config.seed, tokenizer
         ),
         out_shardings=sharding.replicated(mesh),
     )
 
-    def encode(prompts: list[Prompt]) -> list[list[int]]:
-        encoded = [start + ids.tolist() for ids in tokenizers.encode(tokenizer, [prompt.text for prompt in prompts])]
+    def encode(prompts: list[Prompt]) -> list[np.ndarray]:
+        encoded = tokenizer.encode_prompts([prompt.text for prompt in prompts])
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if not 1 <= len(tokens) <= limit:
                 raise ValueError(
@@ -126,7 +127,7 @@ def make_answer(config: ConfigDict, mesh: Mesh, tokenizer) -> Callable[[list[Pro
             responses, _, mask = jax.device_get(answer_batch(params, *arrays))
             for prompt, response, real in zip(prompts[low:], responses, mask, strict=False):
                 ids = response[real]
-                ended = bool(ids[-1] == tokenizer.eos_token_id)
+                ended = bool(ids[-1] == tokenizer.eos_id)
                 text = tokenizer.decode(ids[:-1] if ended else ids)
                 yield {"prompt": prompt.text, "response": text, "ended": ended}
 

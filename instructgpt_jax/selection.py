@@ -6,7 +6,6 @@ so that `init_from=<workdir>` loads them; `selection.json` has the whole table.
 """
 
 import contextlib
-import functools
 import itertools
 import json
 
@@ -40,7 +39,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             f"config.models.model.init_from must be a workdir with snapshots (config.snapshot_every=-1), got {source!r}"
         )
     tokenizer = tokenizers.load(config.data.tokenizer)
-    network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
+    network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
     scorer = Scorer(config, network.config, mesh) if by == "score" else None
     resolved = loop.claim_workdir(config, workdir)
     if checkpoint.steps(workdir):
@@ -92,9 +91,9 @@ class Scorer:
         def answer(params: dict, reward_params: dict, batch: dict):
             """Episodes, and the (B,) scores of their responses."""
             prompts, lengths = batch["prompts"], batch["prompt_lengths"]
-            eos_id, wave = self._data.tokenizer.eos_token_id, config.rollout.wave or None
+            tokenizer, wave = self._data.tokenizer, config.rollout.wave or None
             tokens, _, mask = respond(
-                policy, params, prompts, lengths, batch["index"], c, config.seed, eos_id, wave=wave
+                policy, params, prompts, lengths, batch["index"], c, config.seed, tokenizer, wave=wave
             )
             answers = Episodes(prompts, lengths, tokens, mask)
             packed = ep.pack(answers, c.row_length, c.microbatch_rows)
@@ -120,9 +119,11 @@ class Scorer:
         return {key: float(value) for key, value in row.items()}, samples
 
     def _sample(self, episode: Episodes, score: float) -> dict:
-        decode = functools.partial(self._data.tokenizer.decode, skip_special_tokens=True)
-        prompt = decode(episode.prompts[: episode.prompt_lengths])
-        return {"prompt": prompt, "response": decode(episode.responses[episode.response_mask]), "score": float(score)}
+        tokenizer = self._data.tokenizer
+        prompt = episode.prompts[len(tokenizer.start) : episode.prompt_lengths]
+        response = episode.responses[episode.response_mask]
+        response = response[:-1] if response[-1] == tokenizer.eos_id else response
+        return {"prompt": tokenizer.decode(prompt), "response": tokenizer.decode(response), "score": float(score)}
 
 
 def _losses(source: str, steps: list[int]) -> dict[int, float]:

@@ -88,13 +88,13 @@ def test_completions_keep_what_was_sampled(base, collected):
     """The kept ids decode to the text, and an answer is cut where it has every token it may have and no end."""
     tokenizer = tokenizers.load(base / "tokenizer")
     records = read(collected / "comparisons.jsonl")
-    assert {record["tokenizer"] for record in records} == {tokenizers.content_hash(tokenizer)}
+    assert {record["tokenizer"] for record in records} == {tokenizer.hash}
     kept = [row for r in records for row in zip(r["completions"], r["tokens"], r["ended"], strict=True)]
     for text, tokens, ended in kept:
-        assert tokenizer.decode(tokens) == text and tokenizer.eos_token_id not in tokens
+        assert tokenizer.decode(tokens) == text and tokenizer.eos_id not in tokens
         assert len(tokens) < 8 if ended else len(tokens) == 8
     assert {ended for *_, ended in kept} == {True, False}  # a policy that knows nothing ends by chance
-    again = [tokenizers.encode(tokenizer, [text])[0].tolist() for text, *_ in kept]
+    again = [tokenizer.encode([text])[0].tolist() for text, *_ in kept]
     assert any(ids != tokens for ids, (_, tokens, _) in zip(again, kept, strict=True))  # another segmentation
 
 
@@ -106,7 +106,7 @@ def test_the_reward_model_reads_what_ppo_will_score(base, collected):
     encoded = encoding.comparisons(records, tokenizer, skip_bad=0, **options)
     for example, number in zip(encoded.examples, encoded.records, strict=True):
         record = records[int(number)]
-        want = [t + [tokenizer.eos_token_id] * e for t, e in zip(record["tokens"], record["ended"], strict=True)]
+        want = [t + [tokenizer.eos_id] * e for t, e in zip(record["tokens"], record["ended"], strict=True)]
         assert [ids.tolist() for ids in example.completions] == want
         assert [ids.tolist() for ids in encoding.completions([record], tokenizer)[0]] == want
 
@@ -116,7 +116,7 @@ def test_tokens_of_another_tokenizer_are_not_used(base, tmp_path):
     tokenizer = tokenizers.load(base / "tokenizer")
     plain = {"prompt": "a", "completions": [" b", " c"], "ranking": [1, 2]}
     other = plain | {"tokens": [[5], [6]], "tokenizer": "another", "ended": [True, False]}
-    eos, texts = tokenizer.eos_token_id, [ids.tolist() for ids in tokenizers.encode(tokenizer, [" b", " c"])]
+    eos, texts = tokenizer.eos_id, [ids.tolist() for ids in tokenizer.encode([" b", " c"])]
     from_people, from_another = (
         [ids.tolist() for ids in completions] for completions in encoding.completions([plain, other], tokenizer)
     )
@@ -146,7 +146,7 @@ def test_what_was_sampled_is_checked(tmp_path, fields, message):
 def test_kept_tokens_beyond_the_vocabulary_are_a_bad_record(base, tmp_path):
     tokenizer = tokenizers.load(base / "tokenizer")
     record = {"prompt": "a", "completions": [" b", " c"], "ranking": [1, 2], "tokens": [[1], [100_000]]}
-    record["tokenizer"] = tokenizers.content_hash(tokenizer)
+    record["tokenizer"] = tokenizer.hash
     (tmp_path / "c.jsonl").write_text(json.dumps(record) + "\n")
     records = sources.load((f"jsonl:{tmp_path}/c.jsonl",), "comparisons", 0)
     options = dict(row_length=64, process_rows=8, max_completions=4, shared_prompt=True, max_prompt_tokens=0)

@@ -235,10 +235,10 @@ def test_answers_do_not_depend_on_the_batch(runs, whole, examiner):
     for prompt, one, before in zip(prompts, answers, kept, strict=False):
         assert one["text"] == before["text"] and one["score"] == pytest.approx(before["score"], abs=1e-5)
         tokenizer = tokenizers.load(settings.data.tokenizer)
-        ids = [*tokenizer.encode(prompt), *tokenizer.encode(one["text"])]
+        ids = [i for part in tokenizer.encode([prompt, one["text"]]) for i in part]
         if one["ended"]:
-            ids.append(tokenizer.eos_token_id)
-        if len(ids) != len(tokenizer.encode(prompt)) + one["length"]:
+            ids.append(tokenizer.eos_id)
+        if len(ids) != len(tokenizer.encode([prompt])[0]) + one["length"]:
             continue  # a sampled text can have more than one encoding
         logprobs = [token_logprobs(nets[name].config, params[name], ids) for name in ("sft", "ref_policy")]
         start = len(ids) - one["length"]
@@ -253,7 +253,7 @@ def examiner(runs):
     mesh = sharding.make_mesh(MESH)
     with jax.set_mesh(mesh):
         tokenizer = tokenizers.load(settings.data.tokenizer)
-        nets = evaluate.build_networks(settings, mesh, tokenizers.vocab_size(tokenizer))
+        nets = evaluate.build_networks(settings, mesh, tokenizer.vocab_size)
         return settings, Examiner(settings, tokenizer, {n: nets[n] for n in ("reward", "ref_policy")}, mesh), nets, mesh
 
 
@@ -264,8 +264,8 @@ def test_closed_task_and_pretraining_loss(examiner):
         params = nets["sft"].load()
 
         def logprob(prompt, choice):
-            ids = [*tokenizer.encode(prompt), *tokenizer.encode(choice)]
-            return token_logprobs(network, params, ids)[len(tokenizer.encode(prompt)) - 1 :].sum()
+            begun, end = tokenizer.encode([prompt, choice])
+            return token_logprobs(network, params, [*begun, *end])[len(begun) - 1 :].sum()
 
         prompt, choices = "The fox lives in", [" the forest.", " soup.", " a b c."]
         best = int(np.argmax([logprob(prompt, choice) for choice in choices]))
@@ -331,6 +331,15 @@ def test_bad_models_and_records(runs, tmp_path):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="^config.evaluate.overoptimisation.runs.sft must be a workdir with snapshots"):
         main.run(config(runs, evaluate__overoptimisation__runs__sft=f"{runs}/base"), str(tmp_path / "c"))
+
+
+def test_a_snapshot_that_lacks_ids_of_the_tokenizer_is_refused_at_the_start(runs):
+    settings = config(runs)
+    settings.data.tokenizer = ""
+    for name in ("reward", "ref_policy", "base", "sft"):
+        settings.models[name] = common.network("tiny", vocab_size=600)
+    with pytest.raises(ValueError, match=r"^config.evaluate.overoptimisation.runs.sft: .* tokenizer's 600, got \d{3}$"):
+        evaluate.build_networks(settings, sharding.make_mesh(MESH), 600)
 
 
 def test_policies_are_evaluated_beside_each_other(monkeypatch):

@@ -141,7 +141,7 @@ def test_a_tensor_under_both_its_names_is_refused(tmp_path):
 
 
 def without_pad(vocab_size, directory):
-    """A byte-level BPE whose ids end at `vocab_size`, EOS the only special token; PAD comes as `load` adds it."""
+    """A byte-level BPE whose ids end at `vocab_size`, EOS the only special token; for transformers, with a PAD."""
     tokenizers.train(["Some text about Mira and a fox."] * 9, vocab_size, directory)
     file = directory / "tokenizer.json"
     raw = json.loads(file.read_text())
@@ -150,13 +150,13 @@ def without_pad(vocab_size, directory):
     file.write_text(json.dumps(raw))
     config = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "pad_token"}))
-    return tokenizers.load(directory)
+    return tokenizers.load(directory).pretrained(pad=True)
 
 
 def test_no_id_of_an_export_lies_beyond_its_embedding(tmp_path):
     tokenizer = without_pad(270, tmp_path / "tokenizer")
-    vocab_size = tokenizers.vocab_size(tokenizer)
-    assert tokenizer.pad_token_id == vocab_size  # added by `load`
+    vocab_size = tokenizer.pad_token_id  # added beyond all others
+    assert vocab_size == 270 == len(tokenizer) - 1
     config, params = hf.load(GOLDEN / "gpt2")
     config = config.replace(vocab_size=vocab_size)
     params["embed"]["tokens"] = np.ones((config.padded_vocab_size, 16), np.float32)
@@ -179,7 +179,8 @@ def test_no_id_of_an_export_lies_beyond_its_embedding(tmp_path):
     assert again == config
     equal(params_again, params)
     ours = tokenizers.load(tmp_path / "lm")
-    assert ours.get_vocab() == tokenizer.get_vocab() and ours.pad_token_id == vocab_size
+    assert ours.vocabulary() == {token: i for token, i in tokenizer.get_vocab().items() if i < vocab_size}
+    assert ours.vocab_size == vocab_size and ours.pad == ""
 
     score = {name: x for name, x in params.items() if name != "head"}
     score["scalar_head"] = {"kernel": np.ones(16, np.float32), "bias": np.float32(0)}

@@ -117,9 +117,9 @@ def test_demonstrations_are_prompt_completion_and_eos(world):
         found = contents(batch)
         assert len(found) == 8
         for tokens, mask in found:
-            assert tokens[-1] == tokenizer.eos_token_id and tokenizer.eos_token_id not in tokens[:-1]
+            assert tokens[-1] == tokenizer.eos_id and tokenizer.eos_id not in tokens[:-1]
             record = records[tokenizer.decode(tokens[:-1])]
-            prompt = len(tokenizers.encode(tokenizer, [record["prompt"]])[0])
+            prompt = len(tokenizer.encode([record["prompt"]])[0])
             assert list(mask) == [int(i >= (1 if loss_on_prompt else prompt)) for i in range(len(tokens))]
 
 
@@ -143,7 +143,7 @@ def test_comparisons_keep_ranks_ties_groups_and_skip_all_tied(world):
         for m, slot, k in zip(*np.nonzero(batch["ranks"]), strict=True)
         for row, column in [batch["ends"][m, slot, k]]
     }
-    assert eos == {tokenizer.eos_token_id}  # the score is read at EOS
+    assert eos == {tokenizer.eos_id}  # the score is read at EOS
 
 
 def test_prompts_are_padded_on_the_right(world):
@@ -158,7 +158,7 @@ def test_prompts_are_padded_on_the_right(world):
 def test_pretraining_text_is_joined_by_eos_and_cut(world, tmp_path):
     files, tokenizer = world
     documents = [json.loads(line)["text"] for line in open(files["pretraining"][6:])]
-    stream = [i for document in documents for i in [*tokenizer(document)["input_ids"], tokenizer.eos_token_id]]
+    stream = [i for ids in tokenizer.encode(documents) for i in [*ids, tokenizer.eos_id]]
     wanted = sorted(tuple(stream[i : i + 64]) for i in range(0, len(stream) - 63, 64))
     for cache in ("", str(tmp_path / "cache"), str(tmp_path / "cache")):  # in memory, written, found again
         batches = build(world, "pretraining", seed=None, cache_dir=cache)
@@ -506,7 +506,7 @@ def test_data_of_a_stage_from_its_config(world, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, batch, want)
         assert jax.tree.map(lambda x: x.shape, data.abstract_batch()) == jax.tree.map(lambda x: x.shape, batch)
         assert len(list(data.valid["valid"]())) == len(data.valid_batches) > 0
-        assert data.num_steps == len(data.train_batches) and data.vocab_size == tokenizers.vocab_size(tokenizer)
+        assert data.num_steps == len(data.train_batches) and data.vocab_size == tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("data", [2, 1])

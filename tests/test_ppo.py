@@ -44,13 +44,17 @@ CASES = {
         "clip_range": 0.01, "clip_range_value": 0.01, "policy_optimizer.max_grad_norm": 0.5,
         "policy_optimizer.eps_form": "tensorflow", "value_optimizer.eps_form": "tensorflow",
     },
+    "more ids than tokens": dict(
+        temperature=0.7, batch_size=16, microbatch_rows=8, ptx_coef=3.0, ptx_microbatch_rows=8, max_prompt_length=5
+    ),
 }  # fmt: skip
+ALLOWED = {"more ids than tokens": np.array([i < 21 and i != 7 for i in range(tiny_ppo.VOCAB)])}
 
 
 @functools.cache
 def case(name):
     """(algorithm, its three programs, state, frozen networks, batch); the policy has moved off the reference."""
-    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(**CASES[name]))
+    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(**CASES[name]))._replace(allowed=ALLOWED.get(name))
     return algorithm, tiny_ppo.phases(algorithm), *tiny_ppo.start(algorithm, 0.5), tiny_ppo.batch(algorithm.config)
 
 
@@ -66,9 +70,14 @@ def after(name):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def all_logprobs(config, params, sequences, temperature):
+def all_logprobs(config, params, sequences, temperature, allowed=None):
     """(B, L - 1, V): log-probabilities of what follows each column of whole, unpacked sequences."""
-    return jax.nn.log_softmax(models.logits(config, params, sequences)[:, :-1] / temperature)
+    return sampled_from(models.logits(config, params, sequences)[:, :-1] / temperature, allowed)
+
+
+def sampled_from(logits, allowed):
+    """Log-probabilities of the softmax over the allowed ids."""
+    return jax.nn.log_softmax(logits if allowed is None else jnp.where(allowed, logits, -1e30))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,9 +93,9 @@ def chosen(logprobs, sequences):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 @functools.partial(jax.grad, argnums=2, has_aux=True)
-def policy_loss(config, c, params, sequences, old, advantages, inside, text):
+def policy_loss(config, c, params, sequences, old, advantages, inside, text, allowed):
     """The clipped surrogate, plus ptx_coef times the mean negative log-likelihood of `text`."""
-    logprobs = jax.nn.log_softmax(models.logits(config, params, sequences)[:, :-1] / c.temperature)
+    logprobs = sampled_from(models.logits(config, params, sequences)[:, :-1] / c.temperature, allowed)
     entropy = -(jnp.exp(logprobs) * logprobs).sum(axis=-1)
     ratio = jnp.exp(jnp.where(inside, chosen(logprobs, sequences) - old, 0.0))
     clipped = jnp.clip(ratio, 1 - c.clip_range, 1 + c.clip_range)
@@ -176,9 +185,8 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
         inside[i, spans[i]] = True
 
     def token_logprobs(params):
-        return np.asarray(
-            chosen(all_logprobs(algorithm.policy, params, sequences, c.temperature), sequences), np.float64
-        )
+        logprobs = all_logprobs(algorithm.policy, params, sequences, c.temperature, algorithm.allowed)
+        return np.asarray(chosen(logprobs, sequences), np.float64)
 
     old, ref = token_logprobs(state.policy.params), token_logprobs(frozen["ref_policy"])
     old_values = np.asarray(all_values(algorithm.value, state.value.params, sequences), np.float64)[:, :-1]
@@ -238,7 +246,15 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
             text = jax.tree.map(lambda x: x[epoch * c.num_minibatches + n], batch.get("pretraining"))  # noqa: B023
             at = Settings(c.temperature, c.clip_range, c.clip_range_value, c.ptx_coef)
             gradient, sums = policy_loss(
-                algorithm.policy, at, rounded(policy.params), sequences[pick], old[pick], a, inside[pick], text
+                algorithm.policy,
+                at,
+                rounded(policy.params),
+                sequences[pick],
+                old[pick],
+                a,
+                inside[pick],
+                text,
+                algorithm.allowed,
             )
             value_gradient, value_sums = value_loss(
                 algorithm.value,
@@ -308,7 +324,16 @@ def test_the_cases_are_worth_comparing():
 # ------------------------------------------------------------------------------------------- what always holds
 
 
-@pytest.mark.parametrize("name", ["temperature", "ptx"])
+def test_only_ids_that_a_token_has_are_sampled():
+    """The pretraining text may hold the others, and its loss is over all."""
+    episodes, _, metrics = after("more ids than tokens")
+    allowed, mask = ALLOWED["more ids than tokens"], np.asarray(episodes.response_mask)
+    assert allowed[np.asarray(episodes.responses)[mask]].all()
+    assert not allowed[np.asarray(after("ptx")[0].responses)[np.asarray(after("ptx")[0].response_mask)]].all()
+    assert np.isfinite(metrics["policy/entropy"]) and metrics["policy/entropy"] < np.log(allowed.sum())
+
+
+@pytest.mark.parametrize("name", ["temperature", "ptx", "more ids than tokens"])
 def test_first_minibatch_in_float32(name):
     """Sampled and recomputed log-probabilities agree, so the first ratio is 1; a reference just started has no KL."""
     algorithm, phases, _, frozen, batch = case(name)

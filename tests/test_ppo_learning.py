@@ -23,6 +23,7 @@ from configs import common
 from instructgpt_jax import main, models, ppo, ppo_stage
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.models import hf
 from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.training import checkpoint
@@ -185,7 +186,7 @@ def test_ptx_keeps_the_pretraining_loss(world, text_loss):
 
     PPO unlearns the text on its way there; PPO-ptx gets as far and does not.
     """
-    word = tokenizers.load(str(world / "base" / "tokenizer")).encode(" dog")[-1]
+    word = tokenizers.load(str(world / "base" / "tokenizer")).encode([" dog"])[0][-1]
     start, loss, score = None, {}, {}
     for name, ptx_coef in (("ppo", 0.0), ("ptx", 27.8)):
         config = from_base(world, **{"ppo.ptx_coef": ptx_coef, "ppo.kl_coef": 0.0, "ppo.adaptive_kl.target": 0.0})
@@ -305,6 +306,44 @@ def test_networks_of_the_stage(world, whole):
         again, _ = build(small_runs.get_config(world), whole)
         same(again.frozen()["ref_policy"], frozen["ref_policy"])
     assert max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), trained, frozen["ref_policy"]))) > 1e-3
+
+
+def published(folder, config, tokenizer):
+    """A network with fresh weights and its tokenizer, as a directory in Hugging Face format."""
+    hf.save(folder, config, models.init(config, jax.random.key(3)), tokenizer.pretrained(pad=False))
+    return common.network(init_from=str(folder))
+
+
+def test_networks_of_other_sizes_with_one_tokenizer(world, tmp_path):
+    """Published models have more ids than their tokenizer, each as many as it likes: those are never sampled."""
+    tokenizer = tokenizers.load(str(world / "base" / "tokenizer"))
+    config = small_runs.get_config(world)
+    config.data.tokenizer = str(world / "base" / "tokenizer")
+    config.ppo.temperature = 3.0  # every id is about as likely as another
+    for name, size, head in (("policy", 600, "lm"), ("reward", 400, "scalar")):
+        shape = tiny_shape().replace(vocab_size=size, head=head)
+        config.models[name] = published(tmp_path / name, shape, tokenizer)
+    stage, mesh = build(config, tmp_path / "run")
+    with jax.set_mesh(mesh), contextlib.closing(stage.data(0)) as data:
+        state, frozen = stage.init(), stage.frozen()
+        for _ in range(2):
+            state, metrics = stage.update(state, frozen, next(data))
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.policy.params, state.value.params)))
+            assert metrics["policy/ratio_first"] <= 1e-5 and metrics["rollout/logprob_gap"] <= 1e-5
+            assert metrics["policy/entropy"] < np.log(tokenizer.vocab_size)
+        _, samples = stage.evaluate(state, frozen)
+    assert len(samples) == 2 and all(np.isfinite(sample["score"]) for sample in samples)
+
+
+def test_a_network_that_lacks_ids_of_the_tokenizer_is_refused(world, tmp_path):
+    tokenizer = tokenizers.load(str(world / "base" / "tokenizer"))
+    config = small_runs.get_config(world)
+    shape = tiny_shape().replace(vocab_size=tokenizer.vocab_size - 2, head="scalar")
+    config.models.reward = published(tmp_path / "reward", shape, tokenizer)
+    config.data.tokenizer = str(world / "base" / "tokenizer")
+    message = f"config.models.reward must have a vocabulary of at least the tokenizer's {shape.vocab_size + 2}, got "
+    with pytest.raises(ValueError, match=message + str(shape.vocab_size)):
+        build(config, tmp_path / "run")
 
 
 BAD = {

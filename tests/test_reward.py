@@ -163,7 +163,7 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
         with jax.set_mesh(mesh):
             found[text] = np.asarray(reward.build(config, mesh).init().params["embed"]["tokens"])
     vocabulary = tokenizer.load(config.data.tokenizer)
-    eos, (stop,) = vocabulary.eos_token_id, tokenizer.encode(vocabulary, ["."])[0]
+    eos, (stop,) = vocabulary.eos_id, vocabulary.encode(["."])[0]
     assert (found["."][eos] == found[""][stop]).all() and (found[""][eos] != found[""][stop]).any()
     assert (np.delete(found["."], eos, 0) == np.delete(found[""], eos, 0)).all()
     _, _, state, workdir = trained
@@ -308,8 +308,8 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
     prompts, responses = np.zeros((20, 48), np.int32), np.zeros((20, 48), np.int32)
     lengths, mask = np.zeros(20, np.int32), np.zeros((20, 48), bool)
     for i, record in enumerate(chosen):
-        prompt, completion = tokenizer.encode(tok, [record["prompt"], record["completion"]])
-        completion = [*completion, tok.eos_token_id]
+        prompt, completion = tok.encode([record["prompt"], record["completion"]])
+        completion = [*completion, tok.eos_id]
         prompts[i, : len(prompt)], responses[i, : len(completion)] = prompt, completion
         lengths[i], mask[i, : len(completion)] = len(prompt), True
     model = models.ModelConfig(**networks._tuples(config.models.model.architecture.to_dict()))

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_model
+from ml_collections import ConfigDict
 
 from instructgpt_jax import models, rollout
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import ModelConfig
 
 CONFIG = ModelConfig(
@@ -198,6 +200,47 @@ def test_frequencies_match_probabilities(vocab):
     expected = n * np.exp(log_softmax(logits.astype(np.float64) / temperature))
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi_square - (vocab - 1)) < 5 * np.sqrt(2 * (vocab - 1))
+
+
+ALLOWED = np.isin(np.arange(300), [3, 4, 5, *range(40, 100)])  # two of the three blocks of the draw are empty
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.5}, {"temperature": 0.0}, {"top_k": 80}, {"top_k": 5}, {"top_p": 0.7}], ids=str
+)
+def test_only_allowed_ids_are_sampled(options):
+    """Their log-probabilities are of the softmax over these."""
+    run = jax.jit(lambda p, n: rollout.generate(CONFIG, PARAMS, p, n, R, 0, allowed=ALLOWED, **options))
+    tokens, logprobs, mask = jax.tree.map(np.asarray, run(PROMPTS, LENGTHS))
+    assert mask.all() and ALLOWED[tokens].all() and not ALLOWED[np.asarray(plain().tokens)].all()
+    masked = np.where(ALLOWED, logits_of(tokens) / (options.get("temperature", 1.0) or 1.0), -np.inf)
+    expected = np.take_along_axis(log_softmax(masked), tokens[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+
+
+def test_allowed_frequencies_match_probabilities():
+    logits = np.random.default_rng(5).standard_normal(300).astype(np.float32) * 1.5
+    n, masked = 100_000, np.where(ALLOWED, logits, -np.inf).astype(np.float32)
+    draw = jax.jit(lambda keys: rollout.sample(jnp.broadcast_to(masked, (len(keys), 300)), keys, 1.0)[0])
+    counts = np.bincount(np.concatenate([draw(part) for part in np.split(jax.random.split(jax.random.key(0), n), 5)]),
+                         minlength=300)  # fmt: skip
+    assert not counts[~ALLOWED].any()
+    expected = n * np.exp(log_softmax(masked[ALLOWED].astype(np.float64)))
+    chi_square = ((counts[ALLOWED] - expected) ** 2 / expected).sum()
+    freedom = ALLOWED.sum() - 1
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_responses_are_text_of_the_tokenizer(tmp_path):
+    """A model with more ids than the tokenizer has tokens, as published models have."""
+    tokenizer = tokenizers.train(["the cat sees the dog"] * 9, 262, tmp_path)
+    options = ConfigDict({"response_length": R, "temperature": 3.0, "top_k": 0, "top_p": 1.0})
+    episodes = np.arange(60)
+    run = jax.jit(lambda p, n: rollout.respond(CONFIG, PARAMS, p, n, episodes, options, 0, tokenizer))
+    tokens, _, mask = jax.tree.map(np.asarray, run(np.resize(PROMPTS, (60, Q)), np.resize(LENGTHS, 60)))
+    assert tokens[mask].max() < tokenizer.vocab_size <= 262
+    for response, real in zip(tokens, mask, strict=True):
+        tokenizer.decode(response[real])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from instructgpt_jax.data import tokenizer as tokenizers
 class StageData(NamedTuple):
     """What a stage needs of its data."""
 
-    tokenizer: Any
+    tokenizer: tokenizers.Tokenizer
     vocab_size: int  # what a model's vocabulary must hold
     train_batches: pipeline.Batches
     valid_batches: pipeline.Batches | None  # in order, once through; None without validation records
@@ -84,7 +84,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         in_order["held_out"] = build(held_out, tokenizer, seed=None, num_epochs=1, **same)
     return StageData(
         tokenizer=tokenizer,
-        vocab_size=tokenizers.vocab_size(tokenizer),
+        vocab_size=tokenizer.vocab_size,
         train_batches=training,
         valid_batches=validation,
         train=lambda start: pipeline.iterate(training, mesh, start),

@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 
 from instructgpt_jax.data import packing
-from instructgpt_jax.data import tokenizer as tokenizers
 
 _CHUNK = 1024  # records encoded at once
 _LISTED = 10  # bad records listed in an error
@@ -35,7 +34,7 @@ def demonstrations(
     records, tokenizer, *, row_length: int, loss_on_prompt: bool, max_prompt_tokens: int, skip_bad: int
 ) -> Encoded:
     """prompt + completion + EOS as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`."""
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+    eos = np.array([tokenizer.eos_id], np.int32)
 
     def texts(record):
         return [record["prompt"], record["completion"]]
@@ -60,13 +59,12 @@ def comparisons(
     skip_bad: int,
 ) -> Encoded:
     """`packing.Comparison`s of the completions as `completions` has them; prompts with all tied are left out."""
-    own = tokenizers.content_hash(tokenizer)
 
     def texts(record):
         return [record["prompt"], *record["completions"]]
 
     def example(record, prompt, *encoded):
-        completions = _as_sampled(record, encoded, tokenizer, own)
+        completions = _as_sampled(record, encoded, tokenizer)
         if len(set(record["ranking"])) < 2:
             return "all completions tied"
         if len(completions) > max_completions:
@@ -97,20 +95,18 @@ def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
     The tokens are those that were sampled, where the record keeps `tokens` of this very tokenizer, else those of the
     text. EOS stands behind a completion that ended: all of a record do, unless its `ended` says otherwise.
     """
-    own = tokenizers.content_hash(tokenizer)
-    encoded = iter(tokenizers.encode(tokenizer, [text for record in records for text in record["completions"]]))
-    return [_as_sampled(record, [next(encoded) for _ in record["completions"]], tokenizer, own) for record in records]
+    encoded = iter(tokenizer.encode([text for record in records for text in record["completions"]]))
+    return [_as_sampled(record, [next(encoded) for _ in record["completions"]], tokenizer) for record in records]
 
 
-def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer, own: str) -> list[np.ndarray]:
+def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer) -> list[np.ndarray]:
     """The completions of one comparison, see `completions`; `encoded` are those of its texts."""
-    if "tokens" in record and record["tokenizer"] == own:
+    if "tokens" in record and record["tokenizer"] == tokenizer.hash:
         encoded = [np.array(ids, np.int32) for ids in record["tokens"]]
         largest = max((int(ids.max()) for ids in encoded if len(ids)), default=0)
-        if largest >= tokenizers.vocab_size(tokenizer):
-            size = tokenizers.vocab_size(tokenizer)
-            raise ValueError(f"tokens must be ids of the tokenizer, below {size}, got {largest}")
-    eos = np.array([tokenizer.eos_token_id], np.int32)
+        if largest >= tokenizer.vocab_size:
+            raise ValueError(f"tokens must be ids of the tokenizer, below {tokenizer.vocab_size}, got {largest}")
+    eos = np.array([tokenizer.eos_id], np.int32)
     ended = record.get("ended") or [True] * len(encoded)
     return [np.concatenate([ids, eos]) if done else ids for ids, done in zip(encoded, ended, strict=True)]
 
@@ -160,15 +156,14 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
       max_prompt_tokens: longer prompts are left out (the paper, appendix C: 1,024); 0 keeps all.
       skip_bad: bad records allowed, those that `records` itself left out included.
     """
-    start = np.array(tokenizers.start(tokenizer), np.int32)
     examples, kept, bad, left_out = [], [], [], dict(records.left_out)
     for first in range(0, len(records), _CHUNK):
         chunk = [records[i] for i in range(first, min(first + _CHUNK, len(records)))]
         texts_of = [texts(record) for record in chunk]
-        tokens = iter(tokenizers.encode(tokenizer, [text for group in texts_of for text in group]))
+        begun = iter(tokenizer.encode_prompts([group[0] for group in texts_of]))
+        tokens = iter(tokenizer.encode([text for group in texts_of for text in group[1:]]))
         for number, (record, group) in enumerate(zip(chunk, texts_of, strict=True), first):
-            prompt, *rest = [next(tokens) for _ in group]
-            prompt = np.concatenate([start, prompt])
+            prompt, *rest = next(begun), *(next(tokens) for _ in group[1:])
             if max_prompt_tokens and len(prompt) > max_prompt_tokens:
                 made = f"prompt longer than {max_prompt_tokens} tokens"
             elif not len(prompt):
@@ -252,7 +247,7 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
     """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
     if not cache_dir:
         return np.concatenate(list(_encode_documents(records, tokenizer)))
-    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    key = hashlib.sha256(tokenizer.hash.encode())
     for i in range(len(records)):
         text = records[i]["text"].encode()
         key.update(len(text).to_bytes(8, "little") + text)
@@ -268,8 +263,8 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
 
 
 def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
-    start, eos = tokenizers.start(tokenizer), [tokenizer.eos_token_id]
+    start, eos = list(tokenizer.start), [tokenizer.eos_id]
     for first in range(0, len(records), _CHUNK):
         texts = [records[i]["text"] for i in range(first, min(first + _CHUNK, len(records)))]
-        documents = [part for tokens in tokenizers.encode(tokenizer, texts) for part in (start, tokens, eos)]
+        documents = [part for tokens in tokenizer.encode(texts) for part in (start, tokens, eos)]
         yield np.concatenate(documents).astype(np.uint32)

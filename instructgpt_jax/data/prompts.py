@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             valid_share=args.valid_share,
             test_share=args.test_share,
             max_tokens=args.max_tokens,
-            count_tokens=lambda texts: [len(ids) for ids in tokenizer.encode(encoder, texts)],
+            count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
             language_sample=args.language_sample,
         )
     except ValueError as error:

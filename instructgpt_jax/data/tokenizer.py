@@ -3,13 +3,17 @@
 Everything downstream sees ids only. Three conventions hold everywhere:
 
 * EOS ends a demonstration, a completion and a pretraining document, and is a token the models learn to write.
-* PAD is a token of its own, never EOS, so that no tool that masks PAD can hide an EOS. Our own models never read it:
-  the empty part of a row is `segments == 0`, with token 0.
+* Our models never read PAD: the empty part of a row is `segments == 0`, with token 0. A tokenizer without a PAD token
+  gets one where an export needs it, and nowhere else.
 * The text of a special token inside a record (a literal "<|endoftext|>" in a crawled page) is ordinary text: it is
-  encoded byte by byte and cannot end a sequence.
+  encoded piece by piece and cannot end a sequence. Only BOS at the very beginning of a prompt, where a rendered chat
+  template writes it, is BOS.
 """
 
+import copy
+import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import tempfile
@@ -28,11 +32,113 @@ _SENTENCE = "The quick brown fox jumps over the lazy dog."
 _SMALLEST = 32  # ids; no alphabet worth training on is smaller, an unfilled vocabulary is
 
 
-def load(name_or_directory: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
-    """A fast tokenizer from a directory or a Hugging Face Hub id.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Text to ids and back. Nothing changes it once it is built, so calls in any order, from any thread, agree.
 
-    A directory needs `tokenizer.json`, or the `vocab.json` and `merges.txt` of GPT-2's byte-level BPE. A PAD token is
-    added where there is none of its own (see `vocab_size`, which does not count it).
+    Attributes:
+      start: ids that stand before every sequence: BOS for families that were trained with one (Llama), else none.
+      bos: the text of that BOS; "" where there is none.
+      eos_id: the id that ends a text.
+      pad: the text of a token that is PAD and nothing else; "" where there is none.
+      vocab_size: one more than the largest id that text or EOS can have: what a model must hold. A PAD may lie above.
+      hash: hexadecimal digest of everything that says which ids a text has, and which text ids have. Equal tokenizers
+        have the same, wherever they come from.
+    """
+
+    start: tuple[int, ...]
+    bos: str
+    eos_id: int
+    pad: str
+    vocab_size: int
+    hash: str
+    _backend: tokenizers.Tokenizer
+    _pretrained: transformers.PreTrainedTokenizerFast  # to be saved or copied; whoever calls it changes its backend
+    _known: np.ndarray  # (ids,) bool, whether a token has the id
+    _special: np.ndarray  # (ids,) bool, whether it is one that no text has
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Tokenizer) and self.hash == other.hash
+
+    def __hash__(self) -> int:
+        return hash(self.hash)
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, (length,) int32, without special tokens; the whole list on all cores at once.
+
+        Raises:
+          ValueError: the text of a special token that the tokenizer has no other ids for.
+        """
+        # Not by the wrapper of transformers: its offsets and masks cost a third of the time and nobody reads them.
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._ordinary(np.array(encoding.ids, np.int32)) for encoding in encodings]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text as the beginning of a sequence, (length,) int32: `start`, then the text's own.
+
+        A text that begins with the text of BOS, as a rendered chat template does, has it once.
+        """
+        start = np.array(self.start, np.int32)
+        return [np.concatenate([start, ids]) for ids in self.encode([text.removeprefix(self.bos) for text in texts])]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of some ids, that of special tokens among it.
+
+        Raises:
+          ValueError: an id that no token has.
+        """
+        ids = np.asarray(ids, np.int64)
+        wrong = [int(i) for i in ids if not 0 <= i < len(self._known) or not self._known[i]]
+        if wrong:
+            raise ValueError(f"ids must be of the tokenizer's {self.vocab_size}, got {wrong[:10]}, which no token has")
+        return self._backend.decode(ids.tolist(), skip_special_tokens=False)
+
+    def allowed(self, size: int) -> np.ndarray | None:
+        """Which of the `size` ids of a model may be sampled: (size,) bool, those below `vocab_size` that a token has.
+
+        None where that is all of them, as it is where model and tokenizer were made for each other.
+        """
+        allowed = np.zeros(size, bool)
+        allowed[: self.vocab_size] = self._known[: self.vocab_size]
+        return None if allowed.all() else allowed
+
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token."""
+        return self._backend.get_vocab()
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes it where `load` and AutoTokenizer find it."""
+        self._pretrained.save_pretrained(os.fspath(directory))
+
+    def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
+        """A copy for transformers; with `pad` it has a PAD token that is not EOS, whose id a model need not hold."""
+        made = copy.deepcopy(self._pretrained)
+        if pad and made.pad_token_id in (None, made.eos_token_id):
+            made.add_special_tokens({"pad_token": PAD})
+        return made
+
+    def _ordinary(self, ids: np.ndarray) -> np.ndarray:
+        """The ids of a text, with special tokens that its letters were merged to spelled out again."""
+        special = self._special[ids]
+        if not special.any():
+            return ids
+        parts = [self._spell(int(i)) if found else [i] for i, found in zip(ids, special, strict=True)]
+        return np.concatenate(parts).astype(np.int32)
+
+    def _spell(self, special: int) -> list[int]:
+        """The ids of the text of a special token, letter by letter."""
+        text = self._backend.id_to_token(special)
+        letters = [[token.id for token in self._backend.model.tokenize(letter)] for letter in text]
+        spelled = [i for ids in letters for i in ids]
+        if not all(letters) or self._special[spelled].any():
+            raise ValueError(f"a text must not hold {text!r}: the tokenizer can write it as a special token only")
+        return spelled
+
+
+def load(name_or_directory: str | os.PathLike) -> Tokenizer:
+    """A tokenizer from a directory or a Hugging Face Hub id.
+
+    A directory needs `tokenizer.json`, or the `vocab.json` and `merges.txt` of GPT-2's byte-level BPE.
 
     Raises:
       ValueError: the tokenizer is slow, nearly empty, has no EOS, or gives a sentence fewer than two different tokens,
@@ -40,25 +146,56 @@ def load(name_or_directory: str | os.PathLike) -> transformers.PreTrainedTokeniz
     """
     name = os.fspath(name_or_directory)
     if "://" in name:  # transformers reads local files only
-        with tempfile.TemporaryDirectory() as copy:
+        with tempfile.TemporaryDirectory() as folder:
             for path in epath.Path(name).iterdir():
-                path.copy(f"{copy}/{path.name}")
-            return load(copy)
+                path.copy(f"{folder}/{path.name}")
+            return load(folder)
     directory = pathlib.Path(name)
     bare = (directory / "vocab.json").is_file() and not (directory / "tokenizer.json").is_file()
     if bare and not (directory / "tokenizer_config.json").is_file():
         # AutoTokenizer asks a model's config.json for the class, which a bare vocabulary does not have.
-        tokenizer = transformers.GPT2TokenizerFast.from_pretrained(name)
+        pretrained = transformers.GPT2TokenizerFast.from_pretrained(name)
     else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
-    _check(tokenizer, name)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD})
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-    return tokenizer
+        pretrained = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
+    _check(pretrained, name)
+    return _build(pretrained)
 
 
-def _check(tokenizer, name: str) -> None:
+def _build(pretrained: transformers.PreTrainedTokenizerFast) -> Tokenizer:
+    """The tokenizer around a backend of its own, which the calls of `pretrained` cannot change."""
+    backend = tokenizers.Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
+    backend.no_truncation()  # files of some models bring both, and texts are cut without a word
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    eos, bos, pad = pretrained.eos_token_id, pretrained.bos_token_id, pretrained.pad_token_id
+    start = (bos,) if bos is not None and backend.encode(_SENTENCE).ids[0] == bos else ()
+    # What letters without an id become is in texts, even where it is called special: the unknown token, and bytes.
+    names = [pretrained.unk_token, getattr(backend.model, "unk_token", None)]
+    names += [f"<0x{byte:02X}>" for byte in range(256)] if getattr(backend.model, "byte_fallback", False) else []
+    unknown = {backend.token_to_id(name) for name in names if name}
+    added = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    special = (added | {bos, pad}) - unknown - {None} | {eos}
+    only_pad = {pad} - unknown - {None, eos, bos}  # many published tokenizers pad with another token
+
+    ids = set(backend.get_vocab().values())
+    known, is_special = np.zeros((2, 1 + max(ids)), bool)
+    known[list(ids)], is_special[list(special)] = True, True
+    content = json.dumps([backend.to_str(), start, eos, sorted(special)])
+    return Tokenizer(
+        start=start,
+        bos=pretrained.bos_token if start else "",
+        eos_id=eos,
+        pad=pretrained.pad_token if only_pad else "",
+        vocab_size=1 + max(ids - only_pad),
+        hash=hashlib.sha256(content.encode()).hexdigest(),
+        _backend=backend,
+        _pretrained=pretrained,
+        _known=known,
+        _special=is_special,
+    )
+
+
+def _check(tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> None:
     if not tokenizer.is_fast:
         raise ValueError(
             f"config.data.tokenizer must be a fast tokenizer, got {type(tokenizer).__name__} from {name!r}"
@@ -76,7 +213,7 @@ def _check(tokenizer, name: str) -> None:
         )
 
 
-def train(texts: Iterable[str], vocab_size: int, directory: str | os.PathLike) -> transformers.PreTrainedTokenizerFast:
+def train(texts: Iterable[str], vocab_size: int, directory: str | os.PathLike) -> Tokenizer:
     """Trains a byte-level BPE (Radford et al. 2019, section 2.2) and saves it where `load` and AutoTokenizer find it.
 
     The same texts in the same order give the same file, whatever the number of threads.
@@ -106,29 +243,6 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | os.PathLike) -
     return load(directory)
 
 
-def vocab_size(tokenizer) -> int:
-    """One more than the largest id that text or EOS can have: what a model must hold. PAD may lie above."""
-    return 1 + max(index for token, index in tokenizer.get_vocab().items() if token != tokenizer.pad_token)
-
-
-def content_hash(tokenizer) -> str:
-    """A hash of everything that turns text into ids and back; what was encoded under one hash is so under it again."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:32]
-
-
-def start(tokenizer) -> list[int]:
-    """The ids that stand before every sequence: BOS for families that were trained with one (Llama), else none."""
-    ids = tokenizer(_SENTENCE)["input_ids"]
-    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
-
-
-def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text, (length,) int32, without special tokens; the whole list on all cores at once."""
-    # The backend is called directly: the wrapper's offsets and masks cost a third of the time and nobody reads them.
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [np.array(encoding.ids, np.int32) for encoding in encodings]
-
-
 def beside(init_from: str | os.PathLike) -> str:
     """Where a model's tokenizer is: in the workdir of its checkpoint, with the Hugging Face model; '' = nowhere."""
     directory = epath.Path(init_from)
@@ -140,7 +254,7 @@ def beside(init_from: str | os.PathLike) -> str:
     return os.fspath(init_from)
 
 
-def load_for(config) -> transformers.PreTrainedTokenizerFast:
+def load_for(config) -> Tokenizer:
     """The tokenizer of a stage that only uses a model: `config.data.tokenizer`, or the one of `config.models.model`."""
     init_from = config.models.model.init_from
     name = config.data.tokenizer or beside(init_from)
@@ -161,12 +275,11 @@ def check_shared(key: str, init_from: str, name: str) -> None:
     if not theirs or theirs == name:
         return
     ours, own = load(name), load(theirs)
-    known = own.get_vocab()
-    pads = (ours.pad_token, own.pad_token)  # which the models never read
-    for token, index in sorted(ours.get_vocab().items(), key=lambda item: item[1]):
+    known, pads = own.vocabulary(), (ours.pad, own.pad)  # which the models never read
+    for token, index in sorted(ours.vocabulary().items(), key=lambda item: item[1]):
         if token not in pads and known.get(token) != index:
             raise ValueError(
-                f"{key} must share the tokenizer {name!r} of {vocab_size(ours)} ids, got one of {vocab_size(own)} with "
+                f"{key} must share the tokenizer {name!r} of {ours.vocab_size} ids, got one of {own.vocab_size} with "
                 f"{init_from!r}, where {token!r} is {known.get(token, 'unknown')} and not {index}"
             )
 
@@ -199,7 +312,7 @@ def prepare(config, workdir: str | os.PathLike) -> None:
                 records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
                 train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
             else:
-                load(wanted).save_pretrained(made)
+                load(wanted).save(made)
             kept.mkdir(parents=True, exist_ok=True)
             # tokenizer.json comes last: where it is, the others are.
             for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, rollout
 from instructgpt_jax.data import encoding
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
@@ -43,14 +44,15 @@ class Examiner:
 
     Args:
       config: `seed` and the section `evaluate`.
+      tokenizer: of all networks.
       frozen: `ref_policy`, `reward` and perhaps `judge`, as shapes; loaded when first used.
     """
 
-    def __init__(self, config: ConfigDict, tokenizer, frozen: dict[str, Network], mesh: Mesh):
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer, frozen: dict[str, Network], mesh: Mesh):
         c = config.evaluate
         self._rows, self._longest, self._longest_prefix = c.batch_size, c.max_prompt_length, c.prefix.max_length
         self._options = Options(*(c[name] for name in Options._fields))
-        self._seed, self._tokenizer, self._mesh, self._networks = config.seed, tokenizer, mesh, frozen
+        self._seed, self.tokenizer, self._mesh, self._networks = config.seed, tokenizer, mesh, frozen
 
     @functools.cached_property
     def _frozen(self) -> dict[str, dict]:
@@ -72,8 +74,8 @@ class Examiner:
           there is one, and `kl`: the sum over the response tokens of logprob - ref_logprob, at the sampling
           temperature (at 1 when greedy).
         """
-        bare = batches.encode(self._tokenizer, prompts)
-        seen = batches.encode(self._tokenizer, [prefix + prompt for prompt in prompts]) if prefix else bare
+        bare = self.tokenizer.encode_prompts(prompts)
+        seen = self.tokenizer.encode_prompts([prefix + prompt for prompt in prompts]) if prefix else bare
         widest = self._longest + self._longest_prefix * bool(prefix)
 
         configs = tuple((name, net.config) for name, net in self._networks.items())
@@ -86,11 +88,13 @@ class Examiner:
                 chosen = numbers[cut]
                 index = batches.fill(np.array(chosen, np.int32), rows)
                 context = self._put((*batches.pad([seen[i] for i in chosen], rows, width), index))
-                program = (network.replace(remat="none"), self._options, self._seed, self._tokenizer.eos_token_id)
+                program = (network.replace(remat="none"), self._options, self._seed, self.tokenizer)
                 response = sample(*program, params, *context, iteration)
                 plain = self._put(batches.pad([bare[i] for i in chosen], rows, self._longest))
                 read = Episodes(*plain, response.tokens, response.mask)
-                values = values_of(configs, self._options, self._frozen, read, response.logprobs, len(chosen))
+                values = values_of(
+                    configs, self._options, self.tokenizer, self._frozen, read, response.logprobs, len(chosen)
+                )
                 tokens, mask, values = jax.device_get((response.tokens, response.mask, values))
                 for row, number in enumerate(chosen):
                     answers[number] = self._describe(tokens[row][mask[row]], {k: v[row] for k, v in values.items()})
@@ -102,8 +106,8 @@ class Examiner:
         Raises:
           ValueError: prompt and completion are longer than the network's context.
         """
-        completions = encoding.completions(records, self._tokenizer)
-        prompts = batches.encode(self._tokenizer, [record["prompt"] for record in records])
+        completions = encoding.completions(records, self.tokenizer)
+        prompts = self.tokenizer.encode_prompts([record["prompt"] for record in records])
         begun = [ids for ids, ends in zip(prompts, completions, strict=True) for _ in ends]
         ends = [ids for texts in completions for ids in texts]
         Q, R, network = max(map(len, begun)), max(map(len, ends)), self._networks[name].config
@@ -121,26 +125,35 @@ class Examiner:
         return batches.put(arrays, self._mesh)
 
     def _describe(self, ids: np.ndarray, values: dict) -> dict:
-        ended = bool(ids[-1] == self._tokenizer.eos_token_id)
-        text = self._tokenizer.decode(ids[:-1] if ended else ids)
+        ended = bool(ids[-1] == self.tokenizer.eos_id)
+        text = self.tokenizer.decode(ids[:-1] if ended else ids)
         return {"text": text, "ended": ended, "length": len(ids)} | {k: float(v) for k, v in values.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def sample(network: ModelConfig, options: Options, seed: int, eos_id: int, params, prompts, lengths, index, iteration):
+def sample(
+    network: ModelConfig, options: Options, seed: int, tokenizer: Tokenizer, params, prompts, lengths, index, iteration
+):
     """Responses to (B, Q) prompts, see rollout.generate; whole on every device, as is all that follows."""
-    found = rollout.respond(network, params, prompts, lengths, index, options, seed, eos_id, iteration=iteration)
+    found = rollout.respond(network, params, prompts, lengths, index, options, seed, tokenizer, iteration=iteration)
     return jax.tree.map(lambda x: constrain(x, None, None), found)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def values_of(
-    networks: tuple, options: Options, frozen: dict, answers: Episodes, logprobs: jax.Array, count: int
+    networks: tuple,
+    options: Options,
+    tokenizer: Tokenizer,
+    frozen: dict,
+    answers: Episodes,
+    logprobs: jax.Array,
+    count: int,
 ) -> dict[str, jax.Array]:
     """`score`, `judge` and `kl` of the first `count` of B answers, each (B,) float32; the others are not read.
 
     Args:
       networks: (name, ModelConfig) of the frozen networks.
+      tokenizer: of the answers: the reference is a distribution over its ids, as the policy is.
       logprobs: (B, R) of the response tokens under the policy.
     """
     real, R = jnp.arange(len(answers.prompts)) < count, answers.responses.shape[1]
@@ -153,7 +166,11 @@ def values_of(
         key: ep.scores(configs[name], frozen[name], answers, packed) for key, name in SCORES.items() if name in configs
     }
     temperature = options.temperature or 1.0
-    head = lambda rows: ep.row_logprobs(configs["ref_policy"], frozen["ref_policy"], rows, temperature)  # noqa: E731
+    reference = configs["ref_policy"]
+    allowed = tokenizer.allowed(reference.vocab_size)
+    head = lambda rows: ep.row_logprobs(  # noqa: E731
+        reference, frozen["ref_policy"], rows, temperature, allowed=allowed
+    )
     gap = jnp.where(answers.response_mask, logprobs - ep.forward_episodes(head, answers, packed), 0.0)
     return {key: constrain(x, None) for key, x in (found | {"kl": gap.sum(axis=1)}).items()}
 

@@ -8,15 +8,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import tokenizer as tokenizers
 
 NARROW = 3  # most prompts are short: those up to a third of the longest go through a narrower program
-
-
-def encode(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """The ids of each text as the beginning of a sequence: with BOS in front for families that have one."""
-    start = np.array(tokenizers.start(tokenizer), np.int32)
-    return [np.concatenate([start, ids]) for ids in tokenizers.encode(tokenizer, list(texts))]
 
 
 def cuts(count: int, size: int) -> Iterator[slice]:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import losses, models
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
@@ -47,7 +47,7 @@ def _row_losses(network: ModelConfig, params: dict, tokens: jax.Array) -> jax.Ar
 
 
 def closed_task(
-    network: ModelConfig, params: dict, tokenizer, records: Sequence[dict], options, mesh: Mesh
+    network: ModelConfig, params: dict, tokenizer: Tokenizer, records: Sequence[dict], options, mesh: Mesh
 ) -> list[float]:
     """1 for each record whose right choice is the likeliest by its summed log-probability after the prompt, else 0.
 
@@ -57,8 +57,8 @@ def closed_task(
       options: `batch_size`, `row_length` and `microbatch_rows`.
     """
     starts = np.cumsum([0, *(len(record["choices"]) for record in records)])
-    prompts = batches.encode(tokenizer, [record["prompt"] for record in records for _ in record["choices"]])
-    choices = tokenizers.encode(tokenizer, [choice for record in records for choice in record["choices"]])
+    prompts = tokenizer.encode_prompts([record["prompt"] for record in records for _ in record["choices"]])
+    choices = tokenizer.encode([choice for record in records for choice in record["choices"]])
     Q, R = max(map(len, prompts)), max(map(len, choices))
     logprobs = []
     for cut in batches.cuts(len(prompts), options.batch_size):
