@@ -111,10 +111,15 @@ class Tokenizer:
         self._pretrained.save_pretrained(os.fspath(directory))
 
     def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
-        """A copy for transformers; with `pad` it has a PAD token that is not EOS, whose id a model need not hold."""
+        """A copy for an export. Where PAD is no token of its own, EOS stands for it, or with `pad` a token is added.
+
+        A model need not hold the id of the added token.
+        """
         made = copy.deepcopy(self._pretrained)
         if pad and made.pad_token_id in (None, made.eos_token_id):
             made.add_special_tokens({"pad_token": PAD})
+        elif made.pad_token_id is None:
+            made.pad_token = made.eos_token
         return made
 
     def _ordinary(self, ids: np.ndarray) -> np.ndarray:
