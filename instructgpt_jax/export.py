@@ -28,7 +28,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         )
     tokenizer = tokenizers.load_for(config)
     network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
-    hf.save(workdir, network.config, network.load(), tokenizer.pretrained(pad=True))
+    # A classifier needs a PAD of its own; for a language model it would be one more id to sample.
+    made = tokenizer.pretrained(pad=network.config.head == "scalar")
+    hf.save(workdir, network.config, network.load(), made)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"
         metrics.say(f"export: {kind} of {source} is now in {workdir}")
