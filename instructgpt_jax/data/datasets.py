@@ -1,6 +1,7 @@
 """The data of a stage, as its config names them: sources, split, tokenizer and pipeline in one call."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -122,19 +123,17 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
         raise ValueError(f"config.data.valid_fraction must be in [0, 1), got {valid_fraction!r}")
     if not valid_fraction:
         return records, _subset(records, np.zeros(len(records), bool))
-    valid, trained = np.zeros(len(records), bool), set()
+    valid, about = np.zeros(len(records), bool), np.zeros(len(records), np.uint64)
     for i in range(len(records)):
         record = records[i]
-        about = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
-        valid[i] = prompts.split_of(about, "instructgpt_jax", valid_fraction, 0.0) == "valid"
-        if not valid[i]:
-            trained.add(about["prompt"])
-    own = valid.copy()
-    for i in np.flatnonzero(valid):
-        own[i] = records[i].get("prompt", records[i].get("text")) not in trained
-    validation = _subset(records, own)
-    if not own.sum() == valid.sum():
-        validation.left_out = {"prompt that is in training too, by another user": int(valid.sum() - own.sum())}
+        text = record.get("prompt", record.get("text"))
+        who = {"user": record.get("user"), "prompt": text}
+        valid[i] = prompts.split_of(who, "instructgpt_jax", valid_fraction, 0.0) == "valid"
+        about[i] = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    held_out = valid & ~np.isin(about, about[~valid])
+    validation = _subset(records, held_out)
+    if lost := int(valid.sum() - held_out.sum()):
+        validation.left_out = {"prompt that is in training too, by another user": lost}
     return _subset(records, ~valid), validation
 
 
