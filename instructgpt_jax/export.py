@@ -3,11 +3,10 @@
 import json
 
 import jax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks
+from instructgpt_jax import networks, paths
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
 from instructgpt_jax.training import metrics
@@ -19,8 +18,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     Raises:
       ValueError: the workdir holds anything but an earlier export, or no family of Hugging Face has this architecture.
     """
-    source, folder = config.models.model.init_from, epath.Path(workdir)
-    if folder.exists() and any(folder.iterdir()):
+    source, folder = config.models.model.init_from, paths.make_folder("workdir", workdir)
+    if any(folder.iterdir()):
         path = folder / "config.json"
         if not path.exists() or "model_type" not in json.loads(path.read_text()):
             raise ValueError(f"workdir must be empty or hold an earlier export, got {workdir}")

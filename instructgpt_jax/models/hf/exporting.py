@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from instructgpt_jax import errors, paths
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf import fields, layout, storage
@@ -74,7 +75,7 @@ def save(
     shapes = {tensor: layout.shape(parts[0][2], file_sizes) for tensor, parts in held.items()}
     arrays = _arrays(family, flat, held, axis_sizes, rows)
     if jax.process_index() == 0:
-        _write(pathlib.Path(directory), raw, shapes, arrays, tokenizer, shard_bytes)
+        _write(pathlib.Path(paths.expand(directory)), raw, shapes, arrays, tokenizer, shard_bytes)
     else:
         for _ in arrays:  # gathering an array is the work of all processes
             pass
@@ -131,8 +132,10 @@ def _write(directory: pathlib.Path, raw: dict, shapes: dict, arrays: Iterator, t
     partial.mkdir(parents=True)
     storage.write_safetensors(partial, shapes, arrays, shard_bytes)
     if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        with errors.naming(partial):
+            tokenizer.save_pretrained(partial)
+    with errors.naming(partial / "config.json"):
+        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
         for old in directory.glob(pattern):  # another number of files would leave some of the old beside the new
             old.unlink()
