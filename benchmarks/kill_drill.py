@@ -22,6 +22,7 @@ import time
 import jax
 import numpy as np
 
+from instructgpt_jax import paths
 from instructgpt_jax.training import checkpoint
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -52,7 +53,7 @@ def count_lines(workdir: pathlib.Path) -> int:
 
 
 def read_log(path: pathlib.Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="", help="where the runs go; a temporary folder by default")
     parser.add_argument("--seed", type=int, default=None, help="of the moments")
     arguments, overrides = parser.parse_known_args()
-    root = pathlib.Path(arguments.workdir or tempfile.mkdtemp(prefix="kill_drill_"))
+    root = pathlib.Path(paths.expand(arguments.workdir) or tempfile.mkdtemp(prefix="kill_drill_"))
     root.mkdir(parents=True, exist_ok=True)
     rng = random.Random(arguments.seed)
 

@@ -123,7 +123,7 @@ def reward_model(
         config.models.model = e2e.fresh()
         config.models.model.residual_dropout = dropout
     main.run(config, str(workdir))
-    return [json.loads(line) for line in (workdir / "held_out.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "held_out.jsonl").read_bytes().splitlines()]
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--comparisons", required=True, help="a data source")
     parser.add_argument("--init", action="append", required=True, help="NAME=WORKDIR, or NAME= for a fresh model")
     parser.add_argument("--tokenizer", default="", help="of a fresh model; that of the first --init by default")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--workdir", required=True, type=lambda path: pathlib.Path(path).expanduser())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--head_examples", type=int, default=2000, help="0: a head that starts at random")
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks
+from instructgpt_jax import networks, paths
 from instructgpt_jax import report as reports
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import data as datasets
@@ -57,6 +57,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     nets = build_networks(config, mesh, tokenizer.vocab_size)
     known = (workdir / "config.json").exists()
     loop.claim_workdir(config, workdir)
+    if c.report:  # elsewhere than in the workdir
+        paths.make_folder("config.evaluate.report", folder)
     if known and (folder / "report.json").exists():
         metrics.say(f"evaluate: complete in {folder}, nothing to do")
         return

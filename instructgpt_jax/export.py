@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks
+from instructgpt_jax import networks, paths
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
 from instructgpt_jax.training import metrics
@@ -26,6 +26,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             f"workdir must be another folder than config.models.model.init_from, which the export would replace, got "
             f"{workdir} twice"
         )
+    paths.make_folder("workdir", workdir)
     tokenizer = tokenizers.load_for(config)
     network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
     # A classifier needs a PAD of its own; for a language model it would be one more id to sample.

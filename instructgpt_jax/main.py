@@ -2,12 +2,14 @@
 
 import ctypes
 import functools
+import importlib.util
+import json
 import os
 import pathlib
 import platform
 import re
 import sys
-import traceback
+from importlib.machinery import ModuleSpec
 
 import jax
 from absl import app, flags, logging
@@ -17,8 +19,11 @@ from ml_collections import config_flags
 
 from instructgpt_jax import (
     collect,
+    errors,
     evaluate,
     export,
+    inputs,
+    paths,
     pipeline,
     ppo_stage,
     pretrain,
@@ -67,21 +72,42 @@ STAGES = {  # name -> (config, mesh, workdir)
 }
 
 
-def check(config) -> jax.sharding.Mesh:
-    """Refuses a configuration that cannot run; returns the mesh it runs on."""
+def check(config, workdir: str, later: str = "") -> jax.sharding.Mesh:
+    """Refuses a configuration that cannot run, before a record is read; returns the mesh it runs on.
+
+    Args:
+      workdir: of the stage.
+      later: the folder of a pipeline: what lies in it need not be there yet.
+    """
+    paths.expand_all(config)
     mesh = sharding.make_mesh(config.mesh)
     validate(config, mesh)
+    inputs.check(config, workdir, later)
     return mesh
+
+
+def check_settings(config, workdir: str) -> None:
+    """Refuses a workdir that holds a run of other settings; networks are compared where they are known, in the loop."""
+    path = epath.Path(workdir) / "config.json"
+    if path.exists():
+        stored, asked = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict(), default=str))
+        found = loop.compare(*({key: tree[key] for key in tree if key != "models"} for tree in (stored, asked)))
+        if found:
+            raise ValueError(
+                f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
+            )
 
 
 def run(config, workdir: str) -> None:
     """Runs the stage that a configuration names in its workdir, or the stages of a pipeline."""
+    workdir = paths.expand(workdir)
     if config.get("stage", "") == "pipeline":
-        pipeline.run(config, workdir, check, run)
+        pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
-    mesh = check(config)
+    mesh = check(config, workdir)
     if config.stage not in ("sample", "export"):  # whose workdir is no model's
         loop.check_workdir(epath.Path(workdir))
+        check_settings(config, workdir)
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it
             multihost_utils.sync_global_devices("tokenizer")
         tokenizer.prepare(config, workdir)
@@ -110,8 +136,41 @@ def join_cluster() -> None:
         jax.distributed.initialize()
 
 
+def find_configs(file: str) -> None:
+    """Lets a configuration's file say `from configs import common` wherever the command was given.
+
+    `configs` is the nearest folder of that name around the file, then the one in the current folder, then the
+    project's own where it stands beside this package: a module that the first lacks is looked for in the next. An
+    installed package of that name is none of them.
+    """
+    if "configs" in sys.modules:
+        return
+    root = pathlib.Path(__file__).resolve().parents[1]
+    around = [folder for folder in pathlib.Path(file).resolve().parents if folder.name == "configs"][:1]
+    own = [root / "configs"] if (root / "pyproject.toml").is_file() else []
+    folders = [str(folder) for folder in dict.fromkeys([*around, pathlib.Path("configs").resolve(), *own])]
+    folders = [folder for folder in folders if os.path.isdir(folder)]
+    if not folders:
+        return
+    if os.path.isfile(f"{folders[0]}/__init__.py"):
+        first = f"{folders[0]}/__init__.py"
+        spec = importlib.util.spec_from_file_location("configs", first, submodule_search_locations=folders)
+    else:
+        spec = ModuleSpec("configs", None, is_package=True)
+        spec.submodule_search_locations = folders
+    sys.modules["configs"] = module = importlib.util.module_from_spec(spec)
+    if spec.loader is not None:
+        spec.loader.exec_module(module)
+
+
 def parse(arguments: list[str]) -> list[str]:
     """absl's parser, with one line for a key that the configuration does not have, or a file that is not there."""
+    places = [n for n, argument in enumerate(arguments) if argument.partition("=")[0] in ("-config", "--config")]
+    for n in places[-1:]:
+        after = n + (1 if "=" in arguments[n] else 2)
+        file = paths.expand("=".join(arguments[n:after]).partition("=")[2])
+        arguments = [*arguments[:n], f"--config={file}", *arguments[after:]]
+        find_configs(file.partition(":")[0])
     try:
         remaining = app.parse_flags_with_usage(arguments)
         if CONFIG.value is not None:
@@ -151,15 +210,10 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     keep_memory()
     join_cluster()
-    workdir = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    workdir = paths.expand(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     keep_programs(workdir)
-    try:
+    with errors.one_line():
         run(CONFIG.value, workdir)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not pathlib.Path(innermost).is_relative_to(pathlib.Path(__file__).parent):
-            raise  # not one of our own refusals: show where it came from
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

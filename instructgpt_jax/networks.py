@@ -114,6 +114,21 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     return Network(network, load, abstract, grown=grow and source.kind != "fresh")
 
 
+def shape(name: str, config: ConfigDict) -> ModelConfig:
+    """The architecture of `config.models[name]` where its tokenizer is not known yet; a fresh one has no vocabulary.
+
+    Raises:
+      ValueError: an unknown size or field, or an init_from that is missing.
+    """
+    key, entry = f"config.models.{name}", config.models[name].to_dict()
+    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
+    try:
+        found = _find(key, entry, fields, 1).config
+        return found.replace(**{field: value for field, value in fields.items() if field in RUNTIME_FIELDS})
+    except ValueError as error:
+        raise ValueError(f"{error}" if str(error).startswith(key) else f"{key}: {error}") from None
+
+
 def freeze(network: Network) -> dict:
     """Parameters that will not train, in the dtype they compute in; never the buffers of a network that trains."""
     cast = jax.jit(lambda params: models.cast(params, network.config.dtype), donate_argnums=0)

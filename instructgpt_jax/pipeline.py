@@ -32,7 +32,7 @@ TOGETHER = "together"  # in it: seconds of the pipeline, less than the sum where
 def run(
     config: ConfigDict,
     workdir: str,
-    check_stage: Callable[[ConfigDict], object],
+    check_stage: Callable[[ConfigDict, str], object],
     run_stage: Callable[[ConfigDict, str], None],
 ) -> None:
     """Runs the stages in their order, or `config.only` of them.
@@ -40,7 +40,7 @@ def run(
     Args:
       config: `stages`, `order`, `only`: the name of one stage to run alone, or '', and `parallel`.
       workdir: of the pipeline.
-      check_stage: refuses a configuration that cannot run; all stages are checked before the first one starts.
+      check_stage: (config, workdir) of one stage: refuses what cannot run; all are checked before the first one starts.
       run_stage: (config, workdir) of one stage.
 
     Raises:
@@ -56,7 +56,7 @@ def run(
     stages = {name: stage_config(config, name, workdir) for name in names}
     for name, stage in stages.items():
         try:
-            check_stage(stage)
+            check_stage(stage, os.path.join(workdir, name))
         except ValueError as error:
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
     lock, path = threading.Lock(), epath.Path(workdir) / SECONDS

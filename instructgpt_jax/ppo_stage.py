@@ -148,11 +148,11 @@ def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, flo
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
-    data = datasets.load(config, c, "prompts", mesh)
-    nets = build_networks(config, mesh, data.vocab_size)
+    nets = build_networks(config, mesh, tokenizer.load(config.data.tokenizer).vocab_size)
     networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
     if c.ptx_coef:
         networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
+    data = datasets.load(config, c, "prompts", mesh)
     updates = c.num_minibatches * c.inner_epochs
     algorithm = ppo.Algorithm(
         c,

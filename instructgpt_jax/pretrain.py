@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, models, networks
-from instructgpt_jax.data import datasets
+from instructgpt_jax.data import datasets, tokenizer
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import metrics, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
@@ -56,11 +56,12 @@ def language_model_stage(
       weigh: the batch as the update trains on it, perhaps with `loss_weights`.
     """
     section = config[name]
-    data = datasets.load(config, section, kind, mesh)
+    vocab_size = tokenizer.load(config.data.tokenizer).vocab_size
+    network = networks.build("model", config, "lm", mesh, vocab_size, config.seed)
+    networks.check_context(f"config.{name}.row_length", section.row_length, network.config)
+    data = datasets.load(config, section, kind, mesh)  # last: it takes the longest
     supervised.per_epoch(config, data)
     num_steps = supervised.num_steps(section, data)
-    network = networks.build("model", config, "lm", mesh, data.vocab_size, config.seed)
-    networks.check_context(f"config.{name}.row_length", section.row_length, network.config)
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)
     shardings = supervised.state_shardings(tx, network.abstract, mesh)

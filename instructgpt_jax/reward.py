@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes, losses, models, networks, reward_report, reward_start
 from instructgpt_jax.data import datasets, pipeline, sources
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain, replicated
 from instructgpt_jax.training import metrics, optimizer, supervised
@@ -100,18 +101,18 @@ def sum_of_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.A
 
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
-    section = config.reward
-    data = datasets.load(config, section, "comparisons", mesh)
-    supervised.per_epoch(config, data)
-    num_steps = supervised.num_steps(section, data)
-    reward_start.eos_twin(section, data.tokenizer)  # refuses now what it could not find later
-    network = networks.build("model", config, "scalar", mesh, data.vocab_size, config.seed)
+    section, tokenizer = config.reward, tokenizers.load(config.data.tokenizer)
+    reward_start.eos_twin(section, tokenizer)  # refuses now what it could not find later
+    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size, config.seed)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
             "config.reward.shared_prompt must be False for a model with local attention windows, got windows "
             f"{network.config.windows}"
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
+    data = datasets.load(config, section, "comparisons", mesh)  # last: it takes the longest
+    supervised.per_epoch(config, data)
+    num_steps = supervised.num_steps(section, data)
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)

@@ -42,18 +42,16 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     """Folds over labelers; complete folds are skipped, a cut one resumes. Writes `generalisation.json`.
 
     Args:
-      config: of a reward stage, `config.reward.folds` at least 2.
+      config: of a reward stage, `config.reward.folds` at least 2, with validation data to measure the training groups.
 
     Returns:
       What the file holds: `folds` (a list: held_out_groups and the final accuracies) and, under `training_groups` and
       `held_out_groups`, `mean`, `standard_error` and `interval95` (half the width of Student's interval) over folds.
 
     Raises:
-      ValueError: fewer labeler groups than folds, or no validation data.
+      ValueError: fewer labeler groups than folds.
     """
     workdir, data = epath.Path(workdir), config.data
-    if not data.valid_fraction:
-        raise ValueError("config.data.valid_fraction must be above 0: it measures the training groups, got 0")
     records = sources.load(tuple(data.comparisons), "comparisons", data.skip_bad, data.data_dir)
     names = sorted({encoding.group_name(record) for record in records} - {""})
     folds = deal(names, config.reward.folds)
@@ -66,8 +64,7 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         fold = ConfigDict(config.to_dict())
         fold.reward.held_out_groups = held_out
         _train(fold, mesh, folder)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        last = next(line for line in reversed(lines) if HELD_OUT in line)
+        last = next(line for line in reversed(metrics.read_lines(folder / "metrics.jsonl")) if HELD_OUT in line)
         rows.append({"held_out_groups": held_out, **{name: last[name] for name in (TRAINED, HELD_OUT)}})
 
     report = {

@@ -1,10 +1,11 @@
 """Answers to prompts, by any checkpoint or Hugging Face directory.
 
 The prompts come from `config.sample.prompts`, from `config.sample.file` (.jsonl or .jsonl.gz with records of prompts,
-else text with a prompt a line), or, where both are empty, from the terminal, a line at a time. Each answer is printed
-and becomes a line of `samples.jsonl` in the workdir.
+else text with a prompt a line, plain or gzip), or, where both are empty, from the terminal, a line at a time. Text is
+UTF-8, and a line ends at its line feed. Each answer is printed and becomes a line of `samples.jsonl` in the workdir.
 """
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, sharding
-from instructgpt_jax.data import sources
+from instructgpt_jax import errors, networks, paths, sharding
+from instructgpt_jax.data import jsonl, schema, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.rollout import respond
 
@@ -37,22 +38,23 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Answers every prompt.
 
     Raises:
-      ValueError: a prompt that leaves no room for an answer; no prompt at all.
+      ValueError: a prompt that is no text or leaves no room for an answer; no prompt at all; a workdir that cannot be
+        made.
     """
-    c, source = config.sample, config.models.model.init_from
-    given = read_prompts(c)
+    source = config.models.model.init_from
+    given = read_prompts(config)
     if not given and jax.process_count() > 1:
         raise ValueError(f"config.sample.file or prompts must be set with {jax.process_count()} processes, got neither")
+    folder = paths.make_folder("workdir", workdir)
     tokenizer = tokenizers.load_for(config)
     answer = make_answer(config, mesh, tokenizer)
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def keep(answers: Iterable[dict]) -> None:
         for one in answers:
             if jax.process_index() == 0:
                 print(f"{RULE}\n" * (len(given) > 1) + one["prompt"] + one["response"], flush=True)
-                with (folder / "samples.jsonl").open("a") as file:
+                path = folder / "samples.jsonl"
+                with errors.naming(path), path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"model": source, **one}, ensure_ascii=False) + "\n")
 
     if given:
@@ -65,18 +67,17 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             print(f"error: {error}", file=sys.stderr)
 
 
-def read_prompts(c: ConfigDict) -> list[Prompt]:
+def read_prompts(config: ConfigDict) -> list[Prompt]:
     """What `config.sample` names: the prompts of the command line, then those of the file."""
+    c = config.sample
     found = [Prompt(f"config.sample.prompts[{number}]", text) for number, text in enumerate(c.prompts)]
     if c.file.endswith((".jsonl", ".jsonl.gz")):
-        records = sources.load((f"jsonl:{c.file}",), "prompts", 0)
+        records = sources.load((f"jsonl:{c.file}",), "prompts", config.data.skip_bad)
         found += [Prompt(records.origin(i), records[i]["prompt"]) for i in range(len(records))]
     elif c.file:
-        path = epath.Path(c.file)
-        if not path.is_file():
+        if not epath.Path(c.file).is_file():
             raise ValueError(f"config.sample.file must exist, got {c.file!r}")
-        lines = enumerate(path.read_text().splitlines(), start=1)
-        found += [Prompt(f"{c.file}:{number}", line) for number, line in lines if line.strip()]
+        found += [Prompt(f"{c.file}:{number}", text) for number, text in jsonl.texts(c.file)]
     if c.file and not found:
         raise ValueError(f"config.sample.file must have a prompt, got none in {c.file!r}")
     return found
@@ -104,6 +105,9 @@ def make_answer(
     )
 
     def encode(prompts: list[Prompt]) -> list[np.ndarray]:
+        for prompt in prompts:
+            if not schema.is_text(prompt.text):
+                raise ValueError(f"{prompt.origin} holds bytes that are no UTF-8, or half of a surrogate pair")
         encoded = tokenizer.encode_prompts([prompt.text for prompt in prompts])
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if not 1 <= len(tokens) <= limit:
@@ -135,13 +139,19 @@ def make_answer(
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the terminal (or a pipe) until its end; `\\n` in one is a line break."""
+    """Lines from the terminal (or a pipe) until its end; `\\n` in one is a line break.
+
+    Bytes that are no UTF-8 come as surrogates, which are refused with the prompt that has them.
+    """
     if sys.stdin.isatty():
         print("One prompt a line, \\n for a line break, Ctrl-D to leave.", file=sys.stderr)
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     while True:
         try:
             line = input("prompt> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        line = line.removesuffix("\r")
         if line:
             yield line.replace("\\n", "\n")

@@ -79,13 +79,14 @@ class Scorer:
     def __init__(self, config: ConfigDict, policy: ModelConfig, mesh: Mesh):
         c = config.select
         self._options = c
+        vocab_size = tokenizers.load(config.data.tokenizer).vocab_size
+        reward = networks.build("reward", config, "scalar", mesh, vocab_size, config.seed)
+        networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
         # Validation prompts come once and in order; the rest of them is not read here.
         self._data = datasets.load(config, ConfigDict({**c, "num_epochs": 1}), "prompts", mesh)
         if not self._data.valid:
             share = config.data.valid_fraction
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
-        reward = networks.build("reward", config, "scalar", mesh, self._data.vocab_size, config.seed)
-        networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
         self._reward = networks.freeze(reward)
 
         def answer(params: dict, reward_params: dict, batch: dict):
@@ -130,8 +131,7 @@ def _losses(source: str, steps: list[int]) -> dict[int, float]:
     """The validation loss at each snapshot, as the run that made them measured it."""
     key = f"{checkpoint.read_metadata(source)['config']['stage']}/valid_loss"
     path = epath.Path(source) / "metrics.jsonl"
-    lines = map(json.loads, path.read_text().splitlines())
-    found = {line["step"]: line[key] for line in lines if key in line}
+    found = {line["step"]: line[key] for line in metrics.read_lines(path) if key in line}
     missing = [step for step in steps if step not in found]
     if missing:
         raise ValueError(f"{path} must have {key} at each snapshot (config.eval_every=-1), got none at steps {missing}")

@@ -19,6 +19,9 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from instructgpt_jax import errors, paths
+from instructgpt_jax.training import metrics
+
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after a signal
 
 
@@ -47,7 +50,7 @@ def grid(text: str) -> list[str]:
 def last_value(workdir: epath.Path, metric: str) -> tuple[int, float | None]:
     """The newest step of a run's metrics.jsonl, and the newest value of a metric there."""
     path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = metrics.read_lines(path) if path.exists() else []
     values = [line[metric] for line in lines if metric in line]
     return max((line["step"] for line in lines), default=0), values[-1] if values else None
 
@@ -62,7 +65,6 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
     table = []
     for value in values:
         folder = workdir / f"{key.rpartition('.')[2]}_{value}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "instructgpt_jax.main", f"--config={config}", f"--workdir={folder}"]
         process = subprocess.Popen(
             [*command, f"--config.{key}={value}", *overrides], stderr=subprocess.PIPE, text=True, errors="replace"
@@ -81,7 +83,7 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
         step, result = last_value(folder, metric)
         row = {"value": value, "workdir": str(folder), "ended": code == 0, "step": step, metric: result}
         table.append(row if code == 0 else row | {"error": last})
-        (workdir / "sweep.json").write_text(json.dumps(table, indent=2) + "\n")
+        metrics.write_atomically(workdir / "sweep.json", json.dumps(table, indent=2) + "\n")
     return table
 
 
@@ -104,12 +106,10 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     name, _, argument = pathlib.PurePath(arguments.config).name.partition(":")
     name = name.removesuffix(".py") + (f"_{argument}" if argument else "")
-    workdir = epath.Path(arguments.workdir or f"runs/sweep_{name}")
-    try:
+    with errors.one_line():
         values = grid(arguments.values)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    table = run(arguments.config, arguments.key, values, arguments.metric, workdir, overrides)
+        workdir = paths.make_folder("--workdir", paths.expand(arguments.workdir or f"runs/sweep_{name}"))
+        table = run(arguments.config, arguments.key, values, arguments.metric, workdir, overrides)
     show(arguments.key, arguments.metric, table)
     sys.exit(0 if any(row["ended"] for row in table) else 1)
 

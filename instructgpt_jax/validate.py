@@ -1,71 +1,45 @@
 """One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
 
-What needs the models (vocabulary, heads, context) is checked in networks.py and ppo_stage.py, what needs the records
-in data/, all of it before any compute.
+What the configuration names must be there: inputs.py. What needs the models (vocabulary, heads, context) is checked in
+networks.py and ppo_stage.py, what needs the records in data/, all of it before any compute.
 """
-
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
+from instructgpt_jax.rules import (
+    FLAG,
+    PART,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TEXTS,
+    Each,
+    Rule,
+    check,
+    choice,
+    integer,
+    number,
+    optional,
+)
 from instructgpt_jax.sharding import batch_shards
 
-
-class Rule(NamedTuple):
-    """What a value must be, in words and as a test; a key that came later may be absent from older files."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    required: bool = True
-
-
-class Each(NamedTuple):
-    """A section with names of the user's own, each value by one rule."""
-
-    rule: Any
-
-
-def integer(least: int, required: bool = True) -> Rule:
-    expected = f"an integer of at least {least}"
-    return Rule(expected, lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least, required)
-
-
-def number(low: float = -math.inf, high: float = math.inf) -> Rule:
-    text = "a number" + (f" in [{low:g}, {high:g}]" if high < math.inf else f" of at least {low:g}" * (low > -math.inf))
-    return Rule(text, lambda x: _is_number(x) and low <= x <= high)
-
-
-def choice(*options: str, required: bool = True) -> Rule:
-    return Rule(f"one of {options}", lambda x: x in options, required)
-
-
-def optional(rule: Rule) -> Rule:
-    return Rule(f"{rule.expected}, or None", lambda x: x is None or rule.holds(x))
-
-
-def _is_number(x) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-POSITIVE = Rule("a positive number", lambda x: _is_number(x) and x > 0)
-SHARE = Rule("a number of at least 0 and below 1", lambda x: _is_number(x) and 0 <= x < 1)
-FLAG = Rule("True or False", lambda x: isinstance(x, bool))
-TEXT = Rule("a string", lambda x: isinstance(x, str))
-TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x))
-
 OPTIMIZER = {
-    "algorithm": choice("adam", "muon", required=False), "lr": POSITIVE, "schedule": TEXT,
-    "final_fraction": number(0, 1), "warmup_steps": integer(0), "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE,
-    "eps": POSITIVE, "eps_form": TEXT, "weight_decay": number(0), "max_grad_norm": number(0),
+    "algorithm": choice("adam", "muon", required=False), "lr": POSITIVE,
+    "schedule": choice("constant", "linear", "cosine"), "final_fraction": number(0, 1), "warmup_steps": integer(0),
+    "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": choice("optax", "tensorflow"),
+    "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
 GROUPS = ("training", "heldout")  # of simulated labelers
+NO_EPOCHS = integer(0)._replace(expected="an integer of at least 0 (PPO has no epochs)")
+TOKENIZER = Rule(
+    "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''",
+    lambda x: isinstance(x, str) and (not x.startswith("train:") or (x[6:].isdecimal() and int(x[6:]) >= 258)),
+)
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
-    "tokenizer": TEXT, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
+    "tokenizer": TOKENIZER, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
     "cache_dir": TEXT,
 }  # fmt: skip
@@ -81,7 +55,7 @@ ROWS = {
 }  # fmt: skip
 ANSWERS = {
     "batch_size": integer(1), "response_length": integer(1), "temperature": number(0), "top_k": integer(0),
-    "top_p": Rule("a number above 0 and at most 1", lambda x: _is_number(x) and 0 < x <= 1),
+    "top_p": PART,
 }  # fmt: skip
 SECTIONS = {
     "pretrain": ROWS,
@@ -90,7 +64,8 @@ SECTIONS = {
         "pretraining_fraction_of": choice("loss", "tokens", "examples"),
     },
     "reward": ROWS | {
-        "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1), "folds": integer(0),
+        "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1),
+        "folds": Rule("0 or an integer of at least 2", lambda x: integer(0).holds(x) and x != 1),
         "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
         "eos_init": Rule("a string", lambda x: isinstance(x, str), required=False),
         "head_examples": integer(0, required=False), "head_l2": POSITIVE._replace(required=False),
@@ -166,6 +141,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
     rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
+    rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
     rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():
         check(config, name, rule, "config")
@@ -182,43 +158,28 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         _divides("config.collect.batch_size", config.collect.batch_size, *_shards(mesh))
         if config.collect.shuffled and not config.collect.labelers:
             raise ValueError("config.collect.labelers must name a group for config.collect.shuffled=True, got ()")
+    elif stage == "sample":
+        _divides("config.sample.batch_size", config.sample.batch_size, *_shards(mesh))
     elif stage in TRAINED:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
+    if stage in TRAINED:
+        _check_length(config, stage)
 
 
-def check(parent: Any, name: str, rule: Any, path: str) -> None:
-    """One key against its rule, or a section against all of its own, and no others."""
-    if not isinstance(parent, ConfigDict):
-        raise ValueError(f"{path} must be a section of the configuration, got {parent!r}")
-    if name not in parent:
-        if isinstance(rule, Rule) and not rule.required:
-            return
-        raise ValueError(f"{path} must have the key {name!r}, got {sorted(parent)}")
-    value = parent[name]
-    if isinstance(rule, Rule):
-        if not rule.holds(value):
-            raise ValueError(f"{path}.{name} must be {rule.expected}, got {value!r}")
-        return
-    if isinstance(rule, Each):
-        if not isinstance(value, ConfigDict):
-            raise ValueError(f"{path}.{name} must be a section of the configuration, got {value!r}")
-        rule = dict.fromkeys(value, rule.rule)
-    for inner, inner_rule in rule.items():
-        check(value, inner, inner_rule, f"{path}.{name}")
-    unknown = sorted(set(value) - set(rule))
-    if unknown:
-        raise ValueError(f"{path}.{name} must have no keys but {sorted(rule)}, got {unknown}")
+def networks_used(config: ConfigDict) -> tuple[str, ...]:
+    """The entries of config.models that a stage builds."""
+    wanted = NETWORKS.get(config.stage, ("model",))
+    if config.stage == "select" and config.select.by == "loss":
+        return ("model",)
+    if config.stage == "collect":
+        return tuple(config.get("models", ())) or wanted
+    if config.stage == "evaluate":
+        return (*wanted, *(entry.model for entry in config.evaluate.models.values()))
+    return wanted
 
 
 def _check_networks(config: ConfigDict) -> None:
-    wanted = NETWORKS.get(config.stage, ("model",))
-    if config.stage == "select" and config.select.by == "loss":
-        wanted = ("model",)
-    if config.stage == "collect":
-        wanted = tuple(config.get("models", ())) or wanted
-    if config.stage == "evaluate":
-        wanted = (*wanted, *(entry.model for entry in config.evaluate.models.values()))
-    for name in wanted:
+    for name in networks_used(config):
         entry = config.get("models", ConfigDict()).get(name, None)
         if not isinstance(entry, ConfigDict):
             raise ValueError(f"config.models must have the entry {name!r}, got {sorted(config.get('models', {}))}")
@@ -269,21 +230,37 @@ def _check_evaluation(config: ConfigDict) -> None:
         raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
 
 
-def _check_sources(config: ConfigDict) -> None:
-    """The sources a stage reads are named and well formed."""
+def kinds_read(config: ConfigDict, with_tokenizer: bool = True) -> dict[str, str]:
+    """The kinds of `config.data` that a stage reads -> why, where that is not plain from the stage.
+
+    Args:
+      with_tokenizer: also what `config.data.tokenizer=train:SIZE` is trained on.
+    """
     stage = config.stage
     needs = {SOURCES[stage]: ""} if stage in SOURCES else {}
+    if stage == "reward" and config.data.demonstrations:  # the bias is theirs
+        needs["demonstrations"] = ""
     if stage == "select" and config.select.by == "score":
         needs["prompts"] = " (config.select.by='score')"
-        if not config.data.valid_fraction:
-            raise ValueError("config.data.valid_fraction must be above 0 for stage 'select', got 0")
     if stage == "sft" and config.sft.pretraining_fraction:
         needs["pretraining"] = f" (config.sft.pretraining_fraction={config.sft.pretraining_fraction})"
     if stage == "ppo" and config.ppo.ptx_coef:
         needs["pretraining"] = f" for the ptx term (config.ppo.ptx_coef={config.ppo.ptx_coef})"
     if stage == "evaluate" and config.evaluate.pretraining.num_sequences:
         needs["pretraining"] = " (config.evaluate.pretraining.num_sequences)"
-    for kind, why in needs.items():
+    if with_tokenizer and stage != "export" and config.data.tokenizer.startswith("train:"):
+        needs.setdefault("pretraining", f" (config.data.tokenizer={config.data.tokenizer!r})")
+    return needs
+
+
+def _check_sources(config: ConfigDict) -> None:
+    """The sources a stage reads are named and well formed."""
+    if config.stage == "select" and config.select.by == "score" and not config.data.valid_fraction:
+        raise ValueError("config.data.valid_fraction must be above 0 for stage 'select', got 0")
+    if config.stage == "reward" and config.reward.folds and config.reward.fold_by == "group":
+        if not config.data.valid_fraction:
+            raise ValueError("config.data.valid_fraction must be above 0: it measures the training groups, got 0")
+    for kind, why in kinds_read(config).items():
         if not config.data[kind]:
             raise ValueError(
                 f"config.data.{kind} must name at least one source{why}, got (); for example "
@@ -294,6 +271,22 @@ def _check_sources(config: ConfigDict) -> None:
                 sources.parse(source)
             except ValueError as error:
                 raise ValueError(f"config.data.{kind}: {error}") from None
+
+
+def _check_length(config: ConfigDict, stage: str) -> None:
+    """The length of a training run, where the configuration says it, and a warm-up that fits it."""
+    section, path = config[stage], f"config.{stage}"
+    if stage == "ppo":
+        length = section.iterations * section.num_minibatches * section.inner_epochs
+        said = f"{path}.iterations x num_minibatches x inner_epochs"
+    else:
+        length, said = section.num_steps, f"{path}.num_steps"
+        if not section.num_epochs and not length:
+            raise ValueError(f"{said} must be above 0 for {path}.num_epochs=0 (without end), got 0")
+    for name in ("policy_optimizer", "value_optimizer") if stage == "ppo" else ("optimizer",):
+        if length and section[name].warmup_steps > length:
+            steps = section[name].warmup_steps
+            raise ValueError(f"{path}.{name}.warmup_steps must be at most {said} = {length}, got {steps}")
 
 
 def _check_episodes(config: ConfigDict, stage: str, mesh: Mesh) -> None:

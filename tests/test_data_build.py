@@ -17,7 +17,7 @@ RECORDS = {
             "ranking": [1 + k // 2 for k in range(2 + i % 8)],
             "user": i,
             **(
-                {"group": "held-out", "ratings": [[1.5, None], []], "extra_fields_json": {"x": "\ud83d"}}
+                {"group": "held-out", "ratings": [[1.5, None], []], "extra_fields_json": {"x": "😀"}}
                 if i % 3
                 else {}
             ),

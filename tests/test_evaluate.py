@@ -317,7 +317,7 @@ def test_bad_configurations(tmp_path, changes, message):
     if "split" in changes:
         settings.data.valid_fraction, message = 0.0, "config.data.valid_fraction must be above 0"
     with pytest.raises(ValueError) as refused:
-        main.check(settings)
+        main.check(settings, str(tmp_path))
     assert str(refused.value).startswith(message)
 
 
@@ -368,7 +368,7 @@ def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(config, str(tmp_path), lambda _: None, work)
+        pipeline.run(config, str(tmp_path), lambda *_: None, work)
     first = json.loads((tmp_path / "seconds.json").read_text())
     assert sorted(first) == ["a", "b", "together"]
 

@@ -30,14 +30,23 @@ def refusals(tmp_path_factory):
         "foreign": [tiny, f"--workdir={folder}/foreign"],
         "not a folder": [tiny, f"--workdir={folder}/file/new"],
         "no sources": [tiny, f"--workdir={folder}/new", "--config.data.pretraining=()"],
+        # From another folder, where the project is installed beside a package that is also called configs.
+        "elsewhere": [f"--config={ROOT}/configs/pretrain_tiny.py:tiny", "--config.pretrain.batch_size=0"],
+        "elsewhere, a file of one's own": ["--config", "~/mine.py", "--config.pretrain.batch_size=0"],
     }
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    (folder / "site" / "configs").mkdir(parents=True)
+    (folder / "site" / "configs" / "__init__.py").write_text("")
+    (folder / "site" / "instructgpt_jax").symlink_to(ROOT / "instructgpt_jax")
+    (folder / "mine.py").write_text("from configs import pretrain_tiny\nget_config = pretrain_tiny.get_config\n")
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(folder)}
+    places = {True: (folder / "foreign", {"PYTHONPATH": str(folder / "site")}), False: (ROOT, {})}
     command = [sys.executable, "-m", "instructgpt_jax.main"]
-    processes = {
-        name: subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        for name, flags in commands.items()
-    }
-    ends = {name: (process.communicate(timeout=120)[1], process.returncode) for name, process in processes.items()}
+    processes = {}
+    for name, flags in commands.items():
+        cwd, more = places[name.startswith("elsewhere")]
+        pipes = dict(stderr=subprocess.PIPE, text=True)
+        processes[name] = subprocess.Popen([*command, *flags], cwd=cwd, env=environment | more, **pipes)
+    ends = {name: (process.communicate(timeout=300)[1], process.returncode) for name, process in processes.items()}
     return folder, ends
 
 
@@ -54,6 +63,8 @@ def refusals(tmp_path_factory):
         ("foreign", "error: workdir FOLDER/foreign must be empty or hold a run's config.json, got ['thesis.tex']"),
         ("not a folder", "error: workdir must be a folder that can be made, got FOLDER/file/new: Not a directory"),
         ("no sources", "error: config.data.pretraining must name at least one source, got ()"),
+        ("elsewhere", "error: config.pretrain.batch_size must be an integer of at least 1, got 0"),
+        ("elsewhere, a file of one's own", "error: config.pretrain.batch_size must be an integer of at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_1(refusals, name, line):

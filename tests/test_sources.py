@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from instructgpt_jax.data import datasets, schema, sources
+from instructgpt_jax.data import datasets, jsonl, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -165,6 +165,7 @@ def test_optional_fields_pass_through_and_the_last_of_equal_keys_counts(tmp_path
 
 # --- what is refused ---
 
+# fmt: off
 BAD_LINES = [
     ("demonstrations", '{"prompt": "a", "completion": "b"', "invalid JSON"),
     ("demonstrations", '{"prompt": "a", "completion": NaN}', "NaN is not a JSON value"),
@@ -174,6 +175,11 @@ BAD_LINES = [
     ("demonstrations", {"prompt": "a", "completion": ""}, "completion must not be empty"),
     ("demonstrations", {"prompt": ["a"], "completion": "b"}, r"prompt must be a string, got \['a'\]"),
     ("demonstrations", '{"prompt": "\\ud800", "completion": "b"}', "half of a surrogate pair"),
+    ("prompts", '{"prompt": "a", "user": "\\ud83d"}', "user holds half of a surrogate pair"),
+    ("prompts", '{"prompt": "a", "m": [{"x": ["b", "\\uDE00"]}]}', r"m\[0\]\.x\[1\] holds half of a surrogate pair"),
+    ("prompts", '{"prompt": "a", "x\\udfff": 1}', r"the name of field 'x\\udfff' holds half of a surrogate pair"),
+    ("comparisons", '{"prompt": "a", "completions": ["b", "c"], "ranking": [1, 2], "group": "\\uDBFF\\uD83D"}',
+     "group holds half of a surrogate pair"),
     ("prompts", {"prompt": None}, "prompt must be a string, got None"),
     ("prompts", {"prompt": "a", "user": 1.5}, "user must be a string or an integer, got 1.5"),
     ("prompts", '{"prompt": "a", "n": ' + "9" * 5000 + "}", "integer string conversion"),
@@ -188,6 +194,7 @@ BAD_LINES = [
     ("comparisons", {**COMPARISON, "ranking": [2, 3, 3]}, r"must lie in 1\.\.3 and hold a 1"),
     ("comparisons", {**COMPARISON, "ranking": [1, 2, 9]}, r"must lie in 1\.\.3 and hold a 1"),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("kind, line, reason", BAD_LINES, ids=[reason[:40] for _, _, reason in BAD_LINES])
@@ -207,6 +214,20 @@ def test_invalid_utf8_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(ValueError, match=r"x\.jsonl:2: invalid UTF-8 at byte 12"):
         sources.load((f"jsonl:{tmp_path}/x.jsonl",), "prompts", 0)
+
+
+def test_whole_pairs_and_what_only_looks_like_an_escape_are_text(tmp_path):
+    lines = [r'{"prompt": "\ud83d\ude00", "\uD83D\uDE00": 1}', r'{"prompt": "C:\\ud800", "user": "a"}']
+    write(tmp_path / "x.jsonl", lines)
+    records = sources.load((f"jsonl:{tmp_path}/x.jsonl",), "prompts", 0)
+    assert list(records) == [{"prompt": "😀", "😀": 1}, {"prompt": r"C:\ud800", "user": "a"}]
+
+
+@pytest.mark.parametrize("name", ["f.txt", "f.txt.gz"])
+def test_plain_text_is_read_as_jsonl_is(tmp_path, name):
+    data = b"\xef\xbb\xbfone\r\n\n  \ntwo\xe2\x80\xa8three\x0cfour\rfive\n caf\xc3\xa9 "
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert list(jsonl.texts(f"{tmp_path}/{name}")) == [(1, "one"), (4, "two\u2028three\x0cfour\rfive"), (5, " café ")]
 
 
 @pytest.mark.parametrize("ranking", [[1, 3, 3], [1, 1, 3], [1, 2, 2], [2, 1, 3], [1, 1, 1]])

@@ -57,7 +57,7 @@ def test_two_stages_run_at_once_and_none_before_those_it_needs(tmp_path, one_dev
             together.wait()  # passes only when both run
 
     stages = {"a": (), "b": ("{workdir}/a",), "c": ("{workdir}/a",), "d": ("{workdir}/b", "{workdir}/c")}
-    pipeline.run(make(stages), str(tmp_path), lambda _: None, run_stage)
+    pipeline.run(make(stages), str(tmp_path), lambda *_: None, run_stage)
     assert started[0] == "a" and sorted(started[1:3]) == ["b", "c"] and started[3] == "d"
 
 
@@ -73,7 +73,7 @@ def test_one_stage_fails_and_the_one_beside_it_saves(tmp_path, one_device):
         loop.end_if_stopped()
 
     with pytest.raises(ValueError, match=r"config\.b must be better"):
-        pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda _: None, run_stage)
+        pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda *_: None, run_stage)
     assert ends == {"a": True}  # c did not start
     loop.end_if_stopped()  # over: the next run is not stopped
 
@@ -91,8 +91,8 @@ def test_a_signal_ends_all_stages_with_code_0(tmp_path, one_device):
         loop.end_if_stopped()
 
     with pytest.raises(SystemExit) as end:
-        pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda _: None, run_stage)
+        pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda *_: None, run_stage)
     assert end.value.code == 0 and len(ended) == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     with pytest.raises(ValueError, match=r"config\.parallel must be at least 1, got 0"):
-        pipeline.run(make({"a": ()}, parallel=0), str(tmp_path), lambda _: None, run_stage)
+        pipeline.run(make({"a": ()}, parallel=0), str(tmp_path), lambda *_: None, run_stage)

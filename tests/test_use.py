@@ -12,10 +12,11 @@ import pytest
 
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import main, models, networks, selection, sharding, sweep
+from instructgpt_jax import errors, main, models, networks, selection, sharding, sweep
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import curves
 from instructgpt_jax.models import hf
-from instructgpt_jax.training import checkpoint
+from instructgpt_jax.training import checkpoint, metrics
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
 
@@ -143,7 +144,7 @@ def test_select_needs_snapshots(runs, tmp_path):
 def sampling(runs, tmp_path, **changes):
     changes = {"models__model__init_from": f"{runs}/sft", "sample__response_length": 6} | changes
     run(sample.get_config("tiny"), tmp_path, **changes)
-    return [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().splitlines()]
 
 
 def test_sample_is_greedy_decoding(runs, tmp_path, capsys):
@@ -198,9 +199,38 @@ def test_sample_talks_in_a_terminal(runs, tmp_path, monkeypatch, capsys):
     assert "error: the prompt must have 1 to 506 tokens (a context of 512 less" in capsys.readouterr().err
 
 
+def test_sample_goes_on_after_a_piped_line_that_is_no_utf_8(runs, tmp_path, monkeypatch, capsys):
+    piped = io.TextIOWrapper(io.BytesIO("\ufeffOne.\r\nTwo\u2028too.\n".encode() + b"caf\xe9\nEnd."), encoding="ascii")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert [answer["prompt"] for answer in sampling(runs, tmp_path)] == ["One.", "Two\u2028too.", "End."]
+    assert "error: the prompt holds bytes that are no UTF-8, or half of a surrogate pair" in capsys.readouterr().err
+
+
+def test_sample_says_which_file_a_full_disk_stopped(runs, tmp_path):
+    (tmp_path / "samples.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as stopped:
+        sampling(runs, tmp_path, sample__prompts=("Hi.",))
+    assert errors.describe(stopped.value) == f"{tmp_path}/samples.jsonl: No space left on device"
+
+
+def test_lines_of_a_run_are_whole_whatever_their_text(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    whole = [{"step": 1, "prompt": "a\u2028b\x85c"}, {"step": 2, "prompt": "é"}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in whole).encode()
+    path.write_bytes(text + '{"step": 3, "prompt": "é'.encode()[:-1])  # cut inside a character
+    assert metrics.read_lines(path) == whole
+    metrics.JsonLines(path, 2).close()
+    assert path.read_bytes() == text
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "x\xe2\x80\xa8": 1.0}\n{"step": 2, "x')
+    assert curves.read(tmp_path) == {"x\u2028": [[1, 1.0]]}
+    assert sweep.last_value(tmp_path, "x\u2028") == (1, 1.0)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"sample__file": "LATIN-1"}, "latin-1.txt:2: invalid UTF-8 at byte 3 of the line"),
+        ({"sample__prompts": ("Hi.", "caf\udce9")}, r"config.sample.prompts\[1\] holds bytes that are no UTF-8"),
         ({"sample__prompts": ("Hi.", "long " * 600)}, r"config.sample.prompts\[1\] must have 1 to 506 tokens"),
         # The text of a special token is text: 60 would be few tokens if each were the end of text.
         (
@@ -212,7 +242,9 @@ def test_sample_talks_in_a_terminal(runs, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_sample_refuses(runs, tmp_path, changes, message):
-    changes = {key: f"{runs}/reward" if value == "REWARD" else value for key, value in changes.items()}
+    (tmp_path / "latin-1.txt").write_bytes(b"one\ncaf\xe9\n")
+    own = {"REWARD": f"{runs}/reward", "LATIN-1": f"{tmp_path}/latin-1.txt"}
+    changes = {key: own.get(value, value) for key, value in changes.items()}
     config = sample.get_config("tiny")
     changes = {"models__model__init_from": f"{runs}/sft", "sample__prompts": ("Hi.",)} | changes
     with pytest.raises(ValueError, match=message):

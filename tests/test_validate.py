@@ -6,11 +6,12 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import ppo_ptx_1b3, reward_6b, rlhf_init_1b3, select, sft_1b3
+from configs import ppo_ptx_1b3, reward_6b, rlhf_init_1b3, sample, select, sft_1b3
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
 CONFIGS = {"sft": sft_1b3, "init": rlhf_init_1b3, "reward": reward_6b, "ppo": ppo_ptx_1b3, "select": select}
+CONFIGS |= {"sample": sample}
 
 
 def refused(name, message, shards=1, argument="tiny", remove=(), **changes):
@@ -60,6 +61,11 @@ def test_keys():
         ("sft", "sft.pretraining_fraction", 1.0, "a number of at least 0 and below 1, got 1.0"),
         ("sft", "data.demonstrations", "jsonl:x", "a tuple of strings, got 'jsonl:x'"),
         ("sft", "checkpoint.best_mode", "lowest", "one of ('min', 'max'), got 'lowest'"),
+        ("sft", "sft.optimizer.schedule", "cos", "one of ('constant', 'linear', 'cosine'), got 'cos'"),
+        ("sft", "sft.optimizer.eps_form", "tf", "one of ('optax', 'tensorflow'), got 'tf'"),
+        ("sft", "data.tokenizer", "train:many", "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''"),
+        ("ppo", "eval_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),
+        ("ppo", "snapshot_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),
         ("reward", "reward.max_completions", 1, "an integer of at least 2, got 1"),
         ("ppo", "ppo.kl_coef", -0.02, "a number of at least 0, got -0.02"),
         ("ppo", "ppo.lam", 1.5, "a number in [0, 1], got 1.5"),
@@ -87,6 +93,9 @@ def test_sources():
     refused("init", missing + "(config.sft.pretraining_fraction=0.1), got ()", data__pretraining=())
     refused("ppo", missing + "for the ptx term (config.ppo.ptx_coef=27.8), got ()", data__pretraining=())
     refused("reward", "config.data.comparisons: a data source must be jsonl:GLOB, ", data__comparisons=("x.jsonl",))
+    refused("sft", "config.data.pretraining must name at least one source (config.data.tokenizer='train:400'), got ()",
+            data__tokenizer="train:400", data__pretraining=())  # fmt: skip
+    refused("reward", "config.data.demonstrations: a data source must be", data__demonstrations=("x.jsonl",))
     refused("select", "config.data.valid_fraction must be above 0", data__valid_fraction=0.0)
 
 
@@ -107,6 +116,23 @@ def test_batches_of_episodes():
     refused("ppo", f"config.ppo.ptx_microbatch_rows must be {shards}, got 4",
             shards=8, ppo__ptx_microbatch_rows=4)  # fmt: skip
     refused("select", f"config.select.batch_size must be {shards}, got 12", shards=8, select__batch_size=12)
+    refused("sample", f"config.sample.batch_size must be {shards}, got 6", shards=8, sample__batch_size=6)
+
+
+def test_the_length_of_a_run_and_its_warm_up():
+    refused("sft", "config.sft.optimizer.warmup_steps must be at most config.sft.num_steps = 8, got 9",
+            sft__optimizer__warmup_steps=9)  # fmt: skip
+    product = "config.ppo.iterations x num_minibatches x inner_epochs = 16"
+    refused("ppo", f"config.ppo.value_optimizer.warmup_steps must be at most {product}, got 17",
+            ppo__value_optimizer__warmup_steps=17)  # fmt: skip
+    refused("sft", "config.sft.num_steps must be above 0 for config.sft.num_epochs=0 (without end), got 0",
+            sft__num_epochs=0, sft__num_steps=0)  # fmt: skip
+
+
+def test_folds():
+    by_people = "config.data.valid_fraction must be above 0: it measures the training groups, got 0"
+    refused("reward", by_people, reward__folds=3, data__valid_fraction=0.0)
+    refused("reward", "config.reward.folds must be 0 or an integer of at least 2, got 1", reward__folds=1)
 
 
 def test_lengths():

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from instructgpt_jax import errors, paths
 from instructgpt_jax.data import sources
 
 _TEXT = tfds.features.Text()
@@ -100,6 +101,7 @@ def build(kind: str, inputs: dict[str, str], data_dir: str, shards: int, skip_ba
       ValueError: a malformed input (file and line), or a set of this kind that is there already.
     """
     splits = {split: sources.load((f"jsonl:{pattern}",), kind, skip_bad) for split, pattern in inputs.items()}
+    paths.make_folder("data_dir", data_dir)
     builder = BUILDERS[kind](splits=splits, data_dir=data_dir)
     if builder.is_prepared():
         raise ValueError(f"data_dir must not hold {kind} yet, got {builder.data_path}; remove it to rebuild the set")
@@ -122,10 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tfds.disable_progress_bar()
     inputs = {"train": args.input, "valid": args.valid, "test": args.test}
     inputs = {split: re.sub(r"^jsonl:", "", pattern) for split, pattern in inputs.items() if pattern}
-    try:
-        counts = build(args.kind, inputs, args.data_dir, args.shards, args.skip_bad)
-    except ValueError as error:
-        parser.exit(1, f"{error}\n")
+    with errors.one_line():
+        counts = build(args.kind, inputs, paths.expand(args.data_dir), args.shards, args.skip_bad)
     for split, count in counts.items():
         print(f"tfds:{args.kind}:{split} has {count:,} records")
 

@@ -42,13 +42,13 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
       mesh: which processes hold which rows.
     """
     data = config.data
+    process_index, process_count = pipeline.process_slice(mesh)
     tokenizer = tokenizers.load(data.tokenizer)
     records = sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
     train, valid = split(records, data.valid_fraction)
     held_out = ()
     if kind == "comparisons" and options.held_out_groups:
         train, valid, held_out = hold_out(records, train, valid, tuple(options.held_out_groups))
-    process_index, process_count = pipeline.process_slice(mesh)
     same = dict(batch_size=options.batch_size, process_index=process_index, process_count=process_count)
     if kind != "pretraining":
         same |= dict(max_prompt_tokens=data.max_prompt_tokens, skip_bad=data.skip_bad)

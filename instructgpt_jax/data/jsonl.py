@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from instructgpt_jax import paths
+
 
 def match(pattern: str) -> list[str]:
     """The files of a local or remote pattern, sorted; a path that exists is taken as it is."""
@@ -20,18 +22,20 @@ def match(pattern: str) -> list[str]:
             inner = pattern[len(head) + 1 :]
             literal = epath.Path(pattern)
             if not glob.has_magic(inner):
-                paths = [str(literal)] if literal.exists() else []
+                found = [str(literal)] if literal.exists() else []
             else:
-                paths = sorted(str(path) for path in epath.Path(head).glob(inner))
+                found = sorted(str(path) for path in epath.Path(head).glob(inner))
         except ImportError as error:
             raise ValueError(f"jsonl:{pattern} needs the extra 'gcs' (pip install 'instructgpt-jax[gcs]')") from error
-    elif os.path.isfile(pattern):
-        paths = [pattern]
     else:
-        paths = sorted(path for path in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(path))
-    if not paths:
+        local = paths.expand(pattern)
+        named = [local] if os.path.isfile(local) else glob.glob(local, recursive=True)
+        found = sorted(path for path in named if os.path.isfile(path))
+        if os.path.isdir(local):
+            raise ValueError(f"jsonl:{pattern} must name files, got a folder; {pattern}/*.jsonl names those in it")
+    if not found:
         raise ValueError(f"jsonl:{pattern} must name at least one file, got none")
-    return paths
+    return found
 
 
 def read(path: str) -> bytes | mmap.mmap:
@@ -44,7 +48,7 @@ def read(path: str) -> bytes | mmap.mmap:
                 empty = os.fstat(file.fileno()).st_size == 0  # an empty file cannot be mapped
                 buffer = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise ValueError(f"{path} must be readable, got {error}") from error
+        raise ValueError(f"{path} must be readable, got {error.strerror or error}") from error
     if path.endswith(".gz") or buffer[:2] == b"\x1f\x8b":
         return _decompress(path, buffer)
     return buffer
@@ -75,3 +79,18 @@ def lines(buffer: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
         if buffer[start:end].strip():
             yield line, start, end
         start, line = end + 1, line + 1
+
+
+def texts(path: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of each line of plain text that is not blank; lines end at \\n or \\r\\n alone.
+
+    Raises:
+      ValueError: a file that cannot be read, or a line that is not UTF-8.
+    """
+    buffer = read(path)
+    for line, start, end in lines(buffer):
+        try:
+            text = buffer[start:end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{line}: invalid UTF-8 at byte {error.start} of the line") from None
+        yield line, text.removesuffix("\r")

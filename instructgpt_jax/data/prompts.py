@@ -22,6 +22,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from instructgpt_jax import errors, paths
 from instructgpt_jax.data import pii, sources, tokenizer
 
 Record = dict[str, Any]
@@ -235,36 +236,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--language_sample", type=int, default=10_000)
     parser.add_argument("--skip_bad", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        records = sources.load((f"jsonl:{args.input}",), "prompts", args.skip_bad)
-        encoder = tokenizer.load(args.tokenizer)
-        prepared = prepare(
-            records,
-            prefix_chars=args.prefix_chars,
-            max_per_user=args.max_per_user,
-            split_key=args.split_key,
-            valid_share=args.valid_share,
-            test_share=args.test_share,
-            max_tokens=args.max_tokens,
-            count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
-            language_sample=args.language_sample,
-        )
-    except ValueError as error:
-        parser.exit(1, f"{error}\n")
-    folder = pathlib.Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with errors.one_line():
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    records = sources.load((f"jsonl:{args.input}",), "prompts", args.skip_bad)
+    encoder = tokenizer.load(args.tokenizer)
+    folder = paths.make_folder("--output_dir", paths.expand(args.output_dir))
+    prepared = prepare(
+        records,
+        prefix_chars=args.prefix_chars,
+        max_per_user=args.max_per_user,
+        split_key=args.split_key,
+        valid_share=args.valid_share,
+        test_share=args.test_share,
+        max_tokens=args.max_tokens,
+        count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
+        language_sample=args.language_sample,
+    )
     for name in ("train", "valid", "test"):
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in getattr(prepared, name))
         _write_whole(folder / f"{name}.jsonl.gz", lines)
     report = prepared.report | {"skipped": list(records.skipped)}
-    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "report.json"
+    with errors.naming(path):
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
 def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
     """Writes a gzip file that appears only when it is complete."""
     partial = path.with_name(path.name + ".partial")
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
+    with errors.naming(partial), gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
         file.writelines(lines)
     os.replace(partial, path)
 

@@ -19,34 +19,41 @@ Ranks: 1 is the best, equal ranks are ties. Only their order matters, so dense r
 (1, 3, 3 or 1, 1, 3) are both fine, but each lies in 1..K and one of them is 1. A ranking that breaks this was damaged,
 or lost a completion, or is a list of scores: none of the three can be trained on, so it is refused.
 
+Text is what UTF-8 can hold: half of a surrogate pair, which JSON can spell, is refused in every field and every name.
+
 Empty strings: a completion of a comparison may be empty (models do answer nothing, and labelers rank it), every other
 text may not.
 """
 
 import json
+import re
 from typing import Any
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining", "tasks")
 
 Record = dict[str, Any]
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as JSON spells one: only such a line can hold half of a pair
 
 
 def parse_line(line: bytes) -> Record:
     """One line of a JSONL file as a dict.
 
     Raises:
-      ValueError: not UTF-8, not JSON (NaN and Infinity are not), or not an object; the text says which.
+      ValueError: not UTF-8, not JSON (NaN and Infinity are not), not an object, or with half of a surrogate pair; the
+        text says which.
     """
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(record, dict):
+            raise ValueError(f"a record must be a JSON object, got {type(record).__name__}")
+        if _SURROGATE.search(line):
+            _check_texts(record, "")
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("invalid JSON: nested too deeply") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object, got {type(record).__name__}")
     return record
 
 
@@ -91,10 +98,31 @@ def _check_text(record: Record, field: str) -> None:
 def _check_string(text: Any, name: str) -> None:
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a string, got {_short(text)}")
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: half of a surrogate pair is no text, and no tokenizer takes it."""
     try:
-        text.encode("utf-8")  # JSON can spell half of a surrogate pair, which no tokenizer takes
+        text.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError(f"{name} holds half of a surrogate pair, which is not text") from None
+        return False
+    return True
+
+
+def _check_texts(value: Any, name: str) -> None:
+    """Refuses half of a surrogate pair in any string of a value of JSON, and in any field's name."""
+    half = "holds half of a surrogate pair, which is not text"
+    if isinstance(value, str):
+        if not is_text(value):
+            raise ValueError(f"{name} {half}")
+    elif isinstance(value, list):
+        for k, part in enumerate(value):
+            _check_texts(part, f"{name}[{k}]")
+    elif isinstance(value, dict):
+        for field, part in value.items():
+            if not is_text(field):
+                raise ValueError(f"the name of field {field!r} {half}")
+            _check_texts(part, f"{name}.{field}" if name else field)
 
 
 def _check_comparison(record: Record) -> None:

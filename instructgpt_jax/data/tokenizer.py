@@ -24,6 +24,7 @@ import tokenizers
 import transformers
 from etils import epath
 
+from instructgpt_jax import paths
 from instructgpt_jax.data import sources
 
 EOS = "<|endoftext|>"
@@ -146,10 +147,10 @@ def load(name_or_directory: str | os.PathLike) -> Tokenizer:
     A directory needs `tokenizer.json`, or the `vocab.json` and `merges.txt` of GPT-2's byte-level BPE.
 
     Raises:
-      ValueError: the tokenizer is slow, nearly empty, has no EOS, or gives a sentence fewer than two different tokens,
-        as some releases do silently when they find no vocabulary.
+      ValueError: the tokenizer cannot be read or fetched, is slow, nearly empty, has no EOS, or gives a sentence fewer
+        than two different tokens, as some releases do silently when they find no vocabulary.
     """
-    name = os.fspath(name_or_directory)
+    name = paths.expand(name_or_directory)
     if "://" in name:  # transformers reads local files only
         with tempfile.TemporaryDirectory() as folder:
             for path in epath.Path(name).iterdir():
@@ -157,11 +158,17 @@ def load(name_or_directory: str | os.PathLike) -> Tokenizer:
             return load(folder)
     directory = pathlib.Path(name)
     bare = (directory / "vocab.json").is_file() and not (directory / "tokenizer.json").is_file()
-    if bare and not (directory / "tokenizer_config.json").is_file():
-        # AutoTokenizer asks a model's config.json for the class, which a bare vocabulary does not have.
-        pretrained = transformers.GPT2TokenizerFast.from_pretrained(name)
-    else:
-        pretrained = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
+    try:
+        if bare and not (directory / "tokenizer_config.json").is_file():
+            # AutoTokenizer asks a model's config.json for the class, which a bare vocabulary does not have.
+            pretrained = transformers.GPT2TokenizerFast.from_pretrained(name)
+        else:
+            pretrained = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
+    except Exception as error:  # OSError, ValueError, and of a damaged file whatever the reader in Rust says
+        raise ValueError(
+            "config.data.tokenizer must be a directory with a fast tokenizer, or a Hub id that can be fetched from "
+            f"here, got {name!r}: {' '.join(str(error).split())}"
+        ) from error
     _check(pretrained, name)
     return _build(pretrained)
 
@@ -244,7 +251,7 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | os.PathLike) -
     )
     model.train_from_iterator(texts, trainer)
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, bos_token=EOS, eos_token=EOS, pad_token=PAD)
-    fast.save_pretrained(os.fspath(directory))
+    fast.save_pretrained(paths.expand(directory))
     return load(directory)
 
 

@@ -35,6 +35,11 @@ class Data(NamedTuple):
 def load(config: ConfigDict, tokenizer) -> Data:
     """Reads and checks all records."""
     c = config.evaluate
+    for name, workdir in c.overoptimisation.runs.items():
+        if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
+            where = f"config.evaluate.overoptimisation.runs.{name}"
+            raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
+    drawn = {stage: curves.read(c.curves[stage]) for stage in c.curves}
 
     def records(names: Sequence[str], kind: str) -> sources.Records:
         found = sources.load(tuple(names), kind, config.data.skip_bad, config.data.data_dir)
@@ -69,10 +74,6 @@ def load(config: ConfigDict, tokenizer) -> Data:
         length = c.pretraining.row_length
         running = records(config.data.pretraining, "pretraining")
         sequences = encoding.pretraining(running, tokenizer, row_length=length, cache_dir="").examples
-    for name, workdir in c.overoptimisation.runs.items():
-        if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
-            where = f"config.evaluate.overoptimisation.runs.{name}"
-            raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     return Data(
         prompts=found,
         prefix_prompts=prompts(c.prefix.prompts),
@@ -81,5 +82,5 @@ def load(config: ConfigDict, tokenizer) -> Data:
         comparisons=list(records(c.accuracy, "comparisons")) if c.accuracy else [],
         tasks={task: list(records(c.tasks[task], "tasks")) for task in c.tasks},
         text=[sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))],
-        curves={stage: curves.read(c.curves[stage]) for stage in c.curves},
+        curves=drawn,
     )

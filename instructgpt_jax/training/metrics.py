@@ -17,6 +17,8 @@ import numpy as np
 from etils import epath
 from rich import console, progress
 
+from instructgpt_jax import errors
+
 # Peak matrix-product rate of one JAX device, FLOP/s in bfloat16 with float32 sums, dense, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, "System architecture" (v2 and v3: a device is one of the chip's two cores; TPU7x: one
 # of two chiplets). NVIDIA: the data sheets of V100 (float16), A100, H100 and H200 SXM, L4, T4 (float16).
@@ -71,10 +73,10 @@ class JsonLines:
         """Keeps the lines of an earlier run up to `last_step` and drops the rest, by an atomic rewrite."""
         self._path = epath.Path(path)
         self._remote = "://" in str(path)
-        lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        lines = _lines(self._path) if self._path.exists() else []
         self._lines = [line for line in lines if _step_of(line) <= last_step]
         if len(self._lines) < len(lines):
-            write_atomically(self._path, "".join(self._lines))
+            write_atomically(self._path, b"".join(self._lines))
         self._file = None if self._remote else open(self._path, "a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -82,15 +84,16 @@ class JsonLines:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = json.dumps({"step": step, **clean}, ensure_ascii=False) + "\n"
         if self._remote:
-            self._lines.append(line)
+            self._lines.append(line.encode())
         else:
-            self._file.write(line)
-            self._file.flush()
+            with errors.naming(self._path):
+                self._file.write(line)
+                self._file.flush()
 
     def flush(self) -> None:
         """Everything written so far is in the file, also after a power cut."""
         if self._remote:
-            self._path.write_text("".join(self._lines))
+            self._path.write_bytes(b"".join(self._lines))
         else:
             os.fsync(self._file.fileno())
 
@@ -100,11 +103,21 @@ class JsonLines:
             self._file.close()
 
 
-def _step_of(line: str) -> float:
+def _lines(path: epath.Path) -> list[bytes]:
+    """The lines of a file with their ends: they end at `\\n` alone, while str.splitlines cuts a text at U+2028 too."""
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
+    """What a .jsonl file of a run says, without a last line that a kill cut short."""
+    return [json.loads(line) for line in _lines(epath.Path(path)) if _step_of(line) < math.inf]
+
+
+def _step_of(line: bytes) -> float:
     """The step of a line; of a line that a kill cut short, infinity."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else math.inf
-    except json.JSONDecodeError:
+        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
+    except ValueError:  # no JSON, or cut inside a character
         return math.inf
 
 
@@ -115,7 +128,7 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
         path.write_bytes(content)
         return
     temporary = path.parent / f".{path.name}.tmp"
-    with open(temporary, "wb") as file:
+    with errors.naming(path), open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

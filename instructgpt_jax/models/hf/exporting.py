@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from instructgpt_jax import errors, paths
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf import fields, layout, storage
@@ -83,7 +84,7 @@ def save(
     shapes = {tensor: layout.shape(parts[0][2], file_sizes) for tensor, parts in held.items()}
     arrays = _arrays(family, flat, held, axis_sizes, rows)
     if jax.process_index() == 0:
-        _write(pathlib.Path(directory), raw, shapes, arrays, tokenizer, shard_bytes)
+        _write(pathlib.Path(paths.expand(directory)), raw, shapes, arrays, tokenizer, shard_bytes)
     else:
         for _ in arrays:  # gathering an array is the work of all processes
             pass
@@ -104,7 +105,7 @@ def check_directory(directory: str | os.PathLike, key: str = "directory") -> Non
     """
     if "://" in os.fspath(directory):
         raise ValueError(f"{key} must be a local one, got {os.fspath(directory)!r}")
-    path = pathlib.Path(directory)
+    path = pathlib.Path(paths.expand(directory))
     if path.exists() and not path.is_dir():
         raise ValueError(f"{key} must be a directory, got the file {path}")
     names = sorted(file.name for file in path.iterdir() if file.name != COMPILED) if path.exists() else []
@@ -181,8 +182,10 @@ def _write(directory: pathlib.Path, raw: dict, shapes: dict, arrays: Iterator, t
     partial.mkdir(parents=True)
     storage.write_safetensors(partial, shapes, arrays, shard_bytes)
     if tokenizer is not None:
-        _write_tokenizer(partial, tokenizer, raw["vocab_size"])
-    (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+        with errors.naming(partial):
+            _write_tokenizer(partial, tokenizer, raw["vocab_size"])
+    with errors.naming(partial / "config.json"):
+        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     (directory / "config.json").unlink(missing_ok=True)
     for old in directory.iterdir():
         if old == partial or not (OURS.fullmatch(old.name) or old.name == COMPILED):

@@ -18,6 +18,8 @@ import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
 
+from instructgpt_jax import errors, paths
+
 DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(jnp.bfloat16)}
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 _CONFIG_FILES = ("*.json", "*.model", "*.txt")
@@ -48,7 +50,7 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
     Raises:
       ValueError: no such directory, and nothing of that name can be fetched.
     """
-    directory = pathlib.Path(name)
+    directory = pathlib.Path(paths.expand(name))
     if directory.is_dir():
         return directory
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
@@ -61,7 +63,8 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
                 huggingface_hub.snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"])
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are one or the other
         raise ValueError(
-            f"{str(name)!r} must be a directory, or a Hub id that can be fetched from here; fetching it failed: {error}"
+            f"{str(name)!r} must be a directory, or a Hub id that can be fetched from here; fetching it failed: "
+            + " ".join(str(error).split())
         ) from error
     return fetched
 
@@ -201,7 +204,7 @@ def write_safetensors(
             offset += size(name)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, as readers like it
-        with open(directory / file, "wb") as stream:
+        with errors.naming(directory / file), open(directory / file, "wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in names:
                 array = next(arrays)

@@ -1,0 +1,67 @@
+"""Whether what a configuration names is there: records, networks, tokenizers; before the first record is read.
+
+`validate` judges the configuration alone; here the disk is asked too, but nothing larger than a config.json is read.
+"""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from instructgpt_jax import networks, paths
+from instructgpt_jax.data import jsonl, sources
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.training import checkpoint
+from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
+
+
+def check(config: ConfigDict, workdir: str, later: str = "") -> None:
+    """Refuses files of records, networks and a tokenizer that are not there, and rows that a network does not hold.
+
+    Args:
+      config: of one stage, valid.
+      workdir: of the stage; what it keeps of an earlier run, its state and its tokenizer, is not asked for again.
+      later: a folder, '' = none, in which other stages will still write: what lies there is not looked for.
+    """
+
+    def expected(place: str) -> bool:
+        """Whether it must be there now."""
+        return not (later and f"{place}/".startswith(f"{later.rstrip('/')}/"))
+
+    if config.stage != "export":
+        kept = (epath.Path(workdir) / "tokenizer" / "tokenizer.json").exists()
+        read = {f"config.data.{kind}": config.data[kind] for kind in kinds_read(config, with_tokenizer=not kept)}
+        if config.stage == "evaluate":
+            found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
+            read |= {f"config.{name}": section[key] for name, section, key in found}
+        for name, given in read.items():
+            for form, place, *_ in map(sources.parse, given):
+                if form == "jsonl" and expected(place):
+                    try:
+                        jsonl.match(place)
+                    except ValueError as error:
+                        raise ValueError(f"{name}: {error}") from None
+        wanted = "" if kept or config.data.tokenizer.startswith("train:") else config.data.tokenizer
+        if wanted and expected(wanted):
+            _check_tokenizer(wanted)
+    if config.stage in TRAINED and checkpoint.steps(workdir):
+        return
+    shapes = {}
+    for name in networks_used(config):
+        entry = config.models[name]
+        stands_in = config.stage == "ppo" and not entry.get("init_from", "") and not entry.get("size", "")
+        if expected(entry.get("init_from", "")) and not (stands_in and name in ("ref_policy", "value")):
+            shapes[name] = networks.shape(name, config)
+    _check_rows(config, shapes)
+
+
+def _check_tokenizer(name: str) -> None:
+    """Refuses what is no directory and cannot be a Hub id, `model` or `owner/model`."""
+    if "/" in name and not networks.is_hub_id(name) and not epath.Path(name).is_dir():
+        raise ValueError(f"config.data.tokenizer must be a directory that exists, a Hub id or train:SIZE, got {name!r}")
+
+
+def _check_rows(config: ConfigDict, shapes: dict[str, ModelConfig]) -> None:
+    stage = config.stage
+    if "row_length" in config.get(stage, {}):
+        networks.check_context(f"config.{stage}.row_length", config[stage].row_length, *shapes.values())
+    if stage == "ppo" and config.ppo.ptx_coef and "policy" in shapes:
+        networks.check_context("config.ppo.ptx_row_length", config.ppo.ptx_row_length, shapes["policy"])
