@@ -12,7 +12,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+
+from instructgpt_jax import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
@@ -103,3 +106,14 @@ def test_a_pair_goes_on_after_one_of_it_was_killed(tmp_path):
     assert "restored step" in pair.logs[0].read_text()
     assert not (killed / ".compiled").exists()
     assert lines(killed) == lines(whole) and lines(whole)[-1]["step"] == 24
+
+
+def test_only_what_comes_from_another_process_ends_in_one_line(capsys, monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    for text in ("RESOURCE_EXHAUSTED: out of memory", "UNKNOWN: Gloo AllGather failed: Connection reset by peer"):
+        error = jax.errors.JaxRuntimeError(text)
+        main.end_without_peer(type(error), error, None)
+        said = capsys.readouterr().err
+        assert text in said and ("error: another process" in said) == bool(codes)
+    assert codes == [1]
