@@ -131,9 +131,25 @@ def join_cluster() -> None:
     """
     by_hand = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
     if all(by_hand):
-        jax.distributed.initialize(by_hand[0], int(by_hand[1]), int(by_hand[2]))
+        # On CPUs nothing keeps a process from its heartbeats for long, and one that died need not be waited for 100 s.
+        patience = 30 if jax.config.jax_platforms == "cpu" else 100
+        address, count, index = by_hand[0], int(by_hand[1]), int(by_hand[2])
+        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=patience)
     elif DISTRIBUTED.value or any(map(os.environ.get, CLUSTER)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
+    if jax.distributed.is_initialized():
+        sys.excepthook = end_without_peer
+
+
+def end_without_peer(kind: type, error: BaseException, trace) -> None:
+    """What becomes of an uncaught error in a job of several processes: one line where another one cannot be reached.
+
+    The process then ends at once: the usual end waits for the other one until its heartbeats have been missed.
+    """
+    if issubclass(kind, jax.errors.JaxRuntimeError) and "Gloo" in str(error):  # how CPU processes talk to each other
+        print(f"error: another process of this job has ended or is out of reach: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.__excepthook__(kind, error, trace)
 
 
 def find_configs(file: str) -> None:
@@ -198,9 +214,18 @@ def keep_memory() -> None:
 
 
 def keep_programs(workdir: str) -> None:
-    """Keeps compiled programs in the workdir: a run that goes on and a stage like another one need not compile."""
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR goes first
+    """Keeps compiled programs in the workdir: a run that goes on and a stage like another one need not compile.
+
+    A job of several CPU processes keeps none and reads none, not even of JAX_COMPILATION_CACHE_DIR: a program that is
+    read back has lost the order of those of its loops that communicate (jaxlib 0.10.2 and 0.12.0). The first process
+    reads it, the others compile it (their keys differ), and they wait in different loops for ever.
+    """
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(workdir) / ".compiled"))
+        # XLA's own cache of autotuning would lie inside, and its path in every key: a moved workdir would find nothing.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def main(argv: list[str]) -> None:

@@ -2,11 +2,14 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import jax
 import pytest
+import toy_stage
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import ppo_6b
 from instructgpt_jax import main, networks
@@ -101,13 +104,51 @@ def test_default_workdir(file, workdir):
     assert main.default_workdir(file) == workdir
 
 
-def test_compiled_programs_stay_in_the_workdir_unless_the_user_has_a_place_for_them(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        for own, place in ((None, f"{tmp_path}/.compiled"), ("elsewhere", "elsewhere")):
-            jax.config.update("jax_compilation_cache_dir", own)
-            main.keep_programs(str(tmp_path))
-            assert jax.config.jax_compilation_cache_dir == place
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+@pytest.fixture
+def programs():
+    """The settings of the cache as they are without the environment's, and as they were when the test has ended."""
+    names = [f"jax_{name}" for name in ("compilation_cache_dir", "enable_compilation_cache")]
+    names += [f"jax_persistent_cache_{name}" for name in ("enable_xla_caches", "min_compile_time_secs")]
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_compiled_programs_stay_in_the_workdir_unless_the_user_has_a_place_for_them(tmp_path, programs):
+    for own, place in ((None, f"{tmp_path}/.compiled"), ("elsewhere", "elsewhere")):
+        jax.config.update("jax_compilation_cache_dir", own)
+        main.keep_programs(str(tmp_path))
+        assert jax.config.jax_compilation_cache_dir == place and jax.config.jax_enable_compilation_cache
     assert not any(tmp_path.iterdir())  # a refused run leaves nothing
+
+
+@pytest.mark.parametrize("own", [None, "elsewhere"])
+def test_a_job_of_several_cpu_processes_keeps_no_programs(tmp_path, programs, monkeypatch, own):
+    jax.config.update("jax_compilation_cache_dir", own)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    main.keep_programs(str(tmp_path))
+    assert not jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    main.keep_programs(str(tmp_path))
+    assert jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir
+
+
+def test_a_moved_workdir_finds_its_programs(tmp_path, programs):
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+    def run(workdir):
+        """Runs a stage there; the names of the programs that are kept then."""
+        jax.config.update("jax_compilation_cache_dir", None)
+        main.keep_programs(str(workdir))
+        compilation_cache.reset_cache()  # as in a new process
+        toy_stage.run(workdir, jax.devices()[:1])
+        return {path.name for path in (workdir / ".compiled").glob("*-cache")}
+
+    first = run(tmp_path / "first")
+    assert any("update_fn" in name for name in first)
+    shutil.copytree(tmp_path / "first" / ".compiled", tmp_path / "second" / ".compiled")
+    assert run(tmp_path / "second") == first

@@ -137,6 +137,7 @@ def main(workdir, overrides, process="", port=""):
     if process:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+        jax.config.update("jax_enable_compilation_cache", False)  # see main.keep_programs
     run(workdir, **json.loads(overrides))
 
 
