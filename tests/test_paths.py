@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import sys
+import types
 
 import jax
 import pytest
@@ -257,13 +258,19 @@ def test_which_errors_are_one_line(tmp_path):
 @pytest.mark.parametrize("stage", ["sample", "export"])
 def test_a_workdir_that_cannot_be_made(home, stage):
     (home / "file").write_text("")
-    tokenizers.train(["some text"] * 9, 300, home / "model")
+    tokenizer = tokenizers.train(["some text"] * 9, 300, home / "bpe")
     shape = models.SIZES["tiny"].replace(**small_runs.MODEL, vocab_size=300)
-    hf.save(home / "model", shape, models.init(shape, jax.random.key(0)))
+    hf.save(home / "model", shape, models.init(shape, jax.random.key(0)), tokenizer.pretrained(pad=False))
     config = {"sample": sample, "export": export}[stage].get_config()
     config.models.model.init_from = str(home / "model")
-    for place, reason in ((home / "file", "File exists"), (home / "file" / "new", "Not a directory")):
-        with pytest.raises(ValueError, match=f"^workdir must be a folder that can be made, got {place}: {reason}$"):
+    made = "workdir must be a folder that can be made, got {}: {}"
+    told = {home / "file" / "new": made.format(home / "file" / "new", "Not a directory")}
+    told[home / "file"] = {
+        "sample": made.format(home / "file", "File exists"),
+        "export": f"workdir must be a directory, got the file {home}/file",
+    }[stage]
+    for place, line in told.items():
+        with pytest.raises(ValueError, match=f"^{line}$"):
             main.run(config, str(place))
 
 
@@ -271,8 +278,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(home, 
     (home / "file").write_text("")
     config = e2e.get_config("tiny").stages.evaluate
     config.evaluate.report = f"{home}/file/report"
-    monkeypatch.setattr(evaluate.tokenizers, "load", lambda name: None)
-    monkeypatch.setattr(evaluate.tokenizers, "vocab_size", lambda tokenizer: 1)
+    monkeypatch.setattr(evaluate.tokenizers, "load", lambda name: types.SimpleNamespace(vocab_size=1))
     monkeypatch.setattr(evaluate, "build_networks", lambda *_: {})
     with pytest.raises(ValueError, match="config.evaluate.report must be a folder that can be made, got .*/file/repo"):
         evaluate.run(config, None, str(home / "run"))
