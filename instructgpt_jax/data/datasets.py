@@ -25,6 +25,7 @@ class StageData(NamedTuple):
     num_steps: int  # batches of all epochs
     steps_per_epoch: int
     abstract_batch: Callable[[], Any]  # a training batch as ShapeDtypeStructs with shardings
+    read: dict[str, dict]  # kind -> what was read, see `described`
 
 
 def load(config, options, kind: str, mesh: Mesh) -> StageData:
@@ -92,7 +93,36 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         num_steps=len(training),
         steps_per_epoch=training.steps_per_epoch,
         abstract_batch=lambda: abstract(training, mesh),
+        read=described([batches.read for batches in (training, *in_order.values())]),
     )
+
+
+def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
+    """kind -> `records`, `examples` (of training), `validation` (those of the other sets), `left_out`: reason -> number
+    of records, and `fingerprint`: of all examples in their order, whatever the number of processes.
+
+    Args:
+      sets: kind -> examples, of training, then of the other sets.
+    """
+    found = {}
+    for kind in sets[0]:
+        parts = [one[kind] for one in sets if kind in one]
+        left_out: dict[str, int] = {}
+        for part in parts:
+            for why, count in part.left_out.items():
+                left_out[why] = left_out.get(why, 0) + count
+        skipped = parts[0].skipped  # by the sources, before the records were split
+        if skipped:
+            left_out["bad"] = left_out.get("bad", 0) + skipped
+        examples = [len(part.examples) for part in parts]
+        found[kind] = {
+            "records": skipped + sum(part.num_records for part in parts),
+            "examples": examples[0],
+            "validation": sum(examples[1:]),
+            "left_out": left_out,
+            "fingerprint": encoding.fingerprint([part.fingerprint for part in parts]),
+        }
+    return found
 
 
 def abstract(batches, mesh: Mesh):

@@ -40,6 +40,7 @@ class Batches:
       left_out: reason -> number of records left out.
       spec: how every array of a batch lies on the mesh.
       groups: names of the labeler groups that `groups` of a batch of comparisons indexes.
+      read: kind of data -> its examples.
     """
 
     source: Sequence
@@ -47,7 +48,8 @@ class Batches:
     steps_per_epoch: int
     left_out: dict[str, int]
     spec: PartitionSpec
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...]
+    read: dict[str, encoding.Encoded]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -116,9 +118,9 @@ def demonstrations(
         return packing.pack_examples(examples, row_length, microbatches, local_rows)
 
     microbatches = packing.num_microbatches(_largest_slice(batch_size, process_count), local_rows)
-    return _batches(
-        numbers, encoded, 1 - pretraining_fraction, pack, seed, batch_size, process_index, process_count, ROWS
-    )
+    read = {"demonstrations": encoded} | ({"pretraining": text} if text else {})
+    share = 1 - pretraining_fraction
+    return _batches(numbers, read, share, pack, seed, batch_size, process_index, process_count, ROWS)
 
 
 def comparisons(
@@ -172,7 +174,8 @@ def comparisons(
         )
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
+    read = {"comparisons": encoded}
+    return _batches(numbers, read, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
 
 
 def prompts(
@@ -217,7 +220,8 @@ def prompts(
         return {"prompts": tokens, "prompt_lengths": lengths, "index": index}
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, EXAMPLES)
+    read = {"prompts": encoded}
+    return _batches(numbers, read, 1.0, pack, seed, batch_size, process_index, process_count, EXAMPLES)
 
 
 def pretraining(
@@ -242,7 +246,8 @@ def pretraining(
         return packing.pack_examples([encoded.examples[i] for i in chosen], row_length, microbatches, local_rows)
 
     numbers = _numbers(encoded, seed, num_epochs)
-    return _batches(numbers, encoded, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
+    read = {"pretraining": encoded}
+    return _batches(numbers, read, 1.0, pack, seed, batch_size, process_index, process_count, ROWS)
 
 
 def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
@@ -268,7 +273,7 @@ def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None
 
 def _batches(
     numbers: grain.MapDataset,
-    encoded: encoding.Encoded,
+    read: dict[str, encoding.Encoded],
     share: float,
     pack: Callable[[np.ndarray], dict[str, np.ndarray]],
     seed: int | None,
@@ -277,16 +282,16 @@ def _batches(
     process_count: int,
     spec: PartitionSpec,
 ) -> Batches:
-    """Cuts the numbers into batches and packs the slice of this process; `share` of the numbers are `encoded`'s."""
+    """Cuts numbers into batches and packs the slice of this process; `share` of them number the first of `read`."""
     if seed is not None and len(numbers) < batch_size:
         raise ValueError(
             f"the data must have at least batch_size={batch_size} examples in all epochs, got {len(numbers)}"
         )
     low, high = (p * batch_size // process_count for p in (process_index, process_index + 1))
     batches = numbers.batch(batch_size, drop_remainder=seed is not None).map(lambda cut: pack(cut[low:high]))
-    count = len(encoded.examples)
-    steps = int(count / share) // batch_size if seed is not None else len(batches)
-    return Batches(batches, count, max(1, steps), encoded.left_out, spec, encoded.groups)
+    encoded = next(iter(read.values()))
+    steps = int(len(encoded.examples) / share) // batch_size if seed is not None else len(batches)
+    return Batches(batches, len(encoded.examples), max(1, steps), encoded.left_out, spec, encoded.groups, read)
 
 
 def _largest_slice(batch_size: int, process_count: int) -> int:
