@@ -19,6 +19,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from instructgpt_jax.training import metrics
+
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after a signal
 
 
@@ -46,8 +48,7 @@ def grid(text: str) -> list[str]:
 
 def last_value(workdir: epath.Path, metric: str) -> tuple[int, float | None]:
     """The newest step of a run's metrics.jsonl, and the newest value of a metric there."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = metrics.read_lines(workdir / "metrics.jsonl")
     values = [line[metric] for line in lines if metric in line]
     return max((line["step"] for line in lines), default=0), values[-1] if values else None
 
