@@ -30,7 +30,7 @@ from instructgpt_jax import (
     sharding,
 )
 from instructgpt_jax.data import tokenizer
-from instructgpt_jax.training import loop
+from instructgpt_jax.training import loop, resume
 from instructgpt_jax.validate import validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
@@ -43,6 +43,7 @@ CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri"
 
 def train(build, config, mesh, workdir: str) -> None:
     """A stage of the training loop."""
+    resume.recall(config, workdir)
     loop.run(build(config, mesh), config, workdir)
 
 
@@ -155,7 +156,7 @@ def main(argv: list[str]) -> None:
     keep_programs(workdir)
     try:
         run(CONFIG.value, workdir)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         if not pathlib.Path(innermost).is_relative_to(pathlib.Path(__file__).parent):
             raise  # not one of our own refusals: show where it came from

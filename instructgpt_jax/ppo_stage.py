@@ -42,13 +42,23 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
             f"{config.models.reward.init_from!r}, or have an init_from of its own, "
             f"got size={config.models.value.size!r}"
         )
+    stood_in = set()
     for name, other in STAND_INS.items():
         entry = config.models[name]
         if not entry.get("init_from", "") and not entry.get("size", ""):
             with config.unlocked():
                 own = {field: value for field, value in entry.to_dict().items() if value != ""}
-                config.models[name] = ConfigDict(config.models[other].to_dict() | own)
-    nets = {name: networks.build(name, config, head, mesh, vocab_size, config.seed) for name, head in HEADS.items()}
+                same = {field: value for field, value in config.models[other].items() if field != "recalled"}
+                config.models[name] = ConfigDict(same | own)
+                stood_in.add(name)
+    nets = {}
+    for name, head in HEADS.items():
+        try:
+            nets[name] = networks.build(name, config, head, mesh, vocab_size, config.seed)
+        except ValueError as error:
+            if name not in stood_in:
+                raise
+            raise ValueError(f"{error} (it is empty: that of config.models.{STAND_INS[name]})") from error
     for name in ("ref_policy", "reward", "value"):
         # Where a model has a tokenizer of its own, its tokens were compared: it may have more than the policy.
         init_from = config.models[name].get("init_from", "")
@@ -108,7 +118,7 @@ class Iterations(NamedTuple):
         return spec if self.pretraining is None else spec | {"pretraining": P(None, *self.pretraining.spec)}
 
 
-def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
+def pretraining_data(config: ConfigDict, mesh: Mesh) -> datasets.StageData:
     """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
     c = config.ppo
     options = ConfigDict(
@@ -119,7 +129,7 @@ def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
             "num_epochs": 0,
         }
     )
-    return datasets.load(config, options, "pretraining", mesh).train_batches
+    return datasets.load(config, options, "pretraining", mesh)
 
 
 def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, float], list[dict]]:
@@ -162,8 +172,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         seed=config.seed,
         wave=config.rollout.wave or None,
     )
-    text = pretraining_batches(config, mesh) if c.ptx_coef else None
-    batches = Iterations(data.train_batches, text, updates)
+    text = pretraining_data(config, mesh) if c.ptx_coef else None
+    batches = Iterations(data.train_batches, text.train_batches if text else None, updates)
     shardings = ppo.PPOState(
         step=replicated(mesh),
         policy=supervised.state_shardings(algorithm.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
@@ -196,6 +206,13 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
                 answers.append(jax.device_get(validate(params, frozen, batch)))
         return summarise(answers, data.tokenizer, c.num_samples)
 
+    def rates(iterations, step):
+        optimizers = {"policy": c.policy_optimizer, "value": c.value_optimizer}
+        return {
+            f"{name}/learning_rate": float(optimizer.make_schedule(o, iterations * updates)(step * updates))
+            for name, o in optimizers.items()
+        }
+
     def programs():
         abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
@@ -211,4 +228,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         evaluate=evaluate,
         programs=programs,
         num_steps=c.iterations,
+        read=data.read | (text.read if text else {}),
+        rates=rates,
     )

@@ -96,4 +96,6 @@ def language_model_stage(config: ConfigDict, mesh: Mesh, name: str, kind: str) -
         evaluate=evaluate,
         programs=programs,
         num_steps=num_steps,
+        read=data.read,
+        rates=supervised.rates(name, section),
     )

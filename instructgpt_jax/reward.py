@@ -172,6 +172,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         programs=programs,
         num_steps=num_steps,
         finish=finish,
+        read=data.read | (datasets.described([demonstrations.read]) if demonstrations else {}),
+        rates=supervised.rates("reward", section),
     )
 
 

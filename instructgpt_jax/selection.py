@@ -24,7 +24,7 @@ from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.rollout import respond
 from instructgpt_jax.sharding import replicated
-from instructgpt_jax.training import checkpoint, loop, metrics
+from instructgpt_jax.training import checkpoint, loop, metrics, resume
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -43,9 +43,12 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     network = networks.build("model", config, "lm", mesh, tokenizers.vocab_size(tokenizer), config.seed)
     scorer = Scorer(config, network.config, mesh) if by == "score" else None
     resolved = loop.claim_workdir(config, workdir)
-    if checkpoint.steps(workdir):
+    chosen, damaged = checkpoint.newest(workdir)
+    if chosen is not None:
         metrics.say(f"select: complete in {workdir}, nothing to do")
         return
+    if scorer is not None:
+        resume.tell_data(scorer.read, workdir)
 
     def load(step: int) -> dict:
         return checkpoint.load_params(epath.Path(source) / checkpoint.SNAPSHOTS / str(step), network.abstract)
@@ -70,6 +73,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         metrics.write_atomically(workdir / "samples.jsonl", "".join(lines))
     metadata = {"step": best["step"], "data_index": 0, "config": resolved, "metadata": {}}
     with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:  # last: it says that the stage is complete
+        for step, why in damaged.items():
+            metrics.say(f"select: checkpoint {step} in {workdir} is damaged ({why}), it is made again")
+        checkpoints.set_aside(damaged)
         checkpoints.save(best["step"], {"params": load(best["step"])}, metadata, {})
     metrics.say(f"select: snapshot {best['step']} of {source} is now in {workdir}")
 
@@ -85,6 +91,7 @@ class Scorer:
         if not self._data.valid:
             share = config.data.valid_fraction
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
+        self.read = self._data.read
         reward = networks.build("reward", config, "scalar", mesh, self._data.vocab_size, config.seed)
         networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
         self._reward = networks.freeze(reward)
@@ -129,8 +136,7 @@ def _losses(source: str, steps: list[int]) -> dict[int, float]:
     """The validation loss at each snapshot, as the run that made them measured it."""
     key = f"{checkpoint.read_metadata(source)['config']['stage']}/valid_loss"
     path = epath.Path(source) / "metrics.jsonl"
-    lines = map(json.loads, path.read_text().splitlines())
-    found = {line["step"]: line[key] for line in lines if key in line}
+    found = {line["step"]: line[key] for line in metrics.read_lines(path) if key in line}
     missing = [step for step in steps if step not in found]
     if missing:
         raise ValueError(f"{path} must have {key} at each snapshot (config.eval_every=-1), got none at steps {missing}")

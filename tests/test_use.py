@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,17 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
         assert samples[number]["score"] == pytest.approx(float(scores[number]), abs=1e-5)
         assert samples[number]["prompt"] == tokenizer.decode(prompt)
     assert isinstance(answers, ep.Episodes)
+
+
+def test_select_makes_a_damaged_choice_again(runs, selected, tmp_path, capsys):
+    shutil.copytree(selected, tmp_path, dirs_exist_ok=True)
+    step = json.loads((selected / "selection.json").read_text())["step"]
+    (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").unlink()
+    config, changes = selecting(runs, select__num_batches=2)
+    run(config, tmp_path, **changes)
+    assert f"checkpoint {step} in {tmp_path} is damaged (state/_METADATA is missing)" in capsys.readouterr().err
+    assert checkpoint.newest(tmp_path) == (step, {})
+    assert (tmp_path / "selection.json").read_bytes() == (selected / "selection.json").read_bytes()
 
 
 def test_select_by_loss_takes_what_the_run_measured(runs):
