@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import models, ppo, rollout
+from instructgpt_jax import models, ppo, ppo_stage, rollout
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import optimizer
 
@@ -93,7 +93,7 @@ class Stopwatch:
         return result
 
 
-def iterate(phases: ppo.Phases, state: ppo.PPOState, frozen: dict, prompts: list[dict]):
+def iterate(phases: ppo_stage.Phases, state: ppo.PPOState, frozen: dict, prompts: list[dict]):
     """One iteration on each of `prompts`, the first to compile.
 
     Returns:
@@ -131,7 +131,7 @@ def iteration_by_phase(arguments) -> dict:
         num_minibatches=minibatches,
     )  # fmt: skip
     prompts = [random_prompts(16, prompt, GPT2.vocab_size, seed) for seed in range(arguments.iterations + 1)]
-    measured, state, experience = iterate(ppo.compile_phases(a), *random_weights(a), prompts)
+    measured, state, experience = iterate(ppo_stage.compile_phases(a), *random_weights(a), prompts)
     totals = print_phases([watch for watch, _ in measured])
     print_phases([updates_apart(a, state, experience)])
     return {"iter_s": [0.0, *totals], "rollout_s": [watch.seconds["rollout"] for watch, _ in measured]}
@@ -203,10 +203,10 @@ def ragged_lengths(arguments) -> None:
     results = {}
     with unittest.mock.patch.object(rollout, "PREFILL_CHUNK", max(rollout.PREFILL_CHUNK // shrink, 1)):
         a = algorithm(net, net, wave, eos, microbatch_rows=1, **settings)
-        results["packed"] = run(a, ppo.compile_phases(a))
+        results["packed"] = run(a, ppo_stage.compile_phases(a))
         a = algorithm(net, net, wave, eos, microbatch_rows=16, **settings)
         with unittest.mock.patch.object(ep, "first_fit_decreasing", a_row_each):
-            results["padded"] = run(a, ppo.compile_phases(a)._replace(rollout=padded_rollout(a)))
+            results["padded"] = run(a, ppo_stage.compile_phases(a)._replace(rollout=padded_rollout(a)))
     speeds = {}
     for name, measured in results.items():
         print(name)
@@ -257,7 +257,7 @@ def deepspeed_chat(arguments) -> None:
         num_minibatches=1,
     )  # fmt: skip
     prompts = [random_prompts(batch, length, policy.vocab_size, seed) for seed in range(arguments.iterations + 1)]
-    measured, _, _ = iterate(ppo.compile_phases(a), *random_weights(a), prompts)
+    measured, _, _ = iterate(ppo_stage.compile_phases(a), *random_weights(a), prompts)
     seconds = statistics.median(print_phases([watch for watch, _ in measured]))
     speed = batch * 2 * length / seconds
     kind = jax.devices()[0].device_kind

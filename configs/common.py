@@ -34,6 +34,7 @@ def data() -> ConfigDict:
             "valid_fraction": 0.05,  # by user, else by prompt
             "max_prompt_tokens": 1024,  # longer prompts are dropped (appendix C)
             "skip_bad": 0,
+            "allow_changed": False,  # a run goes on although its data are others than when it was saved
             "data_dir": "",
             "cache_dir": "",
         }

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, rollout, sharding
-from instructgpt_jax.data import encoding, simulated, sources
+from instructgpt_jax.data import datasets, encoding, simulated, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.simulated import world
 from instructgpt_jax.evaluation import batches
-from instructgpt_jax.training import loop, metrics
+from instructgpt_jax.training import loop, metrics, resume
 
 RANKED, SHUFFLED, UNRANKED = "comparisons.jsonl", "shuffled.jsonl", "unranked.jsonl"
 TOLD = 5  # lines of progress a policy
@@ -56,6 +56,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         max_prompt_tokens=config.data.max_prompt_tokens,
         skip_bad=config.data.skip_bad,
     )
+    resume.tell_data(datasets.described([{"prompts": prompts}]), folder)
     chosen = choose(len(prompts.examples), c.num_prompts, config.seed)
     wanted = {name: [] for name in policies}  # (prompt, completion) by the policy that writes it
     for number in chosen:

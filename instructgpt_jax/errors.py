@@ -14,13 +14,13 @@ _PACKAGE = pathlib.Path(__file__).parent
 def describe(error: BaseException) -> str | None:
     """What a person must know of an error, or None for a bug.
 
-    Two kinds are theirs: what this package refused itself (ValueError, FileNotFoundError, FloatingPointError), and
+    Two kinds are theirs: what this package refused or reports itself (ValueError, OSError, FloatingPointError), and
     what the system said of a file, wherever it was opened.
     """
     if isinstance(error, OSError) and error.filename is not None:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         return f"{' -> '.join(names) or error.filename}: {error.strerror}"
-    if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
+    if isinstance(error, ValueError | OSError | FloatingPointError):
         innermost = traceback.extract_tb(error.__traceback__)[-1].filename
         return str(error) if pathlib.Path(innermost).is_relative_to(_PACKAGE) else None
     return None

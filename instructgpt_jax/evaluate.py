@@ -17,7 +17,6 @@ made of them in the end, and its existence says that the stage is complete.
 
 import functools
 import itertools
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -38,8 +37,8 @@ from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
-from instructgpt_jax.pipeline import TOGETHER, run_together
-from instructgpt_jax.training import checkpoint, loop, metrics
+from instructgpt_jax.pipeline import TOGETHER, read_seconds, run_together
+from instructgpt_jax.training import checkpoint, loop, metrics, resume
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
 PACKAGES = ("instructgpt-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -64,6 +63,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         return
     data = datasets.load(config, tokenizer)
     parts = Parts(workdir / "parts")
+    if len(parts):  # they are answers to these prompts, judged beside these references
+        resume.check_data("evaluate", resume.read_data(workdir), data.read, allowed=None)
+    resume.tell_data(data.read, workdir)
     frozen = {name: net for name, net in nets.items() if name in FROZEN}
     examiner = Examiner(config, tokenizer, frozen, mesh)
 
@@ -331,8 +333,7 @@ def version(package: str) -> str:
 
 def perf(config: ConfigDict, seconds: float) -> dict:
     """What may differ between two equal runs: times, versions, device."""
-    path = epath.Path(config.evaluate.seconds) if config.evaluate.seconds else None
-    spent = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    spent = read_seconds(epath.Path(config.evaluate.seconds)) if config.evaluate.seconds else {}
     spent["evaluate"] = round(spent.get("evaluate", 0.0) + seconds, 1)
     if TOGETHER in spent:  # up to the end of the stage before
         spent[TOGETHER] = round(spent.pop(TOGETHER) + seconds, 1)

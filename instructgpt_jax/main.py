@@ -35,7 +35,7 @@ from instructgpt_jax import (
     sharding,
 )
 from instructgpt_jax.data import tokenizer
-from instructgpt_jax.training import loop
+from instructgpt_jax.training import loop, resume
 from instructgpt_jax.validate import validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
@@ -48,6 +48,7 @@ CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri"
 
 def train(build, config, mesh, workdir: str) -> None:
     """A stage of the training loop."""
+    resume.recall(config, workdir)
     loop.run(build(config, mesh), config, workdir)
 
 

@@ -21,14 +21,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import models
-from instructgpt_jax.data import tokenizer
+from instructgpt_jax.data import datasets, sources, tokenizer
 from instructgpt_jax.models import ModelConfig, hf
 from instructgpt_jax.sharding import param_shardings
-from instructgpt_jax.training import checkpoint
+from instructgpt_jax.training import checkpoint, metrics
 
 # What may be set on a network that comes with its architecture: it changes the work or the noise, not the function.
 RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
-ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
+ENTRY_FIELDS = ("size", "init_from", "weights", "architecture", "recalled")
 
 
 class Network(NamedTuple):
@@ -49,7 +49,7 @@ class Network(NamedTuple):
 class Source(NamedTuple):
     """Where parameters come from.
 
-    kind: 'fresh', 'stage' or 'hf'.
+    kind: 'fresh', 'stage', 'hf', or 'recalled': from the workdir's own checkpoint, by the loop.
     config: the architecture found there.
     which: the subtree of a stage's state.
     """
@@ -64,7 +64,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
 
     Args:
       name: entry of config.models.
-      config: the whole configuration; `config.models[name].architecture` is set.
+      config: the whole configuration; `config.models[name].architecture` is set. Where `resume.recall` has left a
+        note, which is taken away, the network goes on from a checkpoint, and its `init_from` is not looked at.
       head: 'lm' or 'scalar', what the stage needs, or '' for the one found there. A scalar head is grown on a language
         model where necessary.
       mesh: where the parameters go.
@@ -80,7 +81,7 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     entry = config.models[name].to_dict()
     fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
     source = _find(key, entry, fields, vocab_size)
-    if source.kind != "fresh" and config.data.tokenizer:
+    if source.kind in ("stage", "hf") and config.data.tokenizer:
         tokenizer.check_shared(key, entry["init_from"], config.data.tokenizer)
     if source.config.vocab_size < vocab_size:
         raise ValueError(
@@ -93,6 +94,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     network = source_network.replace(head=head or source_network.head)
     with config.unlocked():
         config.models[name].architecture = dataclasses.asdict(network)
+        if "recalled" in entry:
+            del config.models[name].recalled
 
     fresh_key = jax.random.key(seed)
     source_abstract = _abstract(source_network, mesh)
@@ -100,6 +103,8 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def load() -> dict:
+        if source.kind == "recalled":
+            raise ValueError(f"{key} must go on from a checkpoint of the workdir, got one that has gone meanwhile")
         if source.kind == "fresh":
             return jax.jit(lambda key: models.init(network, key), out_shardings=shardings)(fresh_key)
         if source.kind == "hf":
@@ -171,26 +176,65 @@ def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
             f"{key} takes its architecture from init_from={init_from!r}: only {RUNTIME_FIELDS} may be set beside it, "
             f"got {foreign}"
         )
+    if "recalled" in entry:
+        return Source("recalled", ModelConfig(**_tuples(entry["recalled"])))
     path = epath.Path(init_from)
     if not path.exists():
         if is_hub_id(init_from):
-            return Source("hf", hf.read_config(init_from))
+            try:
+                return Source("hf", hf.read_config(init_from))
+            except ValueError as error:
+                raise ValueError(f"{key}.init_from: {error}") from error
         raise ValueError(f"{key}.init_from must exist, got {init_from!r}{_how_to_make(init_from)}")
-    if (path / "config.json").exists() and "model_type" in json.loads((path / "config.json").read_text()):
-        return Source("hf", hf.read_config(init_from))
     try:
+        if _is_hugging_face(path):
+            return Source("hf", hf.read_config(init_from))
         saved = checkpoint.read_metadata(init_from)["config"]
     except FileNotFoundError:
         raise ValueError(
             f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}"
             + _how_to_make(init_from)
         ) from None
+    except ValueError as error:
+        raise ValueError(f"{key}.init_from must be whole, got {init_from!r}: {error}") from error
     name, prefix = ("policy", "policy/") if "policy" in saved["models"] else ("model", "")
     weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")
     if weights not in _parts(init_from, prefix):
         raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
     architecture = ModelConfig(**_tuples(saved["models"][name]["architecture"]))
     return Source("stage", architecture.without_dropout(), prefix + weights)
+
+
+def _is_hugging_face(path: epath.Path) -> bool:
+    """Whether a folder's config.json is that of a Hugging Face model; a run's has no `model_type`."""
+    file = path / "config.json"
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:  # also what is no UTF-8
+        raise ValueError(f"{file} must be JSON, got an error: {error}") from None
+    return isinstance(found, dict) and "model_type" in found
+
+
+def tell_trained_on(stage: str, init_from: str, valid: sources.Records) -> None:
+    """Says in a line where a policy was fine-tuned on prompts that are validation prompts here.
+
+    Args:
+      stage: whose validation prompts they are.
+      init_from: of the policy; the stages that it went through are looked at, as far as they are still there.
+      valid: records of the validation prompts.
+    """
+    while init_from and epath.Path(init_from).exists():
+        try:
+            saved = checkpoint.read_metadata(init_from)["config"]
+            count = datasets.count_trained_on(valid, saved["data"]) if saved["stage"] == "sft" else 0
+        except (FileNotFoundError, ValueError):  # a Hugging Face model, or records that are gone
+            return
+        if count:
+            metrics.say(
+                f"{stage}: {count} of {len(valid)} validation prompts are training prompts of {init_from}, whose "
+                "records name other users or none"
+            )
+        init_from = saved["models"].get("model", {}).get("init_from", "")
 
 
 def is_hub_id(name: str) -> bool:

@@ -60,7 +60,7 @@ def run(
         except ValueError as error:
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
     lock, path = threading.Lock(), epath.Path(workdir) / SECONDS
-    begun, before = time.perf_counter(), _seconds(path).get(TOGETHER, 0.0)
+    begun, before = time.perf_counter(), read_seconds(path).get(TOGETHER, 0.0)
 
     def run_one(name: str) -> None:
         metrics.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
@@ -69,7 +69,7 @@ def run(
             run_stage(stages[name], os.path.join(workdir, name))
         finally:  # also when a signal ended it: it will go on from there
             with lock:
-                now, spent = time.perf_counter(), _seconds(path)
+                now, spent = time.perf_counter(), read_seconds(path)
                 spent |= {name: spent.get(name, 0.0) + now - started, TOGETHER: before + now - begun}
                 if jax.process_index() == 0 and path.parent.exists():
                     rounded = {key: round(value, 1) for key, value in spent.items()}
@@ -138,8 +138,12 @@ def run_together(waiting_for: dict[str, set[str]], run_one: Callable[[str], None
         raise SystemExit(0)  # between two stages
 
 
-def _seconds(path: epath.Path) -> dict[str, float]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_seconds(path: epath.Path) -> dict[str, float]:
+    """What a pipeline's seconds.json holds; {} where there is none, or a damaged one: no result depends on it."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:  # also what is no UTF-8
+        return {}
 
 
 def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:

@@ -11,12 +11,11 @@ One iteration, `update`, is the paper's, from top to bottom:
                   gradient of the pretraining loss on 8 times as many examples, in one buffer: one policy update; one
                   value update
 
-`rollout`, `experience` and `learn` are pure functions of arrays, jitted one by one in `compile_phases`; `update` may be
-jitted whole. ppo_stage.py gives them networks and data.
+`rollout`, `experience` and `learn` are pure functions of arrays. ppo_stage.py jits them one by one and gives them
+networks and data; `update` may be jitted whole.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -365,20 +364,3 @@ def start(ppo: Algorithm, policy: Any, value: Any) -> PPOState:
     policy = create(policy, ppo.policy_tx, bool(ppo.config.ema_decay))
     value = create(value, ppo.value_tx, False)
     return PPOState(jnp.zeros((), jnp.int32), policy, value, jnp.float32(ppo.config.kl_coef))
-
-
-class Phases(NamedTuple):
-    """`rollout`, `experience` and `learn` of one algorithm, jitted one by one; learn donates the state."""
-
-    rollout: Callable
-    experience: Callable
-    learn: Callable
-
-
-def compile_phases(ppo: Algorithm, shardings: PPOState | None = None) -> Phases:
-    """The programs of an iteration; `shardings` are the state's after it."""
-    return Phases(
-        jax.jit(functools.partial(rollout, ppo)),
-        jax.jit(functools.partial(experience, ppo)),
-        jax.jit(functools.partial(learn, ppo), donate_argnums=0, out_shardings=(shardings, None)),
-    )

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, ppo
-from instructgpt_jax.data import datasets, pipeline, tokenizer
+from instructgpt_jax.data import datasets, feeding, tokenizer
 from instructgpt_jax.data.pipeline import Batches
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import replicated
@@ -45,13 +46,23 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
             f"{config.models.reward.init_from!r}, or have an init_from of its own, "
             f"got size={config.models.value.size!r}"
         )
+    stood_in = set()
     for name, other in STAND_INS.items():
         entry = config.models[name]
         if not entry.get("init_from", "") and not entry.get("size", ""):
             with config.unlocked():
                 own = {field: value for field, value in entry.to_dict().items() if value != ""}
-                config.models[name] = ConfigDict(config.models[other].to_dict() | own)
-    nets = {name: networks.build(name, config, head, mesh, vocab_size, config.seed) for name, head in HEADS.items()}
+                same = {field: value for field, value in config.models[other].items() if field != "recalled"}
+                config.models[name] = ConfigDict(same | own)
+                stood_in.add(name)
+    nets = {}
+    for name, head in HEADS.items():
+        try:
+            nets[name] = networks.build(name, config, head, mesh, vocab_size, config.seed)
+        except ValueError as error:
+            if name not in stood_in:
+                raise
+            raise ValueError(f"{error} (it is empty: that of config.models.{STAND_INS[name]})") from error
     for name in ("ref_policy", "reward", "value"):
         # Where a model has a tokenizer of its own, its tokens were compared: it may have more than the policy.
         init_from = config.models[name].get("init_from", "")
@@ -111,7 +122,7 @@ class Iterations(NamedTuple):
         return spec if self.pretraining is None else spec | {"pretraining": P(None, *self.pretraining.spec)}
 
 
-def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
+def pretraining_data(config: ConfigDict, mesh: Mesh) -> datasets.StageData:
     """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
     c = config.ppo
     options = ConfigDict(
@@ -122,7 +133,7 @@ def pretraining_batches(config: ConfigDict, mesh: Mesh) -> Batches:
             "num_epochs": 0,
         }
     )
-    return datasets.load(config, options, "pretraining", mesh).train_batches
+    return datasets.load(config, options, "pretraining", mesh)
 
 
 def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, float], list[dict]]:
@@ -145,6 +156,23 @@ def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, flo
     return metrics, samples
 
 
+class Phases(NamedTuple):
+    """`rollout`, `experience` and `learn` of one algorithm, jitted one by one; learn donates the state."""
+
+    rollout: Callable
+    experience: Callable
+    learn: Callable
+
+
+def compile_phases(algorithm: ppo.Algorithm, shardings: ppo.PPOState | None = None) -> Phases:
+    """The programs of an iteration; `shardings` are the state's after it."""
+    return Phases(
+        jax.jit(functools.partial(ppo.rollout, algorithm)),
+        jax.jit(functools.partial(ppo.experience, algorithm)),
+        jax.jit(functools.partial(ppo.learn, algorithm), donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
@@ -153,6 +181,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     if c.ptx_coef:
         networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
     data = datasets.load(config, c, "prompts", mesh)
+    networks.tell_trained_on("ppo", config.models.policy.init_from, data.valid_records)
     updates = c.num_minibatches * c.inner_epochs
     algorithm = ppo.Algorithm(
         c,
@@ -166,8 +195,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         seed=config.seed,
         wave=config.rollout.wave or None,
     )
-    text = pretraining_batches(config, mesh) if c.ptx_coef else None
-    batches = Iterations(data.train_batches, text, updates)
+    text = pretraining_data(config, mesh) if c.ptx_coef else None
+    batches = Iterations(data.train_batches, text.train_batches if text else None, updates)
     shardings = ppo.PPOState(
         step=replicated(mesh),
         policy=supervised.state_shardings(algorithm.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
@@ -176,7 +205,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     )
 
     start = functools.partial(ppo.start, algorithm)
-    phases = ppo.compile_phases(algorithm, shardings)
+    phases = compile_phases(algorithm, shardings)
     # Whole on every device, so that every process can read the answers.
     validate = jax.jit(functools.partial(ppo.validate, algorithm), out_shardings=replicated(mesh))
 
@@ -200,6 +229,13 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
                 answers.append(jax.device_get(validate(params, frozen, batch)))
         return summarise(answers, data.tokenizer, c.num_samples)
 
+    def rates(iterations, step):
+        optimizers = {"policy": c.policy_optimizer, "value": c.value_optimizer}
+        return {
+            f"{name}/learning_rate": float(optimizer.make_schedule(o, iterations * updates)(step * updates))
+            for name, o in optimizers.items()
+        }
+
     def programs():
         abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
@@ -211,8 +247,10 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         init=init,
         frozen=lambda: {name: networks.freeze(nets[name]) for name in ("ref_policy", "reward")},
         update=step,
-        data=lambda index: pipeline.iterate(batches, mesh, index),
+        data=lambda index: feeding.iterate(batches, mesh, index),
         evaluate=evaluate,
         programs=programs,
         num_steps=c.iterations,
+        read=data.read | (text.read if text else {}),
+        rates=rates,
     )

@@ -113,6 +113,8 @@ def language_model_stage(
         evaluate=evaluate,
         programs=programs,
         num_steps=num_steps,
+        read=data.read,
+        rates=supervised.rates(name, section),
     )
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes, losses, models, networks, reward_report, reward_start
-from instructgpt_jax.data import datasets, pipeline, sources
+from instructgpt_jax.data import datasets, feeding, pipeline, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain, replicated
@@ -151,7 +151,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         if demonstrations is None:
             metrics.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
             return state
-        sums = [score_demonstrations(state.params, batch) for batch in pipeline.iterate(demonstrations, mesh, 0)]
+        sums = [score_demonstrations(state.params, batch) for batch in feeding.iterate(demonstrations, mesh, 0)]
         mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
         bias = state.params["scalar_head"]["bias"]
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
@@ -173,6 +173,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         programs=programs,
         num_steps=num_steps,
         finish=finish,
+        read=data.read | (datasets.described([demonstrations.read]) if demonstrations else {}),
+        rates=supervised.rates("reward", section),
     )
 
 
@@ -186,7 +188,7 @@ def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> pipeline.Batch
         return None
     records = sources.load(tuple(data.demonstrations), "demonstrations", data.skip_bad, data.data_dir)
     train, _ = datasets.split(records, data.valid_fraction)
-    process_index, process_count = pipeline.process_slice(mesh)
+    process_index, process_count = feeding.process_slice(mesh)
     return pipeline.demonstrations(
         datasets.sample(train, section.bias_examples, config.seed),
         tokenizer,

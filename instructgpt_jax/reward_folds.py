@@ -25,7 +25,7 @@ from scipy import stats
 from instructgpt_jax import networks, reward
 from instructgpt_jax.data import encoding, sources, tokenizer
 from instructgpt_jax.evaluation import batches, rewards
-from instructgpt_jax.training import loop, metrics
+from instructgpt_jax.training import loop, metrics, resume
 
 TRAINED, HELD_OUT = "reward/valid_accuracy", "reward/held_out_accuracy"
 REPORT = "generalisation.json"
@@ -64,7 +64,8 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         fold = ConfigDict(config.to_dict())
         fold.reward.held_out_groups = held_out
         _train(fold, mesh, folder)
-        last = next(line for line in reversed(metrics.read_lines(folder / "metrics.jsonl")) if HELD_OUT in line)
+        lines = metrics.read_lines(folder / "metrics.jsonl")
+        last = next(line for line in reversed(lines) if HELD_OUT in line)
         rows.append({"held_out_groups": held_out, **{name: last[name] for name in (TRAINED, HELD_OUT)}})
 
     report = {
@@ -124,6 +125,7 @@ def _train(fold: ConfigDict, mesh: Mesh, folder: epath.Path) -> None:
     """One fold, exactly as if it had been started alone in its folder."""
     fold.reward.folds = 0
     tokenizer.prepare(fold, str(folder))
+    resume.recall(fold, folder)
     loop.run(reward.build(fold, mesh), fold, folder)
 
 

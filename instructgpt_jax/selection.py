@@ -23,7 +23,7 @@ from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.rollout import respond
 from instructgpt_jax.sharding import replicated
-from instructgpt_jax.training import checkpoint, loop, metrics
+from instructgpt_jax.training import checkpoint, loop, metrics, resume
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -42,9 +42,12 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
     scorer = Scorer(config, network.config, mesh) if by == "score" else None
     resolved = loop.claim_workdir(config, workdir)
-    if checkpoint.steps(workdir):
+    chosen, damaged = checkpoint.newest(workdir)
+    if chosen is not None:
         metrics.say(f"select: complete in {workdir}, nothing to do")
         return
+    if scorer is not None:
+        resume.tell_data(scorer.read, workdir)
 
     def load(step: int) -> dict:
         return checkpoint.load_params(epath.Path(source) / checkpoint.SNAPSHOTS / str(step), network.abstract)
@@ -69,6 +72,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         metrics.write_atomically(workdir / "samples.jsonl", "".join(lines))
     metadata = {"step": best["step"], "data_index": 0, "config": resolved, "metadata": {}}
     with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:  # last: it says that the stage is complete
+        for step, why in damaged.items():
+            metrics.say(f"select: checkpoint {step} in {workdir} is damaged ({why}), it is made again")
+        checkpoints.set_aside(damaged)
         checkpoints.save(best["step"], {"params": load(best["step"])}, metadata, {})
     metrics.say(f"select: snapshot {best['step']} of {source} is now in {workdir}")
 
@@ -87,6 +93,8 @@ class Scorer:
         if not self._data.valid:
             share = config.data.valid_fraction
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
+        self.read = self._data.read
+        networks.tell_trained_on("select", config.models.model.init_from, self._data.valid_records)
         self._reward = networks.freeze(reward)
 
         def answer(params: dict, reward_params: dict, batch: dict):

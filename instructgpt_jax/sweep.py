@@ -49,8 +49,7 @@ def grid(text: str) -> list[str]:
 
 def last_value(workdir: epath.Path, metric: str) -> tuple[int, float | None]:
     """The newest step of a run's metrics.jsonl, and the newest value of a metric there."""
-    path = workdir / "metrics.jsonl"
-    lines = metrics.read_lines(path) if path.exists() else []
+    lines = metrics.read_lines(workdir / "metrics.jsonl")
     values = [line[metric] for line in lines if metric in line]
     return max((line["step"] for line in lines), default=0), values[-1] if values else None
 

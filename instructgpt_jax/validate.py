@@ -41,7 +41,7 @@ MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TOKENIZER, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
-    "cache_dir": TEXT,
+    "cache_dir": TEXT, "allow_changed": FLAG._replace(required=False),
 }  # fmt: skip
 TRAINING = {
     "log_every": integer(1), "eval_every": integer(-1), "snapshot_every": integer(-1),

@@ -1,6 +1,8 @@
 """Checkpoints: whole or not at all, into any mesh, in part, and the right ones kept."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,14 +30,14 @@ class Pair(flax.struct.PyTreeNode):
     kl_coef: jax.Array
 
 
-def params(seed):
+def params(seed, rows=8):
     keys = jax.random.split(jax.random.key(seed), 2)
-    return {"up": {"kernel": jax.random.normal(keys[0], (8, 4)), "bias": jax.random.normal(keys[1], (4,))}}
+    return {"up": {"kernel": jax.random.normal(keys[0], (rows, 4)), "bias": jax.random.normal(keys[1], (4,))}}
 
 
-def pair(seed):
-    policy = state.create(params(seed), TX, with_ema=True)
-    value = state.create(params(seed + 1), TX, with_ema=False)
+def pair(seed, rows=8):
+    policy = state.create(params(seed, rows), TX, with_ema=True)
+    value = state.create(params(seed + 1, rows), TX, with_ema=False)
     return Pair(step=jnp.int32(seed), policy=policy, value=value, kl_coef=jnp.float32(0.02))
 
 
@@ -151,6 +153,8 @@ def test_save_cut_short_leaves_the_one_before(tmp_path):
             checkpoints.save(1, tree, {"step": 1}, {})
             checkpoints.wait()
             checkpoints.save(2, tree, {"step": 2}, {})
+            while not any(name.startswith("2") for name in os.listdir(sys.argv[1] + "/checkpoints")):
+                pass  # a thread makes the folder
             os.kill(os.getpid(), signal.SIGKILL)  # the arrays of step 2 are being written
         """
     )
@@ -167,3 +171,113 @@ def test_save_cut_short_leaves_the_one_before(tmp_path):
         assert np.unique(np.stack([np.asarray(x) for x in restored.values()])).tolist() == [7.0]
         checkpoints.save(2, restored, {"step": 2}, {})
     assert checkpoint.steps(tmp_path) == [1, 2] and sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+LARGE = 512  # rows of a parameter that is too long to stand in the table itself
+DAMAGES = {  # what is done to a checkpoint's folder, and what the line says of it
+    "manifest": (lambda f: (f / "state/manifest.ocdbt").unlink(), "state/manifest.ocdbt is missing"),
+    "manifest cut": (lambda f: cut(f / "state/manifest.ocdbt"), "state/manifest.ocdbt and its tables cannot be read"),
+    "table": (lambda f: next((f / "state/d").iterdir()).unlink(), "state/d/.* is missing"),
+    "data": (lambda f: largest(f / "state").unlink(), "state/ocdbt.process_0/d/.* is missing"),
+    "data cut": (lambda f: cut(largest(f / "state")), r"state/ocdbt.process_0/d/.* has \d+ of at least \d+ bytes"),
+    "metadata": (lambda f: (f / "_CHECKPOINT_METADATA").unlink(), "_CHECKPOINT_METADATA is missing"),
+    "metadata empty": (lambda f: (f / "_CHECKPOINT_METADATA").write_text(""), "_CHECKPOINT_METADATA is not JSON"),
+    "tree": (lambda f: cut(f / "state/_METADATA"), "state/_METADATA is not JSON"),
+    "shardings": (lambda f: (f / "state/_sharding").write_bytes(b"\xff"), "state/_sharding is not JSON"),
+    "all of it": (lambda f: shutil.rmtree(f / "state"), "state/_METADATA is missing"),
+    "its end": (lambda f: (f / "commit_success.txt").unlink(), "commit_success.txt is missing"),
+}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A workdir with checkpoints of steps 1, 2 and 3, and a snapshot of step 3."""
+    workdir = tmp_path_factory.mktemp("three")
+    with opened(workdir, keep_last=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, pair(step, LARGE), {"step": step}, {})
+        checkpoints.snapshot(3, pair(3, LARGE), {"step": 3})
+    return workdir
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_goes_on_from_the_one_before_a_damaged_checkpoint(three, tmp_path, name, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(three, workdir)
+    assert checkpoint.newest(workdir) == (3, {})
+    do, said = DAMAGES[name]
+    do(workdir / "checkpoints" / "3")
+    where = re.escape(str(workdir / "checkpoints"))
+    told = rf"^{where}/3 is damaged \({said}.*\); the newest whole one is {where}/2: name it"
+    for read in (checkpoint.read_metadata, lambda w: checkpoint.load_params(w, params(0, LARGE), "policy/params")):
+        with pytest.raises(ValueError, match=told):
+            read(workdir)
+    with opened(workdir, keep_last=1) as checkpoints:
+        assert_same(checkpoints.restore(checkpoint.abstract_like(pair(0, LARGE))), pair(2, LARGE))
+        assert checkpoints.latest == 2
+        checkpoints.save(3, pair(3, LARGE), {"step": 3}, {})
+    log = capfd.readouterr().err
+    assert re.search(rf"^checkpoint 3 in .* is damaged \({said}.*\): going on from step 2$", log, re.MULTILINE)
+    assert len(log.splitlines()) == 1, log
+    assert checkpoint.steps(workdir) == [3] and checkpoint.read_metadata(workdir) == {"step": 3}
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["3", "3.damaged"]
+
+
+def test_no_whole_checkpoint_is_one_line_and_nothing_is_lost(three, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(three, workdir)
+    for step in "123":
+        (workdir / "checkpoints" / step / "state/manifest.ocdbt").unlink()
+    before = sorted(workdir.rglob("*"))
+    with opened(workdir, keep_last=1) as checkpoints, pytest.raises(ValueError, match=r"damaged ones alone \(step 3: "):
+        checkpoints.restore(checkpoint.abstract_like(pair(0)))
+    assert sorted(workdir.rglob("*")) == before
+    with pytest.raises(ValueError, match="checkpoints/3 is damaged .*; no other checkpoint there is whole"):
+        checkpoint.read_metadata(workdir)
+
+
+def test_a_damaged_snapshot_is_named(three, tmp_path):
+    shutil.copytree(three / "snapshots", tmp_path / "snapshots")
+    largest(tmp_path / "snapshots" / "3" / "state").unlink()
+    with pytest.raises(ValueError, match=r"snapshots/3 is damaged \(state/.* is missing\)$"):
+        checkpoint.load_params(tmp_path / "snapshots" / "3", params(0), "policy/params")
+
+
+@pytest.mark.parametrize("first", ["", "ValueError('the data must be good')", "SystemExit(0)"])
+def test_a_save_that_fails_is_one_line_and_hides_no_error(tmp_path, first):
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import jax, jax.numpy as jnp
+        from instructgpt_jax.training import checkpoint
+        tree = lambda size: {"w": jax.random.normal(jax.random.key(0), (size,))}
+        try:
+            with checkpoint.Checkpoints(sys.argv[1], 2, "", "min") as checkpoints:
+                checkpoints.save(1, tree(100), {"step": 1}, {})
+                checkpoints.wait()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: writing ends there
+                checkpoints.save(2, tree(100_000), {"step": 2}, {})
+                if sys.argv[2]:
+                    raise eval(sys.argv[2])
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {type(error).__name__}: {error}")
+        """
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), first]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1, result.stderr
+    failed = f"the checkpoint of step 2 could not be saved: File too large: {tmp_path}/checkpoints/2"
+    lines = result.stderr.splitlines()
+    if first.startswith("ValueError"):
+        assert lines[0].startswith(failed) and lines[1:] == ["error: ValueError: the data must be good"]
+    else:
+        assert len(lines) == 1 and lines[0].startswith(f"error: OSError: {failed}")
+    assert checkpoint.newest(tmp_path) == (1, {})

@@ -74,6 +74,7 @@ def test_every_prompt_is_completed_and_ranked_by_each_group(collected):
     assert len({r["labeler"] for r in records}) > 5
     texts = [text for r in records[::2] for text in r["completions"]]
     assert len(set(texts)) > 0.9 * len(texts)  # every completion has random numbers of its own
+    assert json.loads((collected / "data.json").read_text())["prompts"]["records"] == PROMPTS
 
 
 def test_shuffled_ranks_are_the_same_ranks_elsewhere(collected):

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 import threading
 
 import jax
@@ -148,6 +149,29 @@ def whole(runs):
 
 def test_killed_and_started_again_gives_the_same_report(killed, whole):
     assert read(killed) == read(whole)
+
+
+def test_damaged_parts_are_made_again_and_other_data_refused(runs, whole, tmp_path, capsys):
+    """From the parts of a whole run: all but the damaged ones are taken as they are."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "report")
+    damaged = ["reward_model", "answers.gpt.sft"]
+    for name, content in zip(damaged, (b"", b'[{"text": "\xff'), strict=True):
+        (tmp_path / "parts" / f"{name}.json").write_bytes(content)
+    other = {"evaluate__distributions": {"instruct": ("simulated:prompts:test:30#1/2",)}}
+    stored = json.loads((tmp_path / "config.json").read_text())
+    changed = config(runs, **other)
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"evaluate": changed.evaluate.to_dict()}))
+    told = r"^the data .* the same, got other distributions.gpt: .* now; distributions.instruct: .* now; take a new --w"
+    with pytest.raises(ValueError, match=told):  # as if the same source had other records
+        main.run(changed, str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.reports, "write", numbers_alone)
+        main.run(config(runs), str(tmp_path))
+    log = capsys.readouterr().err
+    assert [name for name in damaged if f"{name}.json is damaged (" in log] == damaged and log.count("is damaged") == 2
+    assert read(tmp_path) == read(whole)
 
 
 def test_a_complete_one_is_skipped_and_another_one_refused(runs, whole, capsys):

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,15 +18,21 @@ import numpy as np
 import pytest
 import toy_stage
 from etils import epath
+from tensorboardX.proto import event_pb2
 
 from instructgpt_jax.training import checkpoint, loop, metrics
 
 SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoint.best_metric": "validation/loss"}
 
 
-def start(workdir, overrides, *arguments):
+def start(workdir, overrides, *arguments, limit=None):
+    """The toy stage in a process of its own; no file of it may grow past `limit` bytes, as on a full disk."""
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # one device a process
-    command = [sys.executable, toy_stage.__file__, str(workdir), json.dumps(overrides), *arguments]
+    begin = [sys.executable]
+    if limit:
+        program = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        begin += ["-c", program + "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"]
+    command = [*begin, toy_stage.__file__, str(workdir), json.dumps(overrides), *arguments]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -220,6 +228,109 @@ def test_restores_without_an_update_program(tmp_path):
     assert_same_state(jax.tree.map(np.asarray, again), jax.tree.map(np.asarray, first))
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A run of 12 steps with its three newest checkpoints, of steps 6, 9 and 12."""
+    workdir = tmp_path_factory.mktemp("complete")
+    toy_stage.run(workdir, jax.devices()[:1], **THREE)
+    return workdir
+
+
+THREE = {"checkpoint.every": 3, "checkpoint.keep_last": 3, "eval_every": 4}
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(complete, tmp_path, capfd):
+    shutil.copytree(complete, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "12" / "state" / "manifest.ocdbt").unlink()
+    toy_stage.run(tmp_path, jax.devices()[:1], **THREE)
+    log = capfd.readouterr().err
+    told = f"checkpoint 12 in {tmp_path} is damaged (state/manifest.ocdbt is missing): going on from step 9"
+    assert log.splitlines()[0] == told and "restored step 9" in log and "toy 10/12" in log and "toy 9/12" not in log
+    assert_same_run(tmp_path, complete)
+
+
+def test_two_processes_go_round_the_same_damaged_checkpoint(complete, tmp_path):
+    shutil.copytree(complete, tmp_path, dirs_exist_ok=True)
+    for step in ("9", "12"):
+        (tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA").write_text("{")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    processes = [start(tmp_path, THREE | {"mesh.fsdp": 2}, str(index), port) for index in range(2)]
+    logs = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], logs
+    assert "checkpoint 9 in" in logs[0] and "checkpoint 12 in" in logs[0] and "restored step 6" in logs[0]
+    assert checkpoint.steps(tmp_path) == [6, 9, 12] and checkpoint.newest(tmp_path) == (12, {})
+    assert [json.loads(line)["step"] for line in lines(tmp_path) if "toy/loss" in line] == list(range(1, 13))
+
+
+def test_a_longer_run_says_how_its_schedule_jumps(tmp_path, capfd):
+    linear = {"toy.optimizer.schedule": "linear", "toy.optimizer.final_fraction": 0.0, "checkpoint.every": 100}
+    toy_stage.run(tmp_path / "a", jax.devices()[:1], **linear, **{"toy.num_steps": 6})
+    assert "steps, it was" not in capfd.readouterr().err
+    toy_stage.run(tmp_path / "a", jax.devices()[:1], **linear, **{"toy.num_steps": 9})
+    told = "toy: 9 steps, it was 6 when step 6 was saved; the schedule is stretched: toy/lr 0 is now 0.00333\n"
+    assert told in capfd.readouterr().err
+    toy_stage.run(tmp_path / "b", jax.devices()[:1], **{"toy.num_steps": 6})
+    toy_stage.run(tmp_path / "b", jax.devices()[:1], **{"toy.num_steps": 9})
+    assert "toy: 9 steps, it was 6 when step 6 was saved\n" in capfd.readouterr().err  # the rate is constant
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """A limit that the log meets and no checkpoint does."""
+    process = start(tmp_path, {"toy.num_steps": 400, "checkpoint.every": 7, "eval_every": 0}, limit=20_000)
+    try:
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    step, _ = checkpoint.newest(tmp_path)
+    last = f"OSError: toy: {tmp_path}/metrics.jsonl could not be written: File too large; the last good checkpoint in "
+    assert log.splitlines()[-1] == last + f"{tmp_path} is of step {step}" and step % 7 == 0
+    assert lines(tmp_path)[-1:] and json.loads(lines(tmp_path)[-1])["step"] >= step
+
+
+def test_a_workdir_that_vanishes_ends_the_run(tmp_path):
+    settings = toy_stage.config(**{"checkpoint.every": 8})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+
+    def data(start):
+        for index, batch in enumerate(stage.data(start)):
+            if index == 6:
+                shutil.rmtree(tmp_path / "run")
+            yield batch
+
+    gone = "metrics.jsonl could not be written: No such file or directory; the last good checkpoint in .* of step none"
+    with pytest.raises(OSError, match=gone):
+        loop.run(stage._replace(data=data), settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # and is not made anew, without its first steps
+
+
+def test_an_error_while_the_disk_is_full_is_not_hidden(tmp_path, monkeypatch):
+    settings = toy_stage.config(**{"toy.poison_step": 5})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    def data(start):
+        for index, batch in enumerate(stage.data(start)):
+            if index == 5:
+                monkeypatch.setattr(metrics.os, "fsync", full)
+            yield batch
+
+    with pytest.raises(FloatingPointError, match="toy/loss is nan at step 6"):
+        loop.run(stage._replace(data=data), settings, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "to', b"[1]", b"\xff"])
+def test_a_damaged_config_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^.*config\.json must be the JSON of a run's configuration, got [^\n]*$"):
+        toy_stage.run(tmp_path, jax.devices()[:1])
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
 def test_another_experiment_is_refused(tmp_path):
     workdir = tmp_path / "run"
     one = jax.devices()[:1]
@@ -256,6 +367,22 @@ def test_jsonl_is_cut_back_to_the_restored_step(tmp_path):
     assert path.read_text() == '{"step": 1}\n'
 
 
+def test_a_damaged_line_is_named_and_left_out(tmp_path, capfd):
+    path = tmp_path / "metrics.jsonl"
+    good = ['{"step": 1}\n', '{"step": 3, "text": "a\u2028b\x85c"}\n']
+    for bad in ('{"step": 2, "a"\n', '{"a": 2}\n', "7\n", "\n"):
+        path.write_text(good[0] + bad + good[1] + '{"step": 4', encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"^{path}:2 must be a line of JSON with a step, got "):
+            metrics.read_lines(path)
+        metrics.JsonLines(path, 3).close()
+        assert capfd.readouterr().err == f"{path}:2 is damaged, the line is left out\n"
+        assert path.read_text(encoding="utf-8") == "".join(good)
+    path.write_bytes(good[0].encode() + b"\xff\n" + good[1].encode())
+    metrics.JsonLines(path, 3).close()
+    assert metrics.read_lines(path) == [{"step": 1}, {"step": 3, "text": "a\u2028b\x85c"}]
+    assert metrics.read_lines(tmp_path / "none.jsonl") == []
+
+
 def test_an_object_store_gets_whole_files(tmp_path):
     def local(path):
         return str(path).replace("gs://bucket", str(tmp_path))
@@ -271,6 +398,23 @@ def test_an_object_store_gets_whole_files(tmp_path):
         file.write(3, {"a": 1.5})
         file.flush()
         assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "a": 1.5}\n'
+
+
+def test_tensorboard_gets_every_scalar(tmp_path):
+    """Records of an event file are: 8 bytes of length, 4 of checksum, an event, 4 of checksum."""
+    with metrics.Writer(tmp_path, 4, 9, "toy") as writer:
+        writer.scalars(5, {"a": 1.5, "b": 2.0})
+        writer.flush()
+        writer.scalars(6, {"a": float("nan")})
+    (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    content, events = file.read_bytes(), []
+    while content:
+        end = 12 + struct.unpack("<Q", content[:8])[0]
+        events.append(event_pb2.Event.FromString(content[12:end]))
+        content = content[end + 4 :]
+    assert [event.step for event in events if event.session_log.status] == [5]  # what came after step 4 is superseded
+    found = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert found[:2] == [(5, "a", 1.5), (5, "b", 2.0)] and found[2][:2] == (6, "a") and np.isnan(found[2][2])
 
 
 def test_floats_are_written_exactly():

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import datasets, pipeline, sources
+from instructgpt_jax.data import datasets, feeding, pipeline, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -241,15 +241,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, number)
 import test_pipeline
 from instructgpt_jax import sharding
-from instructgpt_jax.data import pipeline
+from instructgpt_jax.data import feeding, pipeline
 world = test_pipeline.make_world(folder / str(number))
-assert pipeline.process_slice(sharding.make_mesh(dict(data=1, fsdp=1, tensor=4))) == (0, 1)
+assert feeding.process_slice(sharding.make_mesh(dict(data=1, fsdp=1, tensor=4))) == (0, 1)
 for axes in ((2, 2, 1), (1, 2, 2)):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes)))
-    where = pipeline.process_slice(mesh)
+    where = feeding.process_slice(mesh)
     assert where == (number, 2)
     batches = test_pipeline.build(world, "comparisons", where)
-    batch = next(pipeline.iterate(batches, mesh, 2))
+    batch = next(feeding.iterate(batches, mesh, 2))
     held = {(name, s.index[1].start or 0): s.data for name, array in batch.items() for s in array.addressable_shards}
     np.savez(folder / f"{axes[0]}_{number}.npz", **{f"{name}/{start}": piece for (name, start), piece in held.items()})
 if number == 0:
@@ -352,7 +352,7 @@ def test_iterate_lays_out_the_parts_of_a_batch_each_in_its_own_way(world):
             return {name: part[index] for name, part in self.parts.items()}
 
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
-    [batch] = pipeline.iterate(Both(), mesh, 3)
+    [batch] = feeding.iterate(Both(), mesh, 3)
     assert batch["prompts"]["prompts"].sharding.spec == pipeline.EXAMPLES
     assert batch["pretraining"]["tokens"].sharding.spec == pipeline.ROWS
     abstract = datasets.abstract(Both(), mesh)
@@ -364,9 +364,9 @@ def test_iterate_lays_out_the_parts_of_a_batch_each_in_its_own_way(world):
 @pytest.mark.parametrize("shape", [(4, 2, 1), (1, 2, 4), (2, 2, 2)])
 def test_iterate_gives_global_arrays_from_a_step_on(world, shape):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
-    assert pipeline.process_slice(mesh) == (0, 1)
+    assert feeding.process_slice(mesh) == (0, 1)
     batches = build(world, "comparisons", microbatch_rows=8)
-    iterator = pipeline.iterate(batches, mesh, len(batches) - 3)
+    iterator = feeding.iterate(batches, mesh, len(batches) - 3)
     given = list(iterator)
     assert len(given) == 3
     abstract = datasets.abstract(batches, mesh)
@@ -395,7 +395,7 @@ class Failing:
 
 def test_errors_of_the_thread_reach_the_consumer():
     mesh = sharding.make_mesh(dict(data=8, fsdp=1, tensor=1))
-    iterator = pipeline.iterate(Failing(), mesh, 0)
+    iterator = feeding.iterate(Failing(), mesh, 0)
     assert [int(next(iterator)["x"][0]) for _ in range(2)] == [0, 1]
     with pytest.raises(RuntimeError, match="record 2 is damaged"):
         next(iterator)
@@ -403,7 +403,7 @@ def test_errors_of_the_thread_reach_the_consumer():
 
 def test_close_stops_the_thread(world):
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=8))
-    iterator = pipeline.iterate(build(world, "prompts", num_epochs=None), mesh, 5)
+    iterator = feeding.iterate(build(world, "prompts", num_epochs=None), mesh, 5)
     next(iterator)
     assert any(thread.name == "batches" for thread in threading.enumerate())
     began = time.monotonic()
@@ -480,6 +480,20 @@ def test_validation_has_no_prompt_that_training_has(tmp_path):
     assert not {record["prompt"] for record in train} & {record["prompt"] for record in valid}
     lost = len(records) - len(train) - len(valid)
     assert lost > 0 and valid.left_out == {"prompt that is in training too, by another user": lost}
+
+
+def test_prompts_that_an_earlier_stage_trained_on_are_counted(tmp_path):
+    """Demonstrations without users are split by prompt, prompts by user: some are on different sides."""
+    demonstrations = [{"prompt": f"question {i}", "completion": "x"} for i in range(200)]
+    earlier = {"demonstrations": [write(tmp_path / "d.jsonl", demonstrations)], "valid_fraction": 0.3}
+    earlier |= {"skip_bad": 0, "data_dir": ""}
+    asked = [{"prompt": f"question {i}", "user": f"u{i % 20}"} for i in range(100, 300)]
+    _, valid = datasets.split(sources.load((write(tmp_path / "p.jsonl", asked),), "prompts", 0), 0.3)
+    trained_on = datasets.split(sources.load((*earlier["demonstrations"],), "demonstrations", 0), 0.3)[0]
+    trained_on = {record["prompt"] for record in trained_on}
+    assert datasets.count_trained_on(valid, earlier) == sum(record["prompt"] in trained_on for record in valid) > 5
+    with pytest.raises(ValueError, match="gone.jsonl must name at least one file"):
+        datasets.count_trained_on(valid, earlier | {"demonstrations": [f"jsonl:{tmp_path}/gone.jsonl"]})
 
 
 def test_data_of_a_stage_from_its_config(world, tmp_path):

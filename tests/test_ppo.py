@@ -28,7 +28,7 @@ import pytest
 import tiny_ppo
 from tiny_ppo import EOS, POLICY, SCALAR
 
-from instructgpt_jax import models, ppo
+from instructgpt_jax import models, ppo, ppo_stage
 from instructgpt_jax.data.pipeline import ROWS
 from instructgpt_jax.sharding import BATCH, make_mesh, param_shardings
 from instructgpt_jax.training import supervised
@@ -487,7 +487,7 @@ def test_eight_devices_equal_one(shape, capfd):
     )
     capfd.readouterr()
     with jax.set_mesh(mesh):
-        phases = ppo.compile_phases(algorithm, shardings)
+        phases = ppo_stage.compile_phases(algorithm, shardings)
         state = jax.device_put(jax.tree.map(np.asarray, state), shardings)  # not the buffers, which learn takes
         frozen = jax.device_put(frozen, {name: param_shardings(mesh, tree) for name, tree in frozen.items()})
         pretraining = jax.device_put(batch["pretraining"], jax.NamedSharding(mesh, jax.P(None, *ROWS)))

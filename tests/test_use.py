@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import errors, main, models, networks, selection, sharding, sweep
+from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves
 from instructgpt_jax.models import hf
@@ -84,6 +86,16 @@ def test_select_keeps_the_snapshot_of_the_best_score(runs, selected):
     jax.tree.map(np.testing.assert_array_equal, network.load(), snapshot)  # what init_from=<select workdir> loads
 
 
+def test_validation_prompts_that_a_policy_was_trained_on_are_told(runs, selected, capsys):
+    """By the stage that trained on them, also when the epoch was chosen since; a base model has seen no prompt."""
+    asked = sources.load(("simulated:demonstrations:60",), "prompts", 0)
+    trained_on, _ = datasets.split(asked, 0.05)
+    said = f"ppo: {len(trained_on)} of 60 validation prompts are training prompts of {runs}/sft, whose records"
+    for init_from, told in ((runs / "sft", True), (selected, True), (runs / "base", False), (runs / "none", False)):
+        networks.tell_trained_on("ppo", str(init_from), asked)
+        assert (said in capsys.readouterr().err) == told
+
+
 def test_select_scores_as_the_reward_model_does_without_packing(runs):
     config, changes = selecting(runs)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -115,6 +127,17 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
         assert samples[number]["score"] == pytest.approx(float(scores[number]), abs=1e-5)
         assert samples[number]["prompt"] == tokenizer.decode(prompt)
     assert isinstance(answers, ep.Episodes)
+
+
+def test_select_makes_a_damaged_choice_again(runs, selected, tmp_path, capsys):
+    shutil.copytree(selected, tmp_path, dirs_exist_ok=True)
+    step = json.loads((selected / "selection.json").read_text())["step"]
+    (tmp_path / "checkpoints" / str(step) / "state" / "_METADATA").unlink()
+    config, changes = selecting(runs, select__num_batches=2)
+    run(config, tmp_path, **changes)
+    assert f"checkpoint {step} in {tmp_path} is damaged (state/_METADATA is missing)" in capsys.readouterr().err
+    assert checkpoint.newest(tmp_path) == (step, {})
+    assert (tmp_path / "selection.json").read_bytes() == (selected / "selection.json").read_bytes()
 
 
 def test_select_by_loss_takes_what_the_run_measured(runs):

@@ -116,6 +116,7 @@ def build(config, mesh):
         num_steps=config.toy.num_steps,
         best=config.checkpoint.best_metric,
         metadata={"head": "toy"},
+        rates=lambda length, step: {"toy/lr": float(optimizer.make_schedule(config.toy.optimizer, length)(step))},
     )
 
 

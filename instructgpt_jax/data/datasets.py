@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax.data import encoding, pipeline, prompts, sources
+from instructgpt_jax.data import encoding, feeding, pipeline, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 
@@ -26,6 +26,8 @@ class StageData(NamedTuple):
     num_steps: int  # batches of all epochs
     steps_per_epoch: int
     abstract_batch: Callable[[], Any]  # a training batch as ShapeDtypeStructs with shardings
+    read: dict[str, dict]  # kind -> what was read, see `described`
+    valid_records: sources.Records
 
 
 def load(config, options, kind: str, mesh: Mesh) -> StageData:
@@ -42,7 +44,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
       mesh: which processes hold which rows.
     """
     data = config.data
-    process_index, process_count = pipeline.process_slice(mesh)
+    process_index, process_count = feeding.process_slice(mesh)
     tokenizer = tokenizers.load(data.tokenizer)
     records = sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
     train, valid = split(records, data.valid_fraction)
@@ -88,18 +90,48 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         vocab_size=tokenizer.vocab_size,
         train_batches=training,
         valid_batches=validation,
-        train=lambda start: pipeline.iterate(training, mesh, start),
-        valid={name: functools.partial(pipeline.iterate, batches, mesh, 0) for name, batches in in_order.items()},
+        train=lambda start: feeding.iterate(training, mesh, start),
+        valid={name: functools.partial(feeding.iterate, batches, mesh, 0) for name, batches in in_order.items()},
         groups={name: batches.groups for name, batches in in_order.items()},
         num_steps=len(training),
         steps_per_epoch=training.steps_per_epoch,
         abstract_batch=lambda: abstract(training, mesh),
+        read=described([batches.read for batches in (training, *in_order.values())]),
+        valid_records=valid,
     )
 
 
+def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
+    """kind -> `records`, `examples` (of training), `validation` (those of the other sets), `left_out`: reason -> number
+    of records, and `fingerprint`: of all examples in their order, whatever the number of processes.
+
+    Args:
+      sets: kind -> examples, of training, then of the other sets.
+    """
+    found = {}
+    for kind in sets[0]:
+        parts = [one[kind] for one in sets if kind in one]
+        left_out: dict[str, int] = {}
+        for part in parts:
+            for why, count in part.left_out.items():
+                left_out[why] = left_out.get(why, 0) + count
+        skipped = parts[0].skipped  # by the sources, before the records were split
+        if skipped:
+            left_out["bad"] = left_out.get("bad", 0) + skipped
+        examples = [len(part.examples) for part in parts]
+        found[kind] = {
+            "records": skipped + sum(part.num_records for part in parts),
+            "examples": examples[0],
+            "validation": sum(examples[1:]),
+            "left_out": left_out,
+            "fingerprint": encoding.fingerprint([part.fingerprint for part in parts]),
+        }
+    return found
+
+
 def abstract(batches, mesh: Mesh):
-    """A global batch of what `pipeline.iterate` takes, as ShapeDtypeStructs with shardings."""
-    _, process_count = pipeline.process_slice(mesh)
+    """A global batch of what `feeding.iterate` takes, as ShapeDtypeStructs with shardings."""
+    _, process_count = feeding.process_slice(mesh)
 
     def of(spec, arrays):
         axis = len(spec) - 1  # the one that is split, see pipeline.ROWS and EXAMPLES
@@ -126,15 +158,37 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     valid, about = np.zeros(len(records), bool), np.zeros(len(records), np.uint64)
     for i in range(len(records)):
         record = records[i]
-        text = record.get("prompt", record.get("text"))
-        who = {"user": record.get("user"), "prompt": text}
+        who = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
         valid[i] = prompts.split_of(who, "instructgpt_jax", valid_fraction, 0.0) == "valid"
-        about[i] = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+        about[i] = _digest(record)
     held_out = valid & ~np.isin(about, about[~valid])
     validation = _subset(records, held_out)
     if lost := int(valid.sum() - held_out.sum()):
         validation.left_out = {"prompt that is in training too, by another user": lost}
     return _subset(records, ~valid), validation
+
+
+def _digest(record: dict) -> int:
+    """64 bits of the prompt of a record, or of its text where it has none."""
+    text = record.get("prompt", record.get("text"))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def count_trained_on(valid: sources.Records, earlier: dict) -> int:
+    """How many validation prompts stand in the training demonstrations of an earlier stage.
+
+    Demonstrations without a user are split by prompt, prompts by user: the two need not agree.
+
+    Args:
+      earlier: `data` of that stage's resolved configuration.
+
+    Raises:
+      ValueError: its demonstrations cannot be read any more.
+    """
+    records = sources.load(tuple(earlier["demonstrations"]), "demonstrations", earlier["skip_bad"], earlier["data_dir"])
+    train, _ = split(records, earlier["valid_fraction"])
+    trained = {_digest(record) for record in train}
+    return sum(_digest(record) in trained for record in valid)
 
 
 def hold_out(

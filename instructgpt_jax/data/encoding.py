@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
-from instructgpt_jax.data import packing
+from instructgpt_jax.data import packing, sources
 
 _CHUNK = 1024  # records encoded at once
-_LISTED = 10  # bad records listed in an error
 
 
 class Encoded(NamedTuple):
@@ -28,6 +26,9 @@ class Encoded(NamedTuple):
     parts: tuple[tuple[int, float | None], ...]  # (number of examples, weight) of each source, in order
     left_out: dict[str, int]  # reason -> number of records left out
     groups: tuple[str, ...] = ()  # of comparisons: names of the labeler groups, which `Comparison.group` indexes
+    num_records: int = 0  # that it was made of, those that were left out included
+    skipped: int = 0  # bad records that `sources.load` had left out before
+    fingerprint: str = ""  # of the examples in their order
 
 
 def demonstrations(
@@ -180,27 +181,39 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
             else:
                 examples.append(made)
                 kept.append(number)
-    _report(bad, left_out, len(records), len(records.skipped), skip_bad)
+    sources.refuse_or_list(bad, "bad record", skip_bad, len(records.skipped))
     if not examples:
         raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
     kept = np.array(kept, np.int64)
     ends = np.cumsum([len(part) for part in records.parts])
     counts = np.diff(np.searchsorted(kept, ends), prepend=0)
     parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
-    return Encoded(examples, kept, parts, left_out | ({"bad": len(bad)} if bad else {}))
+    return Encoded(
+        examples,
+        kept,
+        parts,
+        left_out | ({"bad": len(bad)} if bad else {}),
+        num_records=len(records),
+        skipped=len(records.skipped),
+        fingerprint=fingerprint([examples, [count for count, _ in parts]]),
+    )
 
 
-def _report(bad: list[str], left_out: dict[str, int], total: int, skipped: int, skip_bad: int) -> None:
-    for reason, count in left_out.items():
-        logging.info("%d of %d records left out: %s", count, total, reason)
-    if not bad:
-        return
-    listed = "".join(f"\n  {line}" for line in bad[:_LISTED])
-    if len(bad) > _LISTED:
-        listed += f"\n  … and {len(bad) - _LISTED} more"
-    if len(bad) + skipped > skip_bad:
-        raise ValueError(f"{len(bad) + skipped} bad records, config.data.skip_bad allows {skip_bad}:{listed}")
-    logging.warning("%d bad records left out (config.data.skip_bad = %d):%s", len(bad), skip_bad, listed)
+def fingerprint(value) -> str:
+    """A hash of nested sequences of arrays, numbers and strings, 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, np.ndarray):
+            digest.update(b"%s %d " % (item.dtype.str.encode(), item.size))
+            digest.update(np.ascontiguousarray(item))
+        elif isinstance(item, list | tuple) and not all(isinstance(part, int) for part in item):
+            digest.update(b"( %d " % len(item))
+            waiting.extend(reversed(item))
+        else:
+            digest.update(repr(item).encode() + b" ")
+    return digest.hexdigest()
 
 
 class _Sequences(Sequence):
@@ -230,17 +243,25 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
       cache_dir: folder of encoded text, found again by its contents and the tokenizer; empty: in memory, encoded anew.
     """
     weighted = records.parts[0].weight is not None
-    sources = records.parts if weighted else [records]
-    streams = [_token_stream(source, tokenizer, cache_dir) for source in sources]
+    texts = records.parts if weighted else [records]
+    streams = [_token_stream(text, tokenizer, cache_dir) for text in texts]
     sequences = _Sequences(streams, row_length)
-    for source, stream, count in zip(sources, streams, sequences.counts, strict=True):
+    for text, stream, count in zip(texts, streams, sequences.counts, strict=True):
         if not count:
             raise ValueError(
                 f"pretraining text must fill at least one sequence of row_length={row_length} tokens, "
-                f"got {len(stream)} from {source.origin(0)} on"
+                f"got {len(stream)} from {text.origin(0)} on"
             )
-    parts = tuple((count, source.weight) for count, source in zip(sequences.counts, sources, strict=True))
-    return Encoded(sequences, np.full(len(sequences), -1, np.int64), parts, {})
+    parts = tuple((count, text.weight) for count, text in zip(sequences.counts, texts, strict=True))
+    return Encoded(
+        sequences,
+        np.full(len(sequences), -1, np.int64),
+        parts,
+        {},
+        num_records=len(records),
+        skipped=len(records.skipped),
+        fingerprint=fingerprint(streams),
+    )
 
 
 def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:

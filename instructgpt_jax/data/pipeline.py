@@ -7,26 +7,22 @@ processes on the same examples, and the batches of several processes hold togeth
 
 `batch_size` counts the examples of the global batch (demonstrations, comparison prompts, prompts, pretraining
 sequences), `microbatch_rows` the rows of a global microbatch. A process is told its slice as `process_index` of
-`process_count`, from `process_slice(mesh)`: processes that hold the same rows (tensor parallelism across hosts) get the
-same slice. `data/datasets.py` makes these calls from a config.
+`process_count`, from `feeding.process_slice(mesh)`: processes that hold the same rows (tensor parallelism across hosts)
+get the same slice. `data/datasets.py` makes these calls from a config.
 """
 
 import dataclasses
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import grain
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
 from instructgpt_jax.data import encoding, packing
 
 ROWS = PartitionSpec(None, sharding.BATCH)  # (M, B, T) and (M, G, …): rows, and the comparisons of a microbatch
 EXAMPLES = PartitionSpec(sharding.BATCH)  # (B, …)
-_PREFETCH = 2  # batches made ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +36,7 @@ class Batches:
       left_out: reason -> number of records left out.
       spec: how every array of a batch lies on the mesh.
       groups: names of the labeler groups that `groups` of a batch of comparisons indexes.
+      read: kind of data -> its examples.
     """
 
     source: Sequence
@@ -47,7 +44,8 @@ class Batches:
     steps_per_epoch: int
     left_out: dict[str, int]
     spec: PartitionSpec
-    groups: tuple[str, ...] = ()
+    groups: tuple[str, ...]
+    read: dict[str, encoding.Encoded]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -128,7 +126,8 @@ def demonstrations(
         return packing.pack_examples(examples, row_length, microbatches, local_rows)
 
     microbatches = packing.num_microbatches(_largest_slice(batch_size, process_count), local_rows)
-    return _batches(cuts, encoded, own, pack, batch_size, process_index, process_count, ROWS)
+    read = {"demonstrations": encoded} | ({"pretraining": text} if text else {})
+    return _batches(cuts, read, own, pack, batch_size, process_index, process_count, ROWS)
 
 
 def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], text_tokens: int) -> float:
@@ -207,8 +206,8 @@ def comparisons(
         )
 
     numbers = _numbers(encoded, seed, num_epochs)
-    cuts = _cuts(numbers, batch_size, seed is not None)
-    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, ROWS)
+    cuts, read = _cuts(numbers, batch_size, seed is not None), {"comparisons": encoded}
+    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, ROWS)
 
 
 def prompts(
@@ -253,8 +252,8 @@ def prompts(
         return {"prompts": tokens, "prompt_lengths": lengths, "index": index}
 
     numbers = _numbers(encoded, seed, num_epochs)
-    cuts = _cuts(numbers, batch_size, seed is not None)
-    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, EXAMPLES)
+    cuts, read = _cuts(numbers, batch_size, seed is not None), {"prompts": encoded}
+    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, EXAMPLES)
 
 
 def pretraining(
@@ -279,8 +278,8 @@ def pretraining(
         return packing.pack_examples([encoded.examples[i] for i in chosen], row_length, microbatches, local_rows)
 
     numbers = _numbers(encoded, seed, num_epochs)
-    cuts = _cuts(numbers, batch_size, seed is not None)
-    return _batches(cuts, encoded, batch_size, pack, batch_size, process_index, process_count, ROWS)
+    cuts, read = _cuts(numbers, batch_size, seed is not None), {"pretraining": encoded}
+    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, ROWS)
 
 
 def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
@@ -315,7 +314,7 @@ def _cuts(numbers: grain.MapDataset, batch_size: int, whole: bool) -> grain.MapD
 
 def _batches(
     cuts: grain.MapDataset,
-    encoded: encoding.Encoded,
+    read: dict[str, encoding.Encoded],
     own: float,
     pack: Callable[[np.ndarray], dict[str, np.ndarray]],
     batch_size: int,
@@ -323,11 +322,12 @@ def _batches(
     process_count: int,
     spec: PartitionSpec,
 ) -> Batches:
-    """Packs this process's slice of each cut; `own` of the examples of a batch are `encoded`'s, on average."""
+    """Packs this process's slice of each cut; on average `own` examples of a batch are of the first kind of `read`."""
     low, high = (p * batch_size // process_count for p in (process_index, process_index + 1))
     batches = cuts.map(lambda cut: pack(cut[low:high]))
+    encoded = next(iter(read.values()))
     count = len(encoded.examples)
-    return Batches(batches, count, max(1, int(count // own)), encoded.left_out, spec, encoded.groups)
+    return Batches(batches, count, max(1, int(count // own)), encoded.left_out, spec, encoded.groups, read)
 
 
 def _largest_slice(batch_size: int, process_count: int) -> int:
@@ -340,77 +340,3 @@ def _local_rows(microbatch_rows: int, process_count: int) -> int:
             f"microbatch_rows must be a positive multiple of the {process_count} processes, got {microbatch_rows}"
         )
     return microbatch_rows // process_count
-
-
-def process_slice(mesh: Mesh) -> tuple[int, int]:
-    """(process_index, process_count): which slice of the rows of a batch this process holds, of how many.
-
-    Raises:
-      ValueError: its devices do not hold one run of neighbouring rows.
-    """
-    shards = sharding.batch_shards(mesh)
-    where = NamedSharding(mesh, PartitionSpec(sharding.BATCH)).addressable_devices_indices_map((shards,))
-    held = sorted({(index[0].start or 0) for index in where.values()})
-    if shards % len(held) or held[0] % len(held) or held[-1] - held[0] + 1 != len(held):
-        raise ValueError(f"config.mesh must give each process neighbouring rows of a batch, got {held} of {shards}")
-    return held[0] // len(held), shards // len(held)
-
-
-def iterate(dataset, mesh: Mesh, start: int, spec=None) -> Iterator:
-    """Batches from number `start` on as global arrays, made ahead on a thread of their own.
-
-    Args:
-      dataset: `Batches`, or anything with a length and `dataset[i]` -> a pytree of numpy arrays.
-      mesh: where the arrays go.
-      start: the first batch, i.e. the number of steps already taken.
-      spec: PartitionSpec of all arrays, or a tree of them that is a prefix of the batch; `dataset.spec` by default.
-    Yields:
-      batches, until the data ends. `.close()` stops the thread. An error of the thread is raised here.
-    """
-    spec = dataset.spec if spec is None else spec
-    ready: queue.Queue = queue.Queue(_PREFETCH)
-    stop = threading.Event()
-
-    def put(item) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for index in range(start, len(dataset)):
-                if stop.is_set():
-                    return
-                put((global_arrays(dataset[index], mesh, spec), None))
-            put((None, None))
-        except BaseException as error:  # whatever it is, the consumer must see it
-            put((None, error))
-
-    def consume():
-        thread.start()
-        try:
-            while True:
-                batch, error = ready.get()
-                if error is not None:
-                    raise error
-                if batch is None:
-                    return
-                yield batch
-        finally:
-            stop.set()
-            thread.join()
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    return consume()
-
-
-def global_arrays(batch, mesh: Mesh, spec):
-    """The arrays of all processes' batches as one, laid out on the mesh by `spec` (a prefix tree of PartitionSpecs)."""
-
-    def place(one, arrays):
-        layout = NamedSharding(mesh, one)
-        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(layout, array), arrays)
-
-    return jax.tree.map(place, spec, batch, is_leaf=lambda node: isinstance(node, PartitionSpec))

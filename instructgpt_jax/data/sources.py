@@ -162,7 +162,7 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
         part.skipped = tuple(f"{b.origin}: {b.reason}" for b in bad_here)
         parts.append(part)
         bad += part.skipped
-    _refuse_or_list(bad, kind, skip_bad)
+    refuse_or_list(bad, f"malformed record of kind {kind}", skip_bad)
     for source, part in zip(sources, parts, strict=True):
         if not len(part):
             raise ValueError(f"data source {source!r} has no valid record of kind {kind}")
@@ -198,14 +198,22 @@ def _choose(records: Records, options: tuple[str, ...]) -> Records:
     return Records(len(keep), lambda i: records[keep[i]], lambda i: records.origin(keep[i]))
 
 
-def _refuse_or_list(bad: list[str], kind: str, skip_bad: int) -> None:
+def refuse_or_list(bad: list[str], what: str, skip_bad: int, before: int = 0) -> None:
+    """Lists bad records as a warning, or as an error where they are more than `config.data.skip_bad` allows.
+
+    Args:
+      bad: "file:line: reason" of each.
+      what: they are, one of them.
+      before: how many of those that are allowed were met earlier.
+    """
     if not bad:
         return
     listed = "".join(f"\n  {line}" for line in bad[:_LISTED])
     if len(bad) > _LISTED:
         listed += f"\n  … and {len(bad) - _LISTED} more"
-    summary = f"{len(bad)} malformed record{'s' if len(bad) > 1 else ''} of kind {kind}"
-    if len(bad) > skip_bad:
+    count = len(bad) + before
+    summary = f"{count} {what.replace('record', 'records') if count > 1 else what}"
+    if count > skip_bad:
         raise ValueError(f"{summary}, config.data.skip_bad allows {skip_bad}:{listed}")
     logging.warning("%s left out (config.data.skip_bad = %d):%s", summary, skip_bad, listed)
 

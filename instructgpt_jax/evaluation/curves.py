@@ -11,7 +11,7 @@ def read(workdir: epath.PathLike) -> dict[str, list[list[float]]]:
     """metric -> [[step, value], …] in the order of the steps, without `perf/*` and values that are not finite.
 
     Raises:
-      ValueError: no metrics.jsonl there.
+      ValueError: no metrics.jsonl there, or a damaged one.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():

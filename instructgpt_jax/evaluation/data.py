@@ -1,5 +1,6 @@
 """What policies are evaluated on: prompts, references, comparisons, closed tasks and text, read and checked at once."""
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class Data(NamedTuple):
     comparisons, tasks: records of comparisons; task -> its records.
     text: (T,) int32 each, sequences of pretraining text.
     curves: stage -> what its metrics.jsonl says.
+    read: key of `config.evaluate` -> what was read of it, see data.datasets.described.
     """
 
     prompts: dict[str, list[str]]
@@ -30,39 +32,52 @@ class Data(NamedTuple):
     tasks: dict[str, list[dict]]
     text: list[np.ndarray]
     curves: dict[str, dict[str, list]]
+    read: dict[str, dict]
 
 
 def load(config: ConfigDict, tokenizer) -> Data:
     """Reads and checks all records."""
-    c = config.evaluate
+    c, read = config.evaluate, {}
     for name, workdir in c.overoptimisation.runs.items():
         if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
             where = f"config.evaluate.overoptimisation.runs.{name}"
             raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     drawn = {stage: curves.read(c.curves[stage]) for stage in c.curves}
 
+    def note(key: str, used: list, about: dict) -> list:
+        """`used`, whose hash and number are what counts: not the records beyond `config.evaluate.num_prompts`."""
+        read[key] = about | {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
+        return used
+
+    def plain(key: str, used: list) -> list:
+        """As `note`, of records that are all used as they are."""
+        texts = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in used]
+        note(key, texts, {"records": len(used), "validation": 0, "left_out": {}})
+        return used
+
     def records(names: Sequence[str], kind: str) -> sources.Records:
         found = sources.load(tuple(names), kind, config.data.skip_bad, config.data.data_dir)
         return datasets.split(found, config.data.valid_fraction)[1] if c.split == "valid" else found
 
-    def prompts(names: Sequence[str]) -> list[str]:
+    def prompts(key: str, names: Sequence[str]) -> list[str]:
         """Distinct prompts, those that are too long left out as in training."""
         found = records(names, "prompts") if names else []
         if not len(found):
             return []
         lengths = dict(max_prompt_length=c.max_prompt_length, max_prompt_tokens=config.data.max_prompt_tokens)
-        kept = encoding.prompts(found, tokenizer, **lengths, skip_bad=config.data.skip_bad).records
-        distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept))
-        return distinct[: c.num_prompts or None]
+        kept = encoding.prompts(found, tokenizer, **lengths, skip_bad=config.data.skip_bad)
+        distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept.records))
+        return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
 
-    found = {name: prompts(c.distributions[name]) * c.get("answers_per_prompt", 1) for name in c.distributions}
+    times = c.get("answers_per_prompt", 1)
+    found = {name: prompts(f"distributions.{name}", c.distributions[name]) * times for name in c.distributions}
     for name, given in found.items():
         if not given:
             raise ValueError(
                 f"config.evaluate.distributions.{name} must have a prompt (config.evaluate.split={c.split!r})"
             )
     references: dict[str, list[str]] = {}
-    for record in records(c.references, "demonstrations") if c.references else ():
+    for record in plain("references", list(records(c.references, "demonstrations"))) if c.references else ():
         references.setdefault(record["prompt"], []).append(record["completion"])
     if references and not any(prompt in references for given in found.values() for prompt in given):
         raise ValueError("config.evaluate.references must have a prompt of config.evaluate.distributions, got none")
@@ -74,13 +89,15 @@ def load(config: ConfigDict, tokenizer) -> Data:
         length = c.pretraining.row_length
         running = records(config.data.pretraining, "pretraining")
         sequences = encoding.pretraining(running, tokenizer, row_length=length, cache_dir="").examples
+    text_used = [sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))]
     return Data(
         prompts=found,
-        prefix_prompts=prompts(c.prefix.prompts),
-        snapshot_prompts=prompts(c.overoptimisation.prompts),
+        prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),
+        snapshot_prompts=prompts("overoptimisation.prompts", c.overoptimisation.prompts),
         references=references,
-        comparisons=list(records(c.accuracy, "comparisons")) if c.accuracy else [],
-        tasks={task: list(records(c.tasks[task], "tasks")) for task in c.tasks},
-        text=[sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))],
+        comparisons=plain("accuracy", list(records(c.accuracy, "comparisons"))) if c.accuracy else [],
+        tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
+        text=plain("pretraining", text_used),
         curves=drawn,
+        read=read,
     )

@@ -21,11 +21,20 @@ class Parts:
         if jax.process_count() > 1:  # nobody writes before everybody has looked
             multihost_utils.sync_global_devices("parts")
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """What the file holds; where there is none, what `make` returns, as it reads back from JSON."""
+        """What the file holds; where there is none, or a damaged one, what `make` returns, as it reads back from JSON.
+
+        All processes read the same file, and none has made it anew before each has read it: they make it together.
+        """
         path = self._folder / f"{name}.json"
         if path.name in self._found:
-            return json.loads(path.read_text())
+            try:
+                return json.loads(path.read_text())
+            except ValueError as error:  # also what is no UTF-8
+                metrics.say(f"evaluate: {path} is damaged ({error}), it is made again")
         loop.end_if_stopped()
         text = json.dumps(make(), ensure_ascii=False)
         if jax.process_index() == 0:

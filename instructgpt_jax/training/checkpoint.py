@@ -1,4 +1,4 @@
-"""Checkpoints: the one module that knows Orbax.
+"""Checkpoints: the one module that knows Orbax (and integrity.py its files).
 
 Layout of a workdir::
 
@@ -10,29 +10,39 @@ file), so it appears whole or not at all, and the one before it is deleted only 
 call returns when the arrays are on the host, before the next update may reuse (donate) their buffers, and writes in the
 background.
 
+What a disk or a person does to it later is another matter: before anything is read, `integrity.damage` looks whether
+every file that it needs is there, and long enough. A run goes on from the newest checkpoint that is whole. Who reads
+the newest of another run is told instead: an older one is another model.
+
 Restore precedence of a training run:
-  1. the newest checkpoint of its own workdir: everything, including the position in the data;
+  1. the newest whole checkpoint of its own workdir: everything, including the position in the data;
   2. else `init_from` of its networks (an earlier stage's workdir, a snapshot, a Hugging Face directory): parameters
      alone;
   3. else fresh parameters from the seed.
 The loop does 1 through `Checkpoints.restore`; a stage's `init` does 2 and 3 and calls `load_params` for our workdirs.
 """
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from instructgpt_jax.sharding import path_name
+from instructgpt_jax.training import metrics as reports
+from instructgpt_jax.training.integrity import COMMITTED, STATE, damage, reason
 
 PyTree = Any
 
-STATE = "state"  # name of the one array tree in a checkpoint
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
+DAMAGED = ".damaged"  # what is added to the name of a checkpoint that a run went round
 
 
 class Checkpoints:
@@ -64,17 +74,27 @@ class Checkpoints:
             keep.append(best)
         self._workdir = _absolute(workdir)
         self._best_metric = best_metric
-        self._checkpointer = ocp.training.Checkpointer(
-            self._workdir / CHECKPOINTS,
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
-        )
+        self._saving: int | None = None  # the last step whose save was started
+        with self._naming("opened"):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._workdir / CHECKPOINTS,
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+            )
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, error, traceback):
+        """Waits for the save in progress. Its failure is raised, but for where another error is on its way."""
+        try:
+            with self._naming("saved", error):
+                self._checkpointer.close()
+        except OSError as failed:
+            if error is None or isinstance(error, SystemExit):
+                raise
+            if str(failed) != str(error):
+                reports.say(str(failed))
 
     @property
     def latest(self) -> int | None:
@@ -83,7 +103,7 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step: int, state: PyTree, metadata: dict, metrics: dict[str, float]) -> None:
-        """Starts an asynchronous save; a failed one raises at the next call or on leaving the context.
+        """Starts an asynchronous save; a failed one raises OSError at the next call or on leaving the context.
 
         Args:
           step: the state's step; saving one that exists does nothing.
@@ -94,9 +114,12 @@ class Checkpoints:
         if step == self.latest:
             return
         best = {key: metrics[key] for key in (self._best_metric,) if key in metrics}
-        self._checkpointer.save_checkpointables_async(
-            step, {STATE: state}, force=True, custom_metadata=metadata, metrics=best or None
-        )
+        self.wait()  # for the save before, whose failure has its own step
+        self._saving = step
+        with self._naming("saved"):
+            self._checkpointer.save_checkpointables_async(
+                step, {STATE: state}, force=True, custom_metadata=metadata, metrics=best or None
+            )
 
     def snapshot(self, step: int, state: PyTree, metadata: dict) -> None:
         """Saves the state without its optimisers' part as `snapshots/<step>`, and waits until it is written.
@@ -104,15 +127,72 @@ class Checkpoints:
         Waiting keeps the order: a checkpoint never exists without the snapshots that came before it.
         """
         path = self._workdir / SNAPSHOTS / str(step)
-        ocp.save_checkpointables(path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata)
+        try:
+            ocp.save_checkpointables(path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise OSError(f"the snapshot of step {step} could not be saved: {reason(error)}") from error
 
     def restore(self, abstract: PyTree) -> PyTree:
-        """The newest checkpoint's state in the shapes, dtypes and shardings of `abstract`, whatever mesh saved it."""
-        return self._checkpointer.load_checkpointables(self.latest, {STATE: abstract})[STATE]
+        """The newest whole checkpoint's state in shapes, dtypes and shardings of `abstract`, whatever mesh saved it.
+
+        Newer ones that are damaged are named in a line, and renamed when the other one was read, so that their steps
+        can be saved again; `latest` is then the step of the state.
+
+        With several processes the first one decides, so that all read the same step, or none. A file that fails
+        afterwards, while it is read, is an error and no reason to take another step: the process that meets it says so
+        at once, and JAX's coordination service ends the others, which wait for it in a barrier, within five minutes.
+
+        Raises:
+          ValueError: no checkpoint is whole, or one that seemed to be cannot be read; nothing was renamed.
+        """
+        step, damaged = newest(self._workdir) if jax.process_index() == 0 else (None, {})
+        if jax.process_count() > 1:
+            agreed = int(multihost_utils.broadcast_one_to_all(np.array(-1 if step is None else step)))
+            step = None if agreed < 0 else agreed
+        if step is None:
+            listed = "; ".join(f"step {n}: {why}" for n, why in damaged.items())
+            raise ValueError(
+                f"{self._workdir} must have a checkpoint that is whole, to go on from, got damaged ones alone "
+                f"({listed}); nothing was deleted: put the files back, or take a new --workdir"
+            )
+        for n, why in damaged.items():
+            reports.say(f"checkpoint {n} in {self._workdir} is damaged ({why}): going on from step {step}")
+        try:
+            state = self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
+        except Exception as error:  # Orbax raises bare ones
+            raise ValueError(
+                f"checkpoint {step} in {self._workdir} could not be read: {reason(error)}; to go on from the one "
+                f"before it, rename {CHECKPOINTS}/{step}"
+            ) from error
+        self.set_aside(damaged)
+        return state
+
+    def set_aside(self, damaged: dict[int, str]) -> None:
+        """Renames damaged checkpoints to `<step>.damaged`, which no run reads or deletes."""
+        if jax.process_index() == 0:
+            for n in damaged:
+                path = self._workdir / CHECKPOINTS / str(n)
+                kept = path.parent / (path.name + DAMAGED)
+                if kept.exists():
+                    kept.rmtree()
+                path.rename(kept)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
+        self._checkpointer.reload()
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises if a save failed."""
-        self._checkpointer.wait()
+        """Returns when everything saved so far is on disk; raises OSError if a save failed."""
+        with self._naming("saved"):
+            self._checkpointer.wait()
+
+    @contextlib.contextmanager
+    def _naming(self, what: str, outer: BaseException | None = None) -> Iterator[None]:
+        """Errors of the file system, whatever Orbax makes of them, as an OSError of one line."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            which = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
+            raise OSError(f"{which} could not be {what}: {reason(error, outer)}") from error
 
 
 def abstract_like(tree: PyTree) -> PyTree:
@@ -138,31 +218,70 @@ def find(directory: epath.PathLike, step: int | None = None) -> epath.Path:
       step: a step of the workdir, looked for among its checkpoints, then its snapshots.
 
     Raises:
-      FileNotFoundError: nothing whole is there.
+      FileNotFoundError: nothing is there.
+      ValueError: the checkpoint is damaged. An older one is not taken in its place: it is another model.
     """
     directory = _absolute(directory)
     if step is not None:
         candidates = [directory / CHECKPOINTS / str(step), directory / SNAPSHOTS / str(step)]
     else:
-        candidates = [directory, *(directory / CHECKPOINTS / str(n) for n in reversed(steps(directory)))]
+        candidates = [directory, *(directory / CHECKPOINTS / str(n) for n in reversed(_numbers(directory)))]
     for path in candidates:
-        if _is_whole(path):
+        if path.name.isdigit() and path.is_dir():
+            why = damage(path)
+            if why:
+                raise ValueError(f"{path} is damaged ({why})" + _instead(path))
             return path
     wanted = "a checkpoint" if step is None else f"the checkpoint of step {step}"
     raise FileNotFoundError(f"{wanted} is not in {directory}")
 
 
+def _instead(path: epath.Path) -> str:
+    """What else there is, for the error about a damaged checkpoint."""
+    if path.parent.name != CHECKPOINTS:
+        return ""
+    step, _ = newest(path.parent.parent)
+    if step is None:
+        return "; no other checkpoint there is whole"
+    whole = path.parent / str(step)
+    return f"; the newest whole one is {whole}: name it, or run its stage again, which goes on from there"
+
+
 def steps(workdir: epath.PathLike, kind: str = CHECKPOINTS) -> list[int]:
-    """Steps of the whole checkpoints (or, with kind 'snapshots', the snapshots) of a workdir, in rising order."""
+    """Steps of the checkpoints (or, with kind 'snapshots', the snapshots) of a workdir, in rising order.
+
+    Their saves were finished; whether all of their files are still there, `damage` says.
+    """
+    folder = _absolute(workdir) / kind
+    return [n for n in _numbers(workdir, kind) if _is_committed(folder / str(n))]
+
+
+def _numbers(workdir: epath.PathLike, kind: str = CHECKPOINTS) -> list[int]:
+    """As `steps`, with the folders of a local workdir that have lost even the file that says that they were finished.
+
+    In an object store such a folder is a save that never was.
+    """
     folder = _absolute(workdir) / kind
     if not folder.is_dir():
         return []
-    names = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(n for n in names if _is_whole(folder / str(n)))
+    names = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return [n for n in names if "://" not in str(folder) or _is_committed(folder / str(n))]
+
+
+def newest(workdir: epath.PathLike) -> tuple[int | None, dict[int, str]]:
+    """Step of the newest whole checkpoint of a workdir, None without one; newer step -> what is wrong with it."""
+    damaged = {}
+    for step in reversed(_numbers(workdir)):
+        why = damage(_absolute(workdir) / CHECKPOINTS / str(step))
+        if not why:
+            return step, damaged
+        damaged[step] = why
+    return None, damaged
 
 
 def read_metadata(directory: epath.PathLike, step: int | None = None) -> dict:
-    """What was saved beside the arrays: `step`, `data_index`, `config` (resolved) and the stage's own `metadata`.
+    """What was saved beside the arrays: `step`, `data_index`, `num_steps` of the run, `config` (resolved), `data` that
+    were read (see datasets.described) and the stage's own `metadata`.
 
     Args:
       directory, step: as for `find`.
@@ -192,7 +311,7 @@ def load_params(directory: epath.PathLike, abstract: PyTree, which: str = "param
 
     Raises:
       FileNotFoundError: no checkpoint there.
-      ValueError: no such subtree, or its names or shapes are not those of `abstract`.
+      ValueError: a damaged one, no such subtree, or its names or shapes are not those of `abstract`.
     """
     path = find(directory, step)
     saved, wanted = _shapes(read_shapes(path, which)), _shapes(abstract)
@@ -209,14 +328,17 @@ def load_params(directory: epath.PathLike, abstract: PyTree, which: str = "param
         nested = {key: nested}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
-        restored = ocp.load(path, nested, checkpointable_name=STATE)
+    try:
+        with context:
+            restored = ocp.load(path, nested, checkpointable_name=STATE)
+    except Exception as error:  # Orbax raises bare ones
+        raise ValueError(f"{path} could not be read: {reason(error)}") from error
     return _subtree(restored, which, path)
 
 
-def _is_whole(path: epath.Path) -> bool:
+def _is_committed(path: epath.Path) -> bool:
     """A save in progress, or one cut short, has a longer name (`5.orbax-checkpoint-tmp`); on gs:// no commit file."""
-    return path.name.isdigit() and (path / STATE).is_dir() and (path / "commit_success.txt").exists()
+    return path.name.isdigit() and (path / STATE).is_dir() and (path / COMMITTED).exists()
 
 
 def _subtree(tree: PyTree, which: str, path: epath.Path) -> PyTree:

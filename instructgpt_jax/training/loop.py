@@ -4,7 +4,9 @@ What a run promises:
   * Killed at any moment, it resumes to the same bits: parameters, optimiser, every line of metrics.jsonl but `perf/*`.
   * SIGTERM and SIGINT save and exit 0, on all processes at the same step; a second signal ends at once.
   * A non-finite metric stops it, and no state is saved before its own step's metrics were read and found finite.
-  * A complete run is skipped, and a workdir of another run is refused.
+  * A complete run is skipped, and a workdir of another run is refused, or of the same one with other data.
+  * A checkpoint that was damaged since it was saved is named, and the run goes on from the one before it.
+  * What cannot be written ends it with one line: what, where, and the last good checkpoint.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from instructgpt_jax.training import checkpoint, metrics
+from instructgpt_jax.training import checkpoint, metrics, resume
 
 PyTree = Any
 
@@ -34,7 +36,7 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 # counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
 
 
@@ -54,6 +56,9 @@ class Stage(NamedTuple):
       finish: (state, frozen) -> state, once after the last update; what it returns is evaluated and saved.
       best: metric by which one checkpoint is kept beside the last ones, '' = none.
       metadata: JSON dict stored in every checkpoint and snapshot, such as the model's configuration.
+      read: kind of data -> what was read of it, see datasets.described.
+      rates: (num_steps of a run, step) -> learning rates of the update that follows, by name; without it a run that is
+        made longer does not say how they jump.
     """
 
     init: Callable[[], PyTree]
@@ -66,6 +71,8 @@ class Stage(NamedTuple):
     finish: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: state
     best: str | None = None
     metadata: dict | None = None
+    read: dict[str, dict] | None = None
+    rates: Callable[[int, int], dict[str, float]] | None = None
 
 
 def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
@@ -74,19 +81,30 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
     Args:
       stage: what to train.
       config: the resolved config; read here are `stage, seed, log_every, eval_every` (0 = only at the end),
-        `snapshot_every` (0 = never) and `checkpoint`: dict(every, keep_last, best_metric, best_mode).
+        `snapshot_every` (0 = never), `data.allow_changed` and `checkpoint`: dict(every, keep_last, best_metric,
+        best_mode).
       workdir: local or gs:// directory.
 
     Returns:
       The final state.
 
     Raises:
-      ValueError: the workdir holds something else, or the same stage of another model or other data.
+      ValueError: the workdir holds something else, or the same stage of another model or other data, or no checkpoint
+        that is whole.
+      OSError: something could not be written, or read; the message names it and the last good checkpoint.
       FloatingPointError: a metric is not finite; the message has the step and its name.
       SystemExit: with code 0, after the save that a signal asked for.
     """
     _check_run(stage, config)
     workdir = epath.Path(workdir)
+    try:
+        return _run(stage, config, workdir)
+    except OSError as error:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+        raise OSError(f"{config.stage}: {text}; {_last_good(workdir)}") from error
+
+
+def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
     resolved = claim_workdir(config, workdir)
     best = stage.best or config.checkpoint.best_metric
     with contextlib.ExitStack() as stack:
@@ -95,20 +113,25 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
         opened = checkpoint.Checkpoints(workdir, config.checkpoint.keep_last, best, config.checkpoint.best_mode)
         checkpoints = stack.enter_context(opened)
 
-        # 1. The workdir's own newest checkpoint; else, inside init: 2. init_from, 3. fresh parameters.
-        step = checkpoints.latest or 0
-        if step:
+        # 1. The workdir's own newest whole checkpoint; else, inside init: 2. init_from, 3. fresh parameters.
+        step, saved = 0, {}
+        if checkpoints.latest is not None:
             state = checkpoints.restore(_abstract_state(stage))
+            step = checkpoints.latest
+            saved = checkpoint.read_metadata(workdir, step)
             metrics.say(f"{config.stage}: restored step {step} from {workdir}")
-        else:
-            state = stage.init()
         if step >= stage.num_steps:
             metrics.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
+        read = stage.read or {}
+        resume.check_data(config.stage, saved.get("data"), read, config.data.get("allow_changed", False))
+        resume.tell_schedule(config.stage, step, saved.get("num_steps"), stage.num_steps, stage.rates)
+        resume.tell_data(read, workdir)
+        if not step:
+            state = stage.init()
         frozen = stage.frozen()
         data = stack.enter_context(contextlib.closing(stage.data(step)))
-        writer = metrics.Writer(workdir, step, stage.num_steps, config.stage)
-        stack.callback(writer.close)
+        writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage))
         meter = metrics.Meter()
 
         def settle(at: int, on_device: dict[str, jax.Array]) -> dict[str, float]:
@@ -150,7 +173,8 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
                     writer.scalars(step, evaluation)
                 writer.samples(step, samples)
                 values |= evaluation
-            metadata = {"step": step, "data_index": step, "config": resolved, "metadata": stage.metadata or {}}
+            about = {"config": resolved, "metadata": stage.metadata or {}, "num_steps": stage.num_steps, "data": read}
+            metadata = {"step": step, "data_index": step} | about
             if snapshotting:
                 checkpoints.snapshot(step, state, metadata)
             if saving:
@@ -165,6 +189,11 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
         return state
 
 
+def _last_good(workdir: epath.Path) -> str:
+    step, _ = checkpoint.newest(workdir)
+    return f"the last good checkpoint in {workdir} is of step {step or 'none'}"
+
+
 def claim_workdir(config, workdir: epath.Path) -> dict:
     """Checks that the workdir is new or this experiment's, and writes config.json.
 
@@ -176,15 +205,15 @@ def claim_workdir(config, workdir: epath.Path) -> dict:
     """
     resolved = json.loads(json.dumps(config.to_dict(), default=str))
     check_workdir(workdir)
-    path = workdir / "config.json"
-    if path.exists():
-        found = compare(json.loads(path.read_text()), resolved)
+    stored = resume.read_config(workdir)
+    if stored is not None:
+        found = compare(stored, resolved)
         if found:
             raise ValueError(
                 f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
             )
     if jax.process_index() == 0:
-        metrics.write_atomically(path, json.dumps(resolved, indent=2) + "\n")
+        metrics.write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
     return resolved
 
 

@@ -4,20 +4,20 @@ Numbers are of the step they stand beside, never averages over a window, so a re
 uninterrupted one; only `perf/*` are means since the line before.
 """
 
+import contextlib
 import json
 import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from rich import console, progress
-
-from instructgpt_jax import errors
 
 # Peak matrix-product rate of one JAX device, FLOP/s in bfloat16 with float32 sums, dense, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, "System architecture" (v2 and v3: a device is one of the chip's two cores; TPU7x: one
@@ -39,6 +39,7 @@ PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
+EVENTS_SECONDS = 120  # between the times that TensorBoard's events reach the disk
 
 
 def say(text: str) -> None:
@@ -73,66 +74,102 @@ class JsonLines:
         """Keeps the lines of an earlier run up to `last_step` and drops the rest, by an atomic rewrite."""
         self._path = epath.Path(path)
         self._remote = "://" in str(path)
-        lines = _lines(self._path) if self._path.exists() else []
-        self._lines = [line for line in lines if _step_of(line) <= last_step]
-        if len(self._lines) < len(lines):
+        found = _lines(self._path)
+        self._lines = []
+        for number, line in enumerate(found, start=1):
+            step = _step_of(line)
+            if step is not None and step <= last_step:
+                self._lines.append(line)
+            elif step is None and number < len(found):  # the last one is what a kill cuts short
+                say(f"{path}:{number} is damaged, the line is left out")
+        if len(self._lines) < len(found):
             write_atomically(self._path, b"".join(self._lines))
-        self._file = None if self._remote else open(self._path, "a", encoding="utf-8")
+        self._file = None if self._remote else open(self._path, "ab")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds `{"step": step, **values}`; numbers that are not finite become null."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        line = json.dumps({"step": step, **clean}, ensure_ascii=False) + "\n"
+        line = (json.dumps({"step": step, **clean}, ensure_ascii=False) + "\n").encode()
         if self._remote:
-            self._lines.append(line.encode())
+            self._lines.append(line)
         else:
-            with errors.naming(self._path):
+            with writing(self._path):
                 self._file.write(line)
                 self._file.flush()
 
     def flush(self) -> None:
-        """Everything written so far is in the file, also after a power cut."""
-        if self._remote:
-            self._path.write_bytes(b"".join(self._lines))
-        else:
-            os.fsync(self._file.fileno())
+        """Everything written so far is in the file, also after a power cut.
+
+        Raises:
+          OSError: it is not, or nobody will find it: the file was deleted since it was opened.
+        """
+        with writing(self._path):
+            if self._remote:
+                self._path.write_bytes(b"".join(self._lines))
+            else:
+                os.fsync(self._file.fileno())
+                os.stat(self._path)
 
     def close(self) -> None:
-        self.flush()
-        if not self._remote:
-            self._file.close()
-
-
-def _lines(path: epath.Path) -> list[bytes]:
-    """The lines of a file with their ends: they end at `\\n` alone, while str.splitlines cuts a text at U+2028 too."""
-    return path.read_bytes().splitlines(keepends=True)
+        try:
+            self.flush()
+        finally:
+            if not self._remote:
+                with writing(self._path):
+                    self._file.close()
 
 
 def read_lines(path: epath.PathLike) -> list[dict[str, Any]]:
-    """What a .jsonl file of a run says, without a last line that a kill cut short."""
-    return [json.loads(line) for line in _lines(epath.Path(path)) if _step_of(line) < math.inf]
+    """The lines of a run's .jsonl file; [] where there is none. What a kill left of a last line is left out.
+
+    Raises:
+      ValueError: a damaged line before the last; names file and line.
+    """
+    found = _lines(epath.Path(path))
+    for number, line in enumerate(found[:-1], start=1):
+        if _step_of(line) is None:
+            raise ValueError(f"{path}:{number} must be a line of JSON with a step, got {line[:60]!r}")
+    return [json.loads(line) for line in found if _step_of(line) is not None]
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; of a line that a kill cut short, infinity."""
+def _lines(path: epath.Path) -> list[bytes]:
+    """The lines of a file with their ends: a text may hold what else ends a line, such as U+2028."""
+    pieces = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    return [piece + b"\n" for piece in pieces[:-1]] + pieces[-1:] * bool(pieces[-1])
+
+
+def _step_of(line: bytes) -> float | None:
+    """The step of a line; None of one that is damaged or was cut short."""
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else math.inf
-    except ValueError:  # no JSON, or cut inside a character
-        return math.inf
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:  # also what is no UTF-8
+        return None
+    step = value.get("step") if isinstance(value, dict) else None
+    return step if isinstance(step, int | float) else None
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+    """Names the file in an OSError of one line: write, flush and fsync do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """The file has the old content or the new, never a part (an object store's single write is atomic by itself)."""
     content = content.encode() if isinstance(content, str) else content
-    if "://" in str(path):
-        path.write_bytes(content)
-        return
-    temporary = path.parent / f".{path.name}.tmp"
-    with errors.naming(path), open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with writing(path):
+        if "://" in str(path):
+            path.write_bytes(content)
+            return
+        temporary = path.parent / f".{path.name}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
 
 
 class Meter:
@@ -207,8 +244,7 @@ class Writer:
             return
         self._metrics.write(step, values)
         if self._events is not None:
-            for key, value in values.items():
-                self._events.add_scalar(key, value, step)
+            self._events.scalars(step, values)
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
         """Lines of samples.jsonl."""
@@ -235,23 +271,69 @@ class Writer:
         if self._events is not None:
             self._events.flush()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        """Closes everything. What fails then is raised, but for where another error is on its way."""
+        try:
+            self.close()
+        except OSError:
+            if error is None or isinstance(error, SystemExit):
+                raise
+
     def close(self) -> None:
         if not self._active:
             return
-        self._metrics.close()
-        self._samples.close()
-        if self._events is not None:
-            self._events.close()
-        if self._bar is not None:
-            self._bar.stop()
+        with contextlib.ExitStack() as stack:  # all of them, whichever fails
+            if self._bar is not None:
+                stack.callback(self._bar.stop)
+            for file in (self._events, self._samples, self._metrics):
+                if file is not None:
+                    stack.callback(file.close)
 
 
-def _open_events(folder: epath.Path, start_step: int):
-    """TensorBoard's writer; points of an earlier run after `start_step` are marked as superseded."""
-    import tensorboardX  # slow to import, and only process 0 needs it
+class _Events:
+    """TensorBoard's events of scalars, written by the thread that calls.
 
+    `tensorboardX.SummaryWriter` has one of its own, behind a short queue; a full disk ends it, and then the queue holds
+    up the run for ever.
+    """
+
+    def __init__(self, folder: epath.Path, start_step: int):
+        """Points of an earlier run after `start_step` are marked as superseded."""
+        from tensorboardX import event_file_writer  # slow to import, and only process 0 needs it
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._folder, self._flushed = folder, time.monotonic()
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        with writing(folder):
+            event_file_writer.directory_check(str(folder))
+            self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"))
+            begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            for field in ({"file_version": "brain.Event:2"}, {"session_log": begun}):
+                self._file.write_event(self._event(wall_time=time.time(), step=start_step + 1, **field))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        summary = self._summary(value=[self._summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        with writing(self._folder):
+            self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        if time.monotonic() - self._flushed > EVENTS_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        with writing(self._folder):
+            self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._file.close()
+
+
+def _open_events(folder: epath.Path, start_step: int) -> _Events | None:
     try:
-        return tensorboardX.SummaryWriter(str(folder), purge_step=start_step + 1)
+        return _Events(folder, start_step)
     except ImportError as error:  # gs:// needs the google-cloud-storage package
         say(f"no TensorBoard events in {folder}: {error}")
         return None

@@ -100,6 +100,13 @@ def num_steps(section: ConfigDict, data: StageData) -> int:
     return section.num_steps or data.num_steps
 
 
+def rates(name: str, section: ConfigDict) -> Callable[[int, int], dict[str, float]]:
+    """The learning rate of a stage as the loop asks for it, see loop.Stage."""
+    return lambda length, step: {
+        f"{name}/learning_rate": float(optimizer.make_schedule(section.optimizer, length)(step))
+    }
+
+
 def per_epoch(config: ConfigDict, data: StageData) -> None:
     """Turns -1 (once an epoch) in `config.eval_every` and `config.snapshot_every` into a number of steps."""
     for name in ("eval_every", "snapshot_every"):
