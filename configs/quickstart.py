@@ -1,4 +1,4 @@
-"""The whole paper on the embedded world: no download, no GPU.
+"""The three steps of the paper, and their evaluation, on the embedded world: no download, no GPU.
 
 Paper:    figure 2 and section 4: two sizes of a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked
           completions of that policy, PPO and PPO-ptx, and their evaluation by labelers.
