@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import datasets, feeding, pipeline, sources
+from instructgpt_jax.data import datasets, encoding, feeding, pipeline, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -480,6 +480,11 @@ def test_validation_has_no_prompt_that_training_has(tmp_path):
     assert not {record["prompt"] for record in train} & {record["prompt"] for record in valid}
     lost = len(records) - len(train) - len(valid)
     assert lost > 0 and valid.left_out == {"prompt that is in training too, by another user": lost}
+    tokenizer = tokenizers.train(["question own 1 2 3"] * 9, 300, tmp_path / "bpe")
+    options = dict(max_prompt_length=40, max_prompt_tokens=0, skip_bad=0)
+    sets = [{"prompts": encoding.prompts(side, tokenizer, **options)} for side in (train, valid)]
+    told = datasets.described(sets)["prompts"]
+    assert told["records"] == len(records) == told["examples"] + told["validation"] + sum(told["left_out"].values())
 
 
 def test_prompts_that_an_earlier_stage_trained_on_are_counted(tmp_path):

@@ -193,7 +193,7 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
         kept,
         parts,
         left_out | ({"bad": len(bad)} if bad else {}),
-        num_records=len(records),
+        num_records=len(records) + sum(records.left_out.values()),
         skipped=len(records.skipped),
         fingerprint=fingerprint([examples, [count for count, _ in parts]]),
     )
