@@ -19,7 +19,7 @@ import numpy as np
 
 from instructgpt_jax import models
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.pretrain import language_model_loss
+from instructgpt_jax.training.supervised import language_model_loss
 
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12}  # bf16, published
 

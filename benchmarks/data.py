@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from instructgpt_jax.data import pipeline, sources
+from instructgpt_jax.data import batches as batching
+from instructgpt_jax.data import sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 PARAMETERS = 1.3e9
@@ -30,7 +31,7 @@ def measure(name: str, kind: str, pattern: str, tokenizer, epochs: int, **option
     began = time.perf_counter()
     records = sources.load((f"jsonl:{pattern}",), kind, 0)
     read = time.perf_counter()
-    batches = getattr(pipeline, kind)(records, tokenizer, seed=0, num_epochs=epochs, **ROWS, **options)
+    batches = getattr(batching, kind)(records, tokenizer, seed=0, num_epochs=epochs, **ROWS, **options)
     encoded = time.perf_counter()
     tokens = used_rows = 0
     for index in range(batches.steps_per_epoch * epochs):

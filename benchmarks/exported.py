@@ -18,9 +18,10 @@ import jax
 import transformers
 
 from instructgpt_jax import main as instructgpt
-from instructgpt_jax import reward_folds, sample, sharding
+from instructgpt_jax import run_tokenizer, sharding
 from instructgpt_jax.data import sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.stages import reward_folds, sample
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for configs
 
@@ -43,7 +44,7 @@ def ours(policy: str, prompts: list[str], length: int, mesh) -> list[str]:
     config = common.config("sample")
     config.models.model = common.network(init_from=policy)
     config.sample = {"batch_size": 16, "response_length": length, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    tokenizer = tokenizers.load(tokenizers.beside(policy))
+    tokenizer = tokenizers.load(run_tokenizer.beside(policy))
     answer = sample.make_answer(config, mesh, tokenizer)
     return [found["response"] for found in answer([sample.Prompt("prompt", prompt) for prompt in prompts], 0)]
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.rollout import generate
+from instructgpt_jax.training.supervised import language_model_loss
 
 GPT2 = models.SIZES["gpt3-125m"].replace(max_length=1_024)
 PEAK_FLOPS = 790e12  # of bfloat16 products, as measured on one H200

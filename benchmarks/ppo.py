@@ -31,8 +31,9 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import models, ppo, ppo_stage, rollout
+from instructgpt_jax import models, ppo, rollout
 from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.training import optimizer
 
 GPT2 = models.SIZES["gpt3-125m"].replace(max_length=1024)

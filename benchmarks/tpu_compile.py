@@ -32,9 +32,9 @@ from configs import common
 from instructgpt_jax import models, reward, sharding
 from instructgpt_jax.episodes import row_logprobs
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.rollout import generate
 from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training.supervised import language_model_loss
 
 LLAMA2_7B = ModelConfig(
     vocab_size=32_000,

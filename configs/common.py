@@ -79,7 +79,7 @@ def fine_tuning(lr: float, batch_size: int, num_epochs: int, pretraining_fractio
             "microbatch_rows": 8,
             "loss_on_prompt": False,
             "pretraining_fraction": pretraining_fraction,
-            "pretraining_fraction_of": "loss",  # or tokens, or examples: see instructgpt_jax/sft.py
+            "pretraining_fraction_of": "loss",  # or tokens, or examples: see instructgpt_jax/stages/sft.py
             "optimizer": optimizer(lr, "cosine"),
         }
     )

@@ -13,7 +13,7 @@ Writes:   a workdir for each stage and report/ under runs/quickstart/: open repo
 from ml_collections import ConfigDict, config_dict
 
 from configs import common
-from instructgpt_jax.data import simulated
+from instructgpt_jax import simulated
 
 SIZES = {  # layers, width, steps of pretraining, learning rate
     "small": (3, 128, 1536, 6e-3),

@@ -2,7 +2,7 @@
 
 Paper:    appendix C.3: 2 epochs on the demonstrations with 10 % pretraining data, lr 2.45e-6, batch 8, cosine to 10 %.
           It is also the KL reference. The paper does not say what the 10 % are of (here: of the loss, see
-          instructgpt_jax/sft.py), nor the dropout (here: none).
+          instructgpt_jax/stages/sft.py), nor the dropout (here: none).
 Command:  python -m instructgpt_jax.main --config=configs/rlhf_init_175b.py \
               --config.models.model.init_from=DIR --config.data.demonstrations=jsonl:FILES \
               --config.data.pretraining=jsonl:FILES

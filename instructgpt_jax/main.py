@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.util
-import json
 import os
 import pathlib
 import platform
@@ -17,26 +16,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from instructgpt_jax import (
-    collect,
-    errors,
-    evaluate,
-    export,
-    inputs,
-    paths,
-    pipeline,
-    ppo_stage,
-    pretrain,
-    reward,
-    reward_folds,
-    sample,
-    selection,
-    sft,
-    sharding,
-)
-from instructgpt_jax.data import tokenizer
+from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
+from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.stages import collect, evaluate, export, ppo, pretrain, reward, reward_folds, sample, select, sft
 from instructgpt_jax.training import loop, resume
-from instructgpt_jax.validate import validate
+from instructgpt_jax.validate import inputs, validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs://; runs/<config name> by default.")
@@ -65,8 +49,8 @@ STAGES = {  # name -> (config, mesh, workdir)
     "sft": functools.partial(train, sft.build),
     "reward": train_reward,
     "collect": collect.run,
-    "select": selection.run,
-    "ppo": functools.partial(train, ppo_stage.build),
+    "select": select.run,
+    "ppo": functools.partial(train, ppo.build),
     "evaluate": evaluate.run,
     "sample": sample.run,
     "export": export.run,
@@ -87,18 +71,6 @@ def check(config, workdir: str, later: str = "") -> jax.sharding.Mesh:
     return mesh
 
 
-def check_settings(config, workdir: str) -> None:
-    """Refuses a workdir that holds a run of other settings; networks are compared where they are known, in the loop."""
-    path = epath.Path(workdir) / "config.json"
-    if path.exists():
-        stored, asked = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict(), default=str))
-        found = loop.compare(*({key: tree[key] for key in tree if key != "models"} for tree in (stored, asked)))
-        if found:
-            raise ValueError(
-                f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
-            )
-
-
 def run(config, workdir: str) -> None:
     """Runs the stage that a configuration names in its workdir, or the stages of a pipeline."""
     workdir = paths.expand(workdir)
@@ -107,11 +79,11 @@ def run(config, workdir: str) -> None:
         return
     mesh = check(config, workdir)
     if config.stage not in ("sample", "export"):  # whose workdir is no model's
-        loop.check_workdir(epath.Path(workdir))
-        check_settings(config, workdir)
+        workdirs.check(epath.Path(workdir))
+        workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it
             multihost_utils.sync_global_devices("tokenizer")
-        tokenizer.prepare(config, workdir)
+        run_tokenizer.prepare(config, workdir)
         if jax.process_index() == 0 and jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")
     with jax.set_mesh(mesh):

@@ -20,11 +20,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import models
-from instructgpt_jax.data import datasets, sources, tokenizer
+from instructgpt_jax import models, process, run_tokenizer
+from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.models import ModelConfig, hf
 from instructgpt_jax.sharding import param_shardings
-from instructgpt_jax.training import checkpoint, metrics
+from instructgpt_jax.training import checkpoint
 
 # What may be set on a network that comes with its architecture: it changes the work or the noise, not the function.
 RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
@@ -82,7 +82,7 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
     fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
     source = _find(key, entry, fields, vocab_size)
     if source.kind in ("stage", "hf") and config.data.tokenizer:
-        tokenizer.check_shared(key, entry["init_from"], config.data.tokenizer)
+        run_tokenizer.check_shared(key, entry["init_from"], config.data.tokenizer)
     if source.config.vocab_size < vocab_size:
         raise ValueError(
             f"{key} must have a vocabulary of at least the tokenizer's {vocab_size}, got {source.config.vocab_size}"
@@ -230,7 +230,7 @@ def tell_trained_on(stage: str, init_from: str, valid: sources.Records) -> None:
         except (FileNotFoundError, ValueError):  # a Hugging Face model, or records that are gone
             return
         if count:
-            metrics.say(
+            process.say(
                 f"{stage}: {count} of {len(valid)} validation prompts are training prompts of {init_from}, whose "
                 "records name other users or none"
             )

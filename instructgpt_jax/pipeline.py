@@ -13,7 +13,6 @@ does not depend on its company. Elsewhere a stage has all the devices, and they 
 
 import json
 import os
-import queue
 import re
 import threading
 import time
@@ -23,7 +22,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from instructgpt_jax.training import loop, metrics
+from instructgpt_jax import process
+from instructgpt_jax import workdir as workdirs
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
 TOGETHER = "together"  # in it: seconds of the pipeline, less than the sum where stages run beside each other
@@ -63,7 +63,7 @@ def run(
     begun, before = time.perf_counter(), read_seconds(path).get(TOGETHER, 0.0)
 
     def run_one(name: str) -> None:
-        metrics.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
+        process.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
         started = time.perf_counter()
         try:
             run_stage(stages[name], os.path.join(workdir, name))
@@ -73,9 +73,9 @@ def run(
                 spent |= {name: spent.get(name, 0.0) + now - started, TOGETHER: before + now - begun}
                 if jax.process_index() == 0 and path.parent.exists():
                     rounded = {key: round(value, 1) for key, value in spent.items()}
-                    metrics.write_atomically(path, json.dumps(rounded) + "\n")
+                    workdirs.write_atomically(path, json.dumps(rounded) + "\n")
 
-    run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+    process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
 
 
 def needed(config: ConfigDict, name: str) -> set[str]:
@@ -83,59 +83,6 @@ def needed(config: ConfigDict, name: str) -> set[str]:
     text = json.dumps(config.stages[name].to_dict(), default=str)
     earlier = config.order[: config.order.index(name)]
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
-
-
-def run_together(waiting_for: dict[str, set[str]], run_one: Callable[[str], None], count: int) -> None:
-    """Runs every task once, each when those it waits for have ended: `count` at a time in threads of their own where
-    they are the programs of one CPU device, elsewhere one by one.
-
-    When one fails or a signal comes, those that run save and end, and the first error is raised.
-
-    Args:
-      waiting_for: task -> tasks before it that must have ended, in the order in which to start them.
-      run_one: runs the task of a name.
-    """
-    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if min(count, len(waiting_for)) == 1 or not one_device:
-        for name in waiting_for:
-            run_one(name)
-        return
-    ended: queue.Queue[tuple[str, BaseException | None]] = queue.Queue()
-    waiting, running, done = dict(waiting_for), {}, set()
-
-    def work(name: str) -> None:
-        try:
-            run_one(name)
-        except BaseException as error:  # SystemExit too: a stage that a signal stopped
-            ended.put((name, error))
-        else:
-            ended.put((name, None))
-
-    failure = None
-    with loop.catching_signals() as stop:
-        while waiting or running:
-            for name in [name for name, others in waiting.items() if others <= done]:
-                if len(running) < count and failure is None and not stop.is_set():
-                    del waiting[name]
-                    # Daemons: a second signal ends the process at once.
-                    running[name] = threading.Thread(target=work, args=(name,), name=name, daemon=True)
-                    running[name].start()
-            if not running:
-                break
-            try:
-                name, error = ended.get(timeout=1)  # Python handles signals between the waits
-            except queue.Empty:
-                continue
-            del running[name]
-            if error is None:
-                done.add(name)
-            else:
-                failure = failure or error
-                stop.set()
-    if failure is not None:
-        raise failure
-    if waiting:
-        raise SystemExit(0)  # between two stages
 
 
 def read_seconds(path: epath.Path) -> dict[str, float]:

@@ -11,7 +11,7 @@ One iteration, `update`, is the paper's, from top to bottom:
                   gradient of the pretraining loss on 8 times as many examples, in one buffer: one policy update; one
                   value update
 
-`rollout`, `experience` and `learn` are pure functions of arrays. ppo_stage.py jits them one by one and gives them
+`rollout`, `experience` and `learn` are pure functions of arrays. stages/ppo.py jits them one by one and gives them
 networks and data; `update` may be jitted whole.
 """
 
@@ -29,10 +29,10 @@ from instructgpt_jax import episodes as ep
 from instructgpt_jax import rl
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.rollout import generate
 from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
+from instructgpt_jax.training.supervised import language_model_loss
 
 SHUFFLE = 2**31 - 1  # the stream of the minibatches; sampling uses the numbers of the iterations
 VALIDATION = 2**31 - 2  # the "iteration" that samples answers to validation prompts

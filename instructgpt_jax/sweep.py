@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from instructgpt_jax import errors, paths
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.training import metrics
 
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after a signal
@@ -82,7 +83,7 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
         step, result = last_value(folder, metric)
         row = {"value": value, "workdir": str(folder), "ended": code == 0, "step": step, metric: result}
         table.append(row if code == 0 else row | {"error": last})
-        metrics.write_atomically(workdir / "sweep.json", json.dumps(table, indent=2) + "\n")
+        workdirs.write_atomically(workdir / "sweep.json", json.dumps(table, indent=2) + "\n")
     return table
 
 

@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from configs import common, pretrain_tiny, reward_6b
-from instructgpt_jax import collect, main, sharding
-from instructgpt_jax.data import encoding, simulated, sources
+from instructgpt_jax import main, sharding, simulated
+from instructgpt_jax.data import encoding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.sharding import make_mesh
+from instructgpt_jax.stages import collect
 from instructgpt_jax.validate import validate
 
 PROMPTS = 30

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from instructgpt_jax import reward_folds, sharding
+from instructgpt_jax import sharding
 from instructgpt_jax.data import sources
+from instructgpt_jax.stages import reward_folds
 from tests import tiny_supervised
 
 

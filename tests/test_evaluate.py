@@ -13,12 +13,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common, pretrain_tiny, sft_1b3
-from instructgpt_jax import evaluate, main, models, networks, pipeline, sharding
-from instructgpt_jax.data import simulated
+from instructgpt_jax import main, models, networks, pipeline, sharding, simulated
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import language, world
+from instructgpt_jax.evaluation import labelers, language
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
+from instructgpt_jax.stages import evaluate
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
 
@@ -308,15 +308,15 @@ def test_labelers_prefer_what_is_better():
     prompts = [record["prompt"] for record in simulated.records("prompts:test:150")]
     rng = np.random.default_rng(0)
     good, bad = [simulated.write(prompt, rng) for prompt in prompts], ["I do not know."] * len(prompts)
-    found = world.judge(prompts, good, bad, seed=0)
+    found = labelers.judge(prompts, good, bad, seed=0)
     for group in simulated.GROUPS:
         assert found["win_rate"][group]["low"] > 0.8 and found["likert"][group]["mean"] > 5
     assert found["metadata"]["follows_instruction"]["mean"] > 0.9 > 0.1 > found["metadata"]["toxic"]["mean"]
     assert found["metadata"]["hallucination"]["n"] < len(prompts)  # asked of closed-domain tasks alone
-    assert found == world.judge(prompts, good, bad, seed=0) != world.judge(prompts, good, bad, seed=1)
-    lost = world.judge(prompts, bad, good, seed=0)["win_rate"]["heldout"]["mean"]
+    assert found == labelers.judge(prompts, good, bad, seed=0) != labelers.judge(prompts, good, bad, seed=1)
+    lost = labelers.judge(prompts, bad, good, seed=0)["win_rate"]["heldout"]["mean"]
     assert lost == pytest.approx(1 - found["win_rate"]["heldout"]["mean"])
-    panels = [[labeler.name for labeler in world.panel_of(prompt, "heldout", 0)] for prompt in prompts]
+    panels = [[labeler.name for labeler in labelers.panel_of(prompt, "heldout", 0)] for prompt in prompts]
     assert all(len(set(panel)) == 5 for panel in panels) and len({panel[0] for panel in panels}) == 8
 
 

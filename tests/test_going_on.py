@@ -11,9 +11,12 @@ import small_runs
 import tiny_supervised
 from ml_collections import ConfigDict
 
-from instructgpt_jax import main, networks, ppo_stage, reward, sharding
+from instructgpt_jax import main, networks, sharding
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, sources, tokenizer
-from instructgpt_jax.training import checkpoint, loop, metrics, resume
+from instructgpt_jax.stages import ppo as ppo_stage
+from instructgpt_jax.stages import reward as reward_stage
+from instructgpt_jax.training import checkpoint, metrics, resume
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,11 +86,11 @@ def test_changed_data_are_refused_and_can_be_allowed(world, tmp_path, capfd):
 
 def test_the_bias_of_a_reward_model_is_of_the_same_demonstrations(world, tmp_path):
     world = copy_of(world, tmp_path)
-    stage = reward.build(settings(world, "reward"), mesh())
+    stage = reward_stage.build(settings(world, "reward"), mesh())
     assert set(stage.read) == {"comparisons", "demonstrations"}
     file = world / "demonstrations.jsonl"
     file.write_text(file.read_text().replace("red", "blue"))
-    again = reward.build(settings(world, "reward"), mesh())
+    again = reward_stage.build(settings(world, "reward"), mesh())
     assert again.read["comparisons"] == stage.read["comparisons"]
     with pytest.raises(ValueError, match="got other demonstrations: "):
         resume.check_data("reward", stage.read, again.read, False)
@@ -145,7 +148,7 @@ def test_tied_comparisons_are_said_once_for_both_sides_of_the_split(world, tmp_p
     tied = ({"prompt": f"{i}: red", "completions": [" a", " b"], "ranking": [1, 1]} for i in range(20))
     with open(world / "comparisons.jsonl", "a") as file:
         file.writelines(json.dumps(record) + "\n" for record in tied)
-    stage = reward.build(settings(world, "reward", data__valid_fraction=0.3), mesh())
+    stage = reward_stage.build(settings(world, "reward", data__valid_fraction=0.3), mesh())
     resume.tell_data(stage.read, tmp_path)
     entry = json.loads((tmp_path / "data.json").read_text())["comparisons"]
     count = entry["left_out"]["all completions tied"]
@@ -212,7 +215,7 @@ def test_ppo_goes_on_without_the_sources_of_what_it_trains(world, first, tmp_pat
         config.models = config.models.to_dict() | models
         resume.recall(config, run)
         nets = ppo_stage.build_networks(config, mesh(), 300)
-        loop.claim_workdir(config, run)
+        workdirs.claim(config, run)
         return nets
 
     own = dict(ref_policy=dict(size="", init_from=str(first), weights=""))

@@ -20,6 +20,8 @@ import toy_stage
 from etils import epath
 from tensorboardX.proto import event_pb2
 
+from instructgpt_jax import process
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.training import checkpoint, loop, metrics
 
 SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoint.best_metric": "validation/loss"}
@@ -78,7 +80,7 @@ def uninterrupted(tmp_path_factory):
 # toy.sleep differs between the two: it stands for the speed of the machine, not for the experiment.
 @pytest.fixture(autouse=True)
 def sleep_is_free(monkeypatch):
-    monkeypatch.setattr(loop, "FREE", (*loop.FREE, "sleep"))
+    monkeypatch.setattr(workdirs, "FREE", (*workdirs.FREE, "sleep"))
 
 
 def test_killed_twice_and_resumed_is_bit_identical(tmp_path, uninterrupted):
@@ -442,7 +444,7 @@ def test_rates(monkeypatch):
 
 def test_votes_arrive_one_call_late():
     received = threading.Event()
-    vote = loop._agreed(received)
+    vote = process.agreed(received)
     assert [vote(), vote()] == [False, False]
     received.set()
     assert [vote(), vote()] == [False, True]

@@ -13,10 +13,12 @@ import pytest
 import small_runs
 
 from configs import e2e, export, sample
-from instructgpt_jax import errors, evaluate, inputs, main, models, paths, sharding
+from instructgpt_jax import errors, main, models, paths, sharding
 from instructgpt_jax.data import build, jsonl, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
+from instructgpt_jax.stages import evaluate
+from instructgpt_jax.validate import inputs
 
 
 @pytest.fixture
@@ -211,7 +213,7 @@ def test_a_pipeline_looks_for_what_no_stage_of_it_will_make(home, monkeypatch):
     whole = {"stage": "pipeline", "only": "", "parallel": 1, "order": ("base", "more"), "stages": stages}
     ran = []
     monkeypatch.setitem(main.STAGES, "pretrain", lambda config, mesh, workdir: ran.append(workdir))
-    monkeypatch.setattr(main.tokenizer, "prepare", lambda *_: None)
+    monkeypatch.setattr(main.run_tokenizer, "prepare", lambda *_: None)
     with pytest.raises(ValueError, match="^config.data.pretraining: jsonl:.*/run/base/made.jsonl must name at least"):
         main.run(small_runs.common.ConfigDict(whole), f"{home}/run")  # when its turn comes, it must be there
     assert ran == [f"{home}/run/base"]

@@ -28,9 +28,10 @@ import pytest
 import tiny_ppo
 from tiny_ppo import EOS, POLICY, SCALAR
 
-from instructgpt_jax import models, ppo, ppo_stage
-from instructgpt_jax.data.pipeline import ROWS
+from instructgpt_jax import models, ppo
+from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.sharding import BATCH, make_mesh, param_shardings
+from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.training import supervised
 
 CASES = {

@@ -20,13 +20,14 @@ import tiny_ppo
 from tiny_ppo import SCALAR
 
 from configs import common
-from instructgpt_jax import main, models, ppo, ppo_stage
+from instructgpt_jax import main, models, ppo, run_tokenizer
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
-from instructgpt_jax.pretrain import language_model_loss
 from instructgpt_jax.sharding import make_mesh
+from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.training import checkpoint
+from instructgpt_jax.training.supervised import language_model_loss
 from instructgpt_jax.validate import validate
 
 # --------------------------------------------------------------------------------------------- a known optimum
@@ -142,7 +143,7 @@ def build(config, workdir):
     """The stage as the command line builds it, and its mesh."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     validate(config, mesh)
-    tokenizers.prepare(config, workdir)
+    run_tokenizer.prepare(config, workdir)
     with jax.set_mesh(mesh):
         return ppo_stage.build(config, mesh), mesh
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from instructgpt_jax import splits
 from instructgpt_jax.data import pii, prompts, sources
 
 LABELLED = pathlib.Path(__file__).with_name("pii_labelled.jsonl")
@@ -87,16 +88,16 @@ def test_at_most_so_many_prompts_a_user_and_the_first_stay():
 def test_a_user_is_in_one_split_and_stays_there():
     shares = dict(valid_share=0.3, test_share=0.1)
     users = [f"u{i}" for i in range(4000)]
-    first = {user: prompts.split_of({"prompt": "a", "user": user}, "key", **shares) for user in users}
-    again = {user: prompts.split_of({"prompt": "another", "user": user}, "key", **shares) for user in reversed(users)}
+    first = {user: splits.split_of({"prompt": "a", "user": user}, "key", **shares) for user in users}
+    again = {user: splits.split_of({"prompt": "another", "user": user}, "key", **shares) for user in reversed(users)}
     assert first == again
     counts = collections.Counter(first.values())
     for name, share in (("train", 0.6), ("valid", 0.3), ("test", 0.1)):
         assert abs(counts[name] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
-    other = {user: prompts.split_of({"prompt": "a", "user": user}, "other key", **shares) for user in users}
+    other = {user: splits.split_of({"prompt": "a", "user": user}, "other key", **shares) for user in users}
     moved = sum(first[user] != other[user] for user in users) / 4000
     assert abs(moved - (1 - 0.36 - 0.09 - 0.01)) < 0.04  # as two independent draws differ
-    larger = {user: prompts.split_of({"prompt": "a", "user": user}, "key", 0.4, 0.1) for user in users}
+    larger = {user: splits.split_of({"prompt": "a", "user": user}, "key", 0.4, 0.1) for user in users}
     assert {(first[u], larger[u]) for u in users if first[u] != larger[u]} == {("train", "valid")}
 
 
@@ -104,9 +105,9 @@ PINNED = ["valid" if i in (3, 6, 9) else "train" for i in range(12)]
 
 
 def test_the_split_of_a_user_is_the_same_in_every_release():
-    pinned = [prompts.split_of({"prompt": "a", "user": i}, "key", 0.32, 0.06) for i in range(12)]
+    pinned = [splits.split_of({"prompt": "a", "user": i}, "key", 0.32, 0.06) for i in range(12)]
     assert pinned == PINNED
-    assert prompts.split_of({"prompt": "a", "user": "5"}, "key", 0.32, 0.06) == PINNED[5]
+    assert splits.split_of({"prompt": "a", "user": "5"}, "key", 0.32, 0.06) == PINNED[5]
 
 
 # --- personal information ---
@@ -205,7 +206,7 @@ def test_prepare_reports_what_each_step_dropped():
     prepared = prompts.prepare(records, **SETTINGS)
     report = prepared.report
     dropped = {step["step"]: step["dropped"] for step in report["steps"]}
-    in_train = [r for r in records if r["user"].startswith("p") and prompts.split_of(r, "key", 0.3, 0.1) == "train"]
+    in_train = [r for r in records if r["user"].startswith("p") and splits.split_of(r, "key", 0.3, 0.1) == "train"]
     assert 0 < len(in_train) < 30
     assert dropped == {
         "long common prefix": 10,

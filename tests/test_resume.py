@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import tiny_supervised
 
-from instructgpt_jax import reward, sft, sharding
+from instructgpt_jax import sharding
+from instructgpt_jax.stages import reward as reward_stage
+from instructgpt_jax.stages import sft
 from instructgpt_jax.training import checkpoint, loop
 
 STEPS = 6
@@ -101,7 +103,7 @@ def test_sigterm_saves_and_exits_0(world, tmp_path):
     assert lines(workdir)[-1]["step"] == step <= STEPS
 
 
-@pytest.mark.parametrize("stage, build", [("sft", sft.build), ("reward", reward.build)])
+@pytest.mark.parametrize("stage, build", [("sft", sft.build), ("reward", reward_stage.build)])
 def test_another_mesh_goes_on(stage, build, world, tmp_path):
     """The last two updates of six done again on (1, 2, 4), from the checkpoint that (8, 1, 1) left: the same losses."""
 

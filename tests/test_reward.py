@@ -13,9 +13,12 @@ import tiny_supervised
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
-from instructgpt_jax import main, models, networks, reward, reward_folds, reward_report, reward_start, sharding
-from instructgpt_jax import sft as sft_stage
+from instructgpt_jax import main, models, networks, reward, sharding
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
+from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.stages import reward as reward_stage
+from instructgpt_jax.stages import reward_folds, reward_start
+from instructgpt_jax.stages import sft as sft_stage
 from instructgpt_jax.training import checkpoint, loop, supervised
 from instructgpt_jax.training.state import create
 
@@ -35,7 +38,7 @@ def trained(world, tmp_path_factory):
     config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2, "eval_every": 0})
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        stage = reward.build(config, mesh)
+        stage = reward_stage.build(config, mesh)
         return config, stage, loop.run(stage, config, workdir), workdir
 
 
@@ -161,7 +164,7 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
         config.reward = config.reward.to_dict() | {"eos_init": text}
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
         with jax.set_mesh(mesh):
-            found[text] = np.asarray(reward.build(config, mesh).init().params["embed"]["tokens"])
+            found[text] = np.asarray(reward_stage.build(config, mesh).init().params["embed"]["tokens"])
     vocabulary = tokenizer.load(config.data.tokenizer)
     eos, (stop,) = vocabulary.eos_id, vocabulary.encode(["."])[0]
     assert (found["."][eos] == found[""][stop]).all() and (found[""][eos] != found[""][stop]).any()
@@ -169,11 +172,11 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
     _, _, state, workdir = trained
     config.models.model = tiny_supervised.common.network(init_from=str(workdir))
     with jax.set_mesh(mesh):  # a reward model keeps what it has learned
-        params = reward.build(config, mesh).init().params
+        params = reward_stage.build(config, mesh).init().params
     np.testing.assert_array_equal(params["embed"]["tokens"], state.params["embed"]["tokens"])
     config.reward.eos_init = "The end."
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"eos_init must be one token of .*'The end.': \d tokens"):
-        reward.build(config, mesh)
+        reward_stage.build(config, mesh)
 
 
 def test_the_head_starts_as_a_logistic_regression():
@@ -238,7 +241,7 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
                 config.reward = config.reward.to_dict() | {"head_examples": examples, "head_l2": 0.05}
                 if init_from:
                     config.models.model = tiny_supervised.common.network(init_from=init_from)
-                found[name, examples] = jax.device_get(reward.build(config, mesh).init().params)
+                found[name, examples] = jax.device_get(reward_stage.build(config, mesh).init().params)
     same = {n: (found[n, 0]["scalar_head"]["kernel"] == found[n, 16]["scalar_head"]["kernel"]).all() for n in starts}
     assert same == {"sft": False, "reward": True, "": True}
     body = [{k: v for k, v in found["sft", n].items() if k != "scalar_head"} for n in (0, 16)]
@@ -249,12 +252,12 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
     config.reward = config.reward.to_dict() | {"head_examples": 16, "head_l2": 0.05}
     config.models.model = tiny_supervised.common.network(init_from=starts["sft"])
     with jax.set_mesh(mesh):
-        spread = reward.build(config, mesh).init().params["scalar_head"]["kernel"]
+        spread = reward_stage.build(config, mesh).init().params["scalar_head"]["kernel"]
     np.testing.assert_allclose(spread, found["sft", 16]["scalar_head"]["kernel"], atol=2e-3)
 
 
 def test_eight_devices_equal_one(world):
-    tiny_supervised.check_meshes(reward.build, tiny_supervised.config("reward", world), "reward/loss")
+    tiny_supervised.check_meshes(reward_stage.build, tiny_supervised.config("reward", world), "reward/loss")
 
 
 # --------------------------------------------------------------------------------------------------------- the report
@@ -264,7 +267,7 @@ def test_report_by_hand():
     scores = np.array([[2.0, 1.0, 0.0, 9.0], [0.0, 1.0, 1.0, 9.0], [0.5, 0.5, 9.0, 9.0]], np.float32)
     ranks = np.array([[1, 2, 2, 0], [1, 3, 2, 0], [2, 1, 0, 0]])
     # 1: pairs (0,1), (0,2), both right, one tie. 2: (0,1), (0,2) wrong, (2,1) equal scores: wrong. 3: equal: wrong.
-    found, curve = reward_report.summarise(scores, ranks, np.array([1, 0, -1]), ("ann", "bob"))
+    found, curve = rewards.summarise(scores, ranks, np.array([1, 0, -1]), ("ann", "bob"))
     softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
     loss = ((softplus(-1) + softplus(-2)) / 2 + (2 * softplus(1) + softplus(0)) / 3 + softplus(0)) / 3
     assert found["loss"] == pytest.approx(loss, rel=1e-6)
@@ -280,18 +283,18 @@ def test_calibration_by_hand():
     # Four pairs at 0.75, three of them right; two at 0.95 (0.05 in the other order), both right.
     margins = np.array([logit(0.75)] * 3 + [-logit(0.75)] + [logit(0.95)] * 2)
     expected = [(0.05, 0.0, 2), (0.25, 0.25, 4), (0.75, 0.75, 4), (0.95, 1.0, 2)]
-    curve = reward_report.calibration(margins)
+    curve = rewards.calibration(margins)
     for line, (predicted, observed, pairs) in zip(curve, expected, strict=True):
         assert line == pytest.approx({"predicted": predicted, "observed": observed, "pairs": pairs})
     ranks = np.tile([1, 2], (6, 1))
-    found, _ = reward_report.summarise(np.stack([margins, np.zeros(6)], 1), ranks, np.full(6, -1), ())
+    found, _ = rewards.summarise(np.stack([margins, np.zeros(6)], 1), ranks, np.full(6, -1), ())
     assert found["calibration_error"] == pytest.approx(2 * 0.05 / 6)
 
 
 def test_report_of_all_slots_empty_but_one():
     scores, ranks = np.full((2, 3, 2), 7.0, np.float32), np.zeros((2, 3, 2), np.int32)
     ranks[1, 2], scores[1, 2] = (2, 1), (0.0, 1.0)
-    found, _ = reward_report.summarise(*reward_report.collect([(scores, ranks, np.full((2, 3), -1))]), ())
+    found, _ = rewards.summarise(*rewards.collect([(scores, ranks, np.full((2, 3), -1))]), ())
     assert found["accuracy"] == 1.0 and found["pairs"] == 1
 
 
@@ -328,7 +331,7 @@ def test_without_demonstrations_the_bias_stays(world, trained, capsys):
     config = tiny_supervised.config("reward", world, **{"data.demonstrations": ()})
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        stage = reward.build(config, mesh)
+        stage = reward_stage.build(config, mesh)
         _, _, state, _ = trained
         assert stage.finish(state, {}) is state
     output = capsys.readouterr()
@@ -382,7 +385,7 @@ def test_folds_train_without_their_groups_and_report_final_accuracies(world, tmp
         lines = [{"step": 3, **early}, {"step": 6, **late}, {"step": 6, "reward/loss": 0.1}]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    monkeypatch.setattr(reward_folds.reward, "build", lambda config, mesh: config)
+    monkeypatch.setattr(reward_folds.reward_stage, "build", lambda config, mesh: config)
     monkeypatch.setattr(reward_folds.loop, "run", run)
     config = tiny_supervised.config("reward", world, **{"reward.folds": 3})
     reward_folds.run(config, None, tmp_path / "folds")
@@ -410,9 +413,9 @@ def test_windows_need_separate_sequences(world):
     config.models.model.windows = (0, 16)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with pytest.raises(ValueError, match="config.reward.shared_prompt must be False"):
-        reward.build(config, mesh)
+        reward_stage.build(config, mesh)
     config.reward.shared_prompt = False
-    reward.build(config, mesh)
+    reward_stage.build(config, mesh)
 
 
 def test_a_reward_model_is_no_policy_but_grows_from_one(world, trained, tmp_path):

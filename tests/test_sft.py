@@ -12,8 +12,9 @@ import pytest
 import tiny_supervised
 
 from configs import common
-from instructgpt_jax import main, models, networks, pretrain, sft, sharding
+from instructgpt_jax import main, models, networks, sharding
 from instructgpt_jax.data import packing
+from instructgpt_jax.stages import pretrain, sft
 from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import create
 

@@ -8,9 +8,10 @@ import statistics
 
 import pytest
 
-from instructgpt_jax.data import pii, prompts, schema, simulated, sources
-from instructgpt_jax.data.simulated import tasks, world, writing
-from instructgpt_jax.data.simulated.streams import finish
+from instructgpt_jax import simulated
+from instructgpt_jax.data import pii, prompts, schema, sources
+from instructgpt_jax.simulated import tasks, world, writing
+from instructgpt_jax.simulated.streams import finish
 
 FLAWLESS = 6.8
 CLOSED_USE_CASES = ("closed_qa", "extract", "summarization", "rewrite")

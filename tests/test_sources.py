@@ -145,8 +145,8 @@ def test_bucket_files_are_found_and_read(tmp_path, monkeypatch):
 def test_simulated_records_are_checked_too(monkeypatch):
     made = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b"}]
     simulated = types.SimpleNamespace(records=lambda name: made if name == "prompts:train" else [])
-    monkeypatch.setitem(sys.modules, "instructgpt_jax.data.simulated", simulated)
-    monkeypatch.setattr("instructgpt_jax.data.simulated", simulated, raising=False)
+    monkeypatch.setitem(sys.modules, "instructgpt_jax.simulated", simulated)
+    monkeypatch.setattr("instructgpt_jax.simulated", simulated, raising=False)
     records = sources.load(("simulated:prompts:train",), "prompts", 1)
     assert [record["prompt"] for record in records] == ["a", "b"]
     assert records.origin(1) == "simulated:prompts:train[2]"

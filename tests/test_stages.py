@@ -7,8 +7,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from instructgpt_jax import pipeline
-from instructgpt_jax.training import loop
+from instructgpt_jax import pipeline, process
 
 
 def make(stages, **settings):
@@ -68,14 +67,14 @@ def test_one_stage_fails_and_the_one_beside_it_saves(tmp_path, one_device):
         name = workdir.rpartition("/")[2]
         if name == "b":
             raise ValueError("config.b must be better")
-        with loop.catching_signals() as stop:
+        with process.catching_signals() as stop:
             ends[name] = stop.wait(timeout=30)
-        loop.end_if_stopped()
+        process.end_if_stopped()
 
     with pytest.raises(ValueError, match=r"config\.b must be better"):
         pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda *_: None, run_stage)
     assert ends == {"a": True}  # c did not start
-    loop.end_if_stopped()  # over: the next run is not stopped
+    process.end_if_stopped()  # over: the next run is not stopped
 
 
 def test_a_signal_ends_all_stages_with_code_0(tmp_path, one_device):
@@ -85,10 +84,10 @@ def test_a_signal_ends_all_stages_with_code_0(tmp_path, one_device):
         time.sleep(0.2)
         if len(ended) == 0 and workdir.endswith("a"):
             signal.raise_signal(signal.SIGTERM)  # the main thread's handler takes it
-        with loop.catching_signals() as stop:
+        with process.catching_signals() as stop:
             assert stop.wait(timeout=30)
         ended.append(workdir)
-        loop.end_if_stopped()
+        process.end_if_stopped()
 
     with pytest.raises(SystemExit) as end:
         pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda *_: None, run_stage)

@@ -13,11 +13,12 @@ import pytest
 
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import errors, main, models, networks, selection, sharding, sweep
+from instructgpt_jax import errors, main, models, networks, run_tokenizer, sharding, sweep
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves
 from instructgpt_jax.models import hf
+from instructgpt_jax.stages import select as select_stage
 from instructgpt_jax.training import checkpoint, metrics
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
@@ -103,7 +104,7 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
     mesh = sharding.make_mesh(MESH)
     with jax.set_mesh(mesh):
         policy = networks.build("model", config, "lm", mesh, 1, 0)
-        scorer = selection.Scorer(config, policy.config, mesh)
+        scorer = select_stage.Scorer(config, policy.config, mesh)
         row, samples = scorer.score(policy.load())
         reward = networks.build("reward", config, "scalar", mesh, 1, 0)
         params = reward.load()
@@ -353,9 +354,9 @@ def test_a_reward_model_may_know_more_tokens_than_the_policy(tmp_path):
     more.add_tokens(["<|extra|>"])  # as GPT-J has more of than GPT-Neo
     more.save_pretrained(tmp_path / "reward" / "tokenizer")
     policy, reward = str(tmp_path / "policy"), str(tmp_path / "reward")
-    tokenizers.check_shared("config.models.reward", reward, f"{policy}/tokenizer")
+    run_tokenizer.check_shared("config.models.reward", reward, f"{policy}/tokenizer")
     with pytest.raises(ValueError, match=r"config.models.reward .* where '<\|extra\|>' is unknown and not \d+"):
-        tokenizers.check_shared("config.models.reward", policy, f"{reward}/tokenizer")
+        run_tokenizer.check_shared("config.models.reward", policy, f"{reward}/tokenizer")
 
 
 def test_grid_of_the_paper():

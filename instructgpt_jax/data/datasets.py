@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax.data import encoding, feeding, pipeline, prompts, sources
+from instructgpt_jax import splits
+from instructgpt_jax.data import batches, encoding, feeding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 
@@ -18,8 +19,8 @@ class StageData(NamedTuple):
 
     tokenizer: tokenizers.Tokenizer
     vocab_size: int  # what a model's vocabulary must hold
-    train_batches: pipeline.Batches
-    valid_batches: pipeline.Batches | None  # in order, once through; None without validation records
+    train_batches: batches.Batches
+    valid_batches: batches.Batches | None  # in order, once through; None without validation records
     train: Callable[[int], Iterator]  # global batches from that step on
     valid: dict[str, Callable[[], Iterator]]  # "valid": once through the validation batches; "held_out": those groups'
     groups: dict[str, tuple[str, ...]]  # of comparisons: labeler groups in each set of `valid`
@@ -37,7 +38,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
       config: `seed` and `data`, which has `tokenizer`, sources of each kind under its name, `data_dir`, `cache_dir`,
         `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
       options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
-        of `data/pipeline.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
+        of `data/batches.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
         for demonstrations `loss_on_prompt`, `pretraining_fraction` and `pretraining_fraction_of`; for comparisons
         `max_completions`, `shared_prompt` and `held_out_groups`.
       kind: "demonstrations", "comparisons", "prompts" or "pretraining".
@@ -58,7 +59,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
         same |= dict(row_length=options.row_length, microbatch_rows=options.microbatch_rows)
     only_train = {}
     if kind == "demonstrations":
-        build = pipeline.demonstrations
+        build = batches.demonstrations
         same |= dict(loss_on_prompt=options.loss_on_prompt)
         if options.pretraining_fraction:
             text = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
@@ -69,13 +70,13 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
                 cache_dir=data.cache_dir,
             )
     elif kind == "comparisons":
-        build = pipeline.comparisons
+        build = batches.comparisons
         same |= dict(max_completions=options.max_completions, shared_prompt=options.shared_prompt)
     elif kind == "prompts":
-        build = pipeline.prompts
+        build = batches.prompts
         same |= dict(max_prompt_length=options.max_prompt_length)
     else:
-        build = pipeline.pretraining
+        build = batches.pretraining
         same |= dict(cache_dir=data.cache_dir)
     training = build(train, tokenizer, seed=config.seed, num_epochs=options.num_epochs or None, **same, **only_train)
     try:
@@ -134,7 +135,7 @@ def abstract(batches, mesh: Mesh):
     _, process_count = feeding.process_slice(mesh)
 
     def of(spec, arrays):
-        axis = len(spec) - 1  # the one that is split, see pipeline.ROWS and EXAMPLES
+        axis = len(spec) - 1  # the one that is split, see batches.ROWS and EXAMPLES
 
         def one(array):
             shape = (*array.shape[:axis], array.shape[axis] * process_count, *array.shape[axis + 1 :])
@@ -159,7 +160,7 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     for i in range(len(records)):
         record = records[i]
         who = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
-        valid[i] = prompts.split_of(who, "instructgpt_jax", valid_fraction, 0.0) == "valid"
+        valid[i] = splits.split_of(who, "instructgpt_jax", valid_fraction, 0.0) == "valid"
         about[i] = _digest(record)
     held_out = valid & ~np.isin(about, about[~valid])
     validation = _subset(records, held_out)

@@ -13,7 +13,6 @@ records that stay, in their order.
 
 import argparse
 import collections
-import functools
 import gzip
 import hashlib
 import json
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 
 from instructgpt_jax import errors, paths
 from instructgpt_jax.data import pii, sources, tokenizer
+from instructgpt_jax.splits import split_of
 
 Record = dict[str, Any]
 _CHUNK = 1_000  # texts given to `count_tokens` at once
@@ -72,26 +72,6 @@ def cap_per_user(records: Iterable[Record], max_per_user: int) -> list[Record]:
         if user is None or counts[str(user)] <= max_per_user:
             kept.append(record)
     return kept
-
-
-def split_of(record: Record, split_key: str, valid_share: float, test_share: float) -> str:
-    """'train', 'valid' or 'test': a keyed hash of the user, who so stays where they are when the data grow.
-
-    A prompt without a user is its own user: equal prompts stay together. The shares are shares of users; a larger
-    `valid_share` only moves users from train to valid.
-    """
-    user = record.get("user")
-    name = f"prompt:{record['prompt']}" if user is None else f"user:{user}"
-    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_hash_key(split_key)).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    if place < test_share:
-        return "test"
-    return "valid" if place < test_share + valid_share else "train"
-
-
-@functools.cache
-def _hash_key(split_key: str) -> bytes:
-    return hashlib.blake2b(split_key.encode()).digest()  # 64 bytes, the longest key BLAKE2b takes
 
 
 def drop_pii(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
@@ -206,19 +186,19 @@ def prepare(
     note("long common prefix", len(records), len(kept))
     capped = cap_per_user(kept, max_per_user)
     note(f"over {max_per_user} a user", len(kept), len(capped))
-    splits = {"train": [], "valid": [], "test": []}
+    sets = {"train": [], "valid": [], "test": []}
     for record in capped:
-        splits[split_of(record, split_key, valid_share, test_share)].append(record)
-    before = len(splits["train"])
-    splits["train"], kinds = drop_pii(splits["train"])
-    note("personal information (train)", len(capped), len(capped) - before + len(splits["train"]), kinds=kinds)
-    before = sum(map(len, splits.values()))
-    splits = {name: drop_long(split, max_tokens, count_tokens) for name, split in splits.items()}
-    note(f"over {max_tokens} tokens", before, sum(map(len, splits.values())))
-    report["splits"] = {name: len(split) for name, split in splits.items()}
-    left = [record for split in splits.values() for record in split]
+        sets[split_of(record, split_key, valid_share, test_share)].append(record)
+    before = len(sets["train"])
+    sets["train"], kinds = drop_pii(sets["train"])
+    note("personal information (train)", len(capped), len(capped) - before + len(sets["train"]), kinds=kinds)
+    before = sum(map(len, sets.values()))
+    sets = {name: drop_long(split, max_tokens, count_tokens) for name, split in sets.items()}
+    note(f"over {max_tokens} tokens", before, sum(map(len, sets.values())))
+    report["splits"] = {name: len(split) for name, split in sets.items()}
+    left = [record for split in sets.values() for record in split]
     report["languages"] = language_shares(left, language_sample) if left else {}
-    return Prepared(**splits, report=report)
+    return Prepared(**sets, report=report)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

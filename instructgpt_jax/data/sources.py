@@ -12,7 +12,7 @@ simulated record before it returns, so that bad input stops a run before any com
   or the default of TFDS), the split `train` when none is named, with the slicing of TFDS (`train[:1%]`). No TensorFlow
   is needed. The first record is checked here, each other one when it is read: a remote data set is too large to read
   twice. `data/build.py` makes such sets from JSONL, and checks every record while it does.
-* `simulated:NAME`: the embedded world of `data/simulated.py`.
+* `simulated:NAME`: the embedded world of `simulated/`.
 
 Options, in any order:
 
@@ -25,12 +25,11 @@ Options, in any order:
   demonstrations; such a record keeps its prompt, so what is held out there is held out here.
 
 With no weights the sources are read as one, one after another. With weights (then on every source) `Records.parts` are
-mixed in those proportions by `data/pipeline.py`.
+mixed in those proportions by `data/batches.py`.
 """
 
 import bisect
 import functools
-import hashlib
 import itertools
 import math
 import os
@@ -42,6 +41,7 @@ import numpy as np
 from absl import logging
 
 from instructgpt_jax.data import jsonl, schema
+from instructgpt_jax.splits import part_of
 
 EXTRA_FIELDS = "extra_fields_json"  # how data/build.py stores the optional fields of a record
 _LISTED = 10  # malformed records listed in an error
@@ -187,8 +187,7 @@ def _choose(records: Records, options: tuple[str, ...]) -> Records:
     for i in range(len(records)):
         record = records[i]
         text = record.get("prompt", record.get("text"))
-        place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=b"parts of a source").digest(), "big")
-        if any((place % int(m["parts"]) == int(m["part"]) - 1) == bool(m["but"]) for m in parts):
+        if any((part_of(text, int(m["parts"])) == int(m["part"])) == bool(m["but"]) for m in parts):
             continue
         if any(match["unique"] for match in chosen):
             if text in seen:
@@ -329,7 +328,7 @@ def _plain(value: Any) -> Any:
 
 
 def _load_simulated(name: str, kind: str, rename: Callable) -> tuple[Records, list[_Bad]]:
-    from instructgpt_jax.data import simulated  # builds its world on import
+    from instructgpt_jax import simulated
 
     rows = simulated.records(name)
     bad, keep = [], []

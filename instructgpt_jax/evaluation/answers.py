@@ -17,10 +17,9 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, rollout
-from instructgpt_jax.data import encoding
+from instructgpt_jax.data import encoding, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import constrain
@@ -81,16 +80,16 @@ class Examiner:
         configs = tuple((name, net.config) for name, net in self._networks.items())
         iteration = np.int32(zlib.crc32(stream.encode()) & 0x7FFFFFFF)
         answers: list[dict] = [{}] * len(prompts)
-        for width, numbers in batches.by_width([len(ids) for ids in seen], widest).items():
-            wanted = -(-self._rows // batches.NARROW) if width == widest else self._rows  # about as many tokens in both
-            rows = batches.rows(wanted, self._mesh)
-            for cut in batches.cuts(len(numbers), rows):
+        for width, numbers in padding.by_width([len(ids) for ids in seen], widest).items():
+            wanted = -(-self._rows // padding.NARROW) if width == widest else self._rows  # about as many tokens in both
+            rows = padding.rows(wanted, self._mesh)
+            for cut in padding.cuts(len(numbers), rows):
                 chosen = numbers[cut]
-                index = batches.fill(np.array(chosen, np.int32), rows)
-                context = self._put((*batches.pad([seen[i] for i in chosen], rows, width), index))
+                index = padding.fill(np.array(chosen, np.int32), rows)
+                context = self._put((*padding.pad([seen[i] for i in chosen], rows, width), index))
                 program = (network.replace(remat="none"), self._options, self._seed, self.tokenizer)
                 response = sample(*program, params, *context, iteration)
-                plain = self._put(batches.pad([bare[i] for i in chosen], rows, self._longest))
+                plain = self._put(padding.pad([bare[i] for i in chosen], rows, self._longest))
                 read = Episodes(*plain, response.tokens, response.mask)
                 values = values_of(
                     configs, self._options, self.tokenizer, self._frozen, read, response.logprobs, len(chosen)
@@ -114,15 +113,15 @@ class Examiner:
         options = self._options._replace(row_length=max(self._options.row_length, Q + R))
         networks.check_context("prompt and completion of config.evaluate.accuracy", options.row_length, network)
         scores = []
-        for cut in batches.cuts(len(begun), self._rows):
-            texts = batches.pad(ends[cut], self._rows, R)
-            batch = self._put((*batches.pad(begun[cut], self._rows, Q), *texts))
+        for cut in padding.cuts(len(begun), self._rows):
+            texts = padding.pad(ends[cut], self._rows, R)
+            batch = self._put((*padding.pad(begun[cut], self._rows, Q), *texts))
             found = scores_of(network, options, self._frozen[name], *batch)
             scores.append(jax.device_get(found)[: cut.stop - cut.start])
         return np.concatenate(scores)
 
     def _put(self, arrays):
-        return batches.put(arrays, self._mesh)
+        return padding.put(arrays, self._mesh)
 
     def _describe(self, ids: np.ndarray, values: dict) -> dict:
         ended = bool(ids[-1] == self.tokenizer.eos_id)

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import losses, models
+from instructgpt_jax.data import padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.evaluation import batches
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain
 
@@ -28,8 +28,8 @@ def pretraining_losses(
       rows: sequences that go through the network at once.
     """
     found = []
-    for cut in batches.cuts(len(sequences), rows):
-        tokens = batches.put(batches.fill(np.stack(sequences[cut]), rows), mesh)
+    for cut in padding.cuts(len(sequences), rows):
+        tokens = padding.put(padding.fill(np.stack(sequences[cut]), rows), mesh)
         found += jax.device_get(_row_losses(network, params, tokens))[: cut.stop - cut.start].tolist()
     return found
 
@@ -61,12 +61,12 @@ def closed_task(
     choices = tokenizer.encode([choice for record in records for choice in record["choices"]])
     Q, R = max(map(len, prompts)), max(map(len, choices))
     logprobs = []
-    for cut in batches.cuts(len(prompts), options.batch_size):
-        tokens, lengths = batches.pad(prompts[cut], options.batch_size, Q)
-        chosen, counts = batches.pad(choices[cut], options.batch_size, R)
+    for cut in padding.cuts(len(prompts), options.batch_size):
+        tokens, lengths = padding.pad(prompts[cut], options.batch_size, Q)
+        chosen, counts = padding.pad(choices[cut], options.batch_size, R)
         episodes = Episodes(tokens, lengths, chosen, np.arange(R)[None] < counts[:, None])
         found = _response_logprobs(
-            network, params, batches.put(episodes, mesh), max(options.row_length, Q + R), options.microbatch_rows
+            network, params, padding.put(episodes, mesh), max(options.row_length, Q + R), options.microbatch_rows
         )
         logprobs += jax.device_get(found)[: cut.stop - cut.start].tolist()
     best = [int(np.argmax(logprobs[low:high])) for low, high in zip(starts, starts[1:], strict=False)]

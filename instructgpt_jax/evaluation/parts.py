@@ -8,7 +8,8 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from instructgpt_jax.training import loop, metrics
+from instructgpt_jax import process
+from instructgpt_jax import workdir as workdirs
 
 
 class Parts:
@@ -34,9 +35,9 @@ class Parts:
             try:
                 return json.loads(path.read_text())
             except ValueError as error:  # also what is no UTF-8
-                metrics.say(f"evaluate: {path} is damaged ({error}), it is made again")
-        loop.end_if_stopped()
+                process.say(f"evaluate: {path} is damaged ({error}), it is made again")
+        process.end_if_stopped()
         text = json.dumps(make(), ensure_ascii=False)
         if jax.process_index() == 0:
-            metrics.write_atomically(path, text + "\n")
+            workdirs.write_atomically(path, text + "\n")
         return json.loads(text)

@@ -4,8 +4,8 @@ import json
 
 from etils import epath
 
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.report import check, figures, page, style
-from instructgpt_jax.training import metrics
 
 __all__ = ["write"]
 
@@ -33,7 +33,7 @@ def write(report: dict, folder: epath.PathLike) -> None:
     for name in set(figures.NAMES) - {figure.name for figure in drawn}:
         (folder / f"{name}.png").unlink(missing_ok=True)
     for figure in drawn:
-        metrics.write_atomically(folder / f"{figure.name}.png", style.png(figure))
-    metrics.write_atomically(folder / "index.html", index)
+        workdirs.write_atomically(folder / f"{figure.name}.png", style.png(figure))
+    workdirs.write_atomically(folder / "index.html", index)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    metrics.write_atomically(folder / "report.json", text.encode("utf-8", "replace"))  # half a surrogate pair: '?'
+    workdirs.write_atomically(folder / "report.json", text.encode("utf-8", "replace"))  # half a surrogate pair: '?'

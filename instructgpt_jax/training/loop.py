@@ -10,34 +10,18 @@ What a run promises:
 """
 
 import contextlib
-import json
 import math
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from instructgpt_jax import process
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.training import checkpoint, metrics, resume
 
 PyTree = Any
-
-# A workdir belongs to one experiment. These parts of the config, and the section named like the stage, must stay the
-# same when it is run again ...
-FIXED = ("stage", "seed", "models", "data", "rollout")
-# ... except, inside them, the length of the run, what changes speed or memory alone, and places (the tokenizer that
-# counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
-FREE = (
-    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
-)  # fmt: skip
 
 
 class Stage(NamedTuple):
@@ -105,11 +89,11 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
 
 
 def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
-    resolved = claim_workdir(config, workdir)
+    resolved = workdirs.claim(config, workdir)
     best = stage.best or config.checkpoint.best_metric
     with contextlib.ExitStack() as stack:
-        received = stack.enter_context(catching_signals())
-        stop = received.is_set if jax.process_count() == 1 else _agreed(received)
+        received = stack.enter_context(process.catching_signals())
+        stop = received.is_set if jax.process_count() == 1 else process.agreed(received)
         opened = checkpoint.Checkpoints(workdir, config.checkpoint.keep_last, best, config.checkpoint.best_mode)
         checkpoints = stack.enter_context(opened)
 
@@ -119,9 +103,9 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
             state = checkpoints.restore(_abstract_state(stage))
             step = checkpoints.latest
             saved = checkpoint.read_metadata(workdir, step)
-            metrics.say(f"{config.stage}: restored step {step} from {workdir}")
+            process.say(f"{config.stage}: restored step {step} from {workdir}")
         if step >= stage.num_steps:
-            metrics.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
+            process.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
         read = stage.read or {}
         resume.check_data(config.stage, saved.get("data"), read, config.data.get("allow_changed", False))
@@ -183,7 +167,7 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
                 checkpoints.save(step, state, metadata, finite)
             if stopping and not last:
                 checkpoints.wait()
-                metrics.say(f"{config.stage}: stopped by a signal, saved step {step} in {workdir}")
+                process.say(f"{config.stage}: stopped by a signal, saved step {step} in {workdir}")
                 raise SystemExit(0)
             meter.skip()
         return state
@@ -192,65 +176,6 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
 def _last_good(workdir: epath.Path) -> str:
     step, _ = checkpoint.newest(workdir)
     return f"the last good checkpoint in {workdir} is of step {step or 'none'}"
-
-
-def claim_workdir(config, workdir: epath.Path) -> dict:
-    """Checks that the workdir is new or this experiment's, and writes config.json.
-
-    Returns:
-      The config as it reads back from JSON.
-
-    Raises:
-      ValueError: files that are not of a run, or a run whose model or data differ; the message lists the differences.
-    """
-    resolved = json.loads(json.dumps(config.to_dict(), default=str))
-    check_workdir(workdir)
-    stored = resume.read_config(workdir)
-    if stored is not None:
-        found = compare(stored, resolved)
-        if found:
-            raise ValueError(
-                f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
-            )
-    if jax.process_index() == 0:
-        metrics.write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
-    return resolved
-
-
-def check_workdir(workdir: epath.Path) -> None:
-    """Makes the workdir; refuses one that cannot be written or that holds something else than a run."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"workdir must be a folder that can be made, got {workdir}: {error.strerror}") from None
-    if "://" not in str(workdir) and not os.access(workdir, os.W_OK):
-        raise ValueError(f"workdir must be a folder that can be written, got {workdir}")
-    names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith((".", "tokenizer")))
-    if names and "config.json" not in names:
-        raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
-
-
-def compare(stored: dict, asked: dict) -> list[str]:
-    """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
-    sections = (*FIXED, str(asked.get("stage")))
-    stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
-    names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
-    missing = "nothing"
-    return [
-        f"  {name}: {stored.get(name, missing)!r} in the workdir, {asked.get(name, missing)!r} asked for"
-        for name in names
-        if stored.get(name, missing) != asked.get(name, missing)
-    ]
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _check_run(stage: Stage, config) -> None:
@@ -288,61 +213,3 @@ def _abstract_state(stage: Stage) -> PyTree:
     return abstract
 
 
-_stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
-
-
-@contextlib.contextmanager
-def catching_signals() -> Iterator[threading.Event]:
-    """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
-
-    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield _stop
-        return
-    _stop.clear()
-    previous = {}
-
-    def restore():
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def on_signal(number, _):
-        _stop.set()
-        restore()
-        metrics.say(f"received {signal.Signals(number).name}: saving after this step")
-
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield _stop
-    finally:
-        restore()
-        _stop.clear()
-
-
-def end_if_stopped() -> None:
-    """For stages that do not train, between parts of their work.
-
-    Raises:
-      SystemExit: with code 0, where a signal was caught or a stage beside this one has failed.
-    """
-    if _stop.is_set():
-        raise SystemExit(0)
-
-
-def _agreed(received: threading.Event) -> Callable[[], bool]:
-    """Every call sends this process's flag into an all-reduce and returns the result of the call before.
-
-    Reading one call late keeps the host ahead of the devices; all processes read the same results in the same order,
-    so they stop at the same step.
-    """
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
-    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
-    votes = []
-
-    def vote() -> bool:
-        mine = np.full(jax.local_device_count(), received.is_set(), np.int32)
-        votes.append(largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), mine)))
-        return bool(votes.pop(0)) if len(votes) > 1 else False
-
-    return vote

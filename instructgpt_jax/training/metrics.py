@@ -11,13 +11,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from rich import console, progress
+
+from instructgpt_jax import errors, process
+from instructgpt_jax import workdir as workdirs
 
 # Peak matrix-product rate of one JAX device, FLOP/s in bfloat16 with float32 sums, dense, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, "System architecture" (v2 and v3: a device is one of the chip's two cores; TPU7x: one
@@ -40,14 +42,6 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 EVENTS_SECONDS = 120  # between the times that TensorBoard's events reach the disk
-
-
-def say(text: str) -> None:
-    """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
-    if jax.process_index() == 0:
-        thread = threading.current_thread()
-        prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
-        print(prefix + text, file=sys.stderr, flush=True)
 
 
 def to_host(metrics: dict[str, Any]) -> dict[str, float]:
@@ -81,9 +75,9 @@ class JsonLines:
             if step is not None and step <= last_step:
                 self._lines.append(line)
             elif step is None and number < len(found):  # the last one is what a kill cuts short
-                say(f"{path}:{number} is damaged, the line is left out")
+                process.say(f"{path}:{number} is damaged, the line is left out")
         if len(self._lines) < len(found):
-            write_atomically(self._path, b"".join(self._lines))
+            workdirs.write_atomically(self._path, b"".join(self._lines))
         self._file = None if self._remote else open(self._path, "ab")
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -93,7 +87,7 @@ class JsonLines:
         if self._remote:
             self._lines.append(line)
         else:
-            with writing(self._path):
+            with errors.naming(self._path):
                 self._file.write(line)
                 self._file.flush()
 
@@ -103,7 +97,7 @@ class JsonLines:
         Raises:
           OSError: it is not, or nobody will find it: the file was deleted since it was opened.
         """
-        with writing(self._path):
+        with errors.naming(self._path):
             if self._remote:
                 self._path.write_bytes(b"".join(self._lines))
             else:
@@ -115,7 +109,7 @@ class JsonLines:
             self.flush()
         finally:
             if not self._remote:
-                with writing(self._path):
+                with errors.naming(self._path):
                     self._file.close()
 
 
@@ -146,30 +140,6 @@ def _step_of(line: bytes) -> float | None:
         return None
     step = value.get("step") if isinstance(value, dict) else None
     return step if isinstance(step, int | float) else None
-
-
-@contextlib.contextmanager
-def writing(path: epath.PathLike) -> Iterator[None]:
-    """Names the file in an OSError of one line: write, flush and fsync do not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
-
-
-def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """The file has the old content or the new, never a part (an object store's single write is atomic by itself)."""
-    content = content.encode() if isinstance(content, str) else content
-    with writing(path):
-        if "://" in str(path):
-            path.write_bytes(content)
-            return
-        temporary = path.parent / f".{path.name}.tmp"
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 class Meter:
@@ -260,7 +230,7 @@ class Writer:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         else:
-            say(f"{self._name} {step}/{self._num_steps} {text}")
+            process.say(f"{self._name} {step}/{self._num_steps} {text}")
 
     def flush(self) -> None:
         """Puts the files on disk: before a checkpoint of the same step, so that no line before it can be lost."""
@@ -307,7 +277,7 @@ class _Events:
 
         self._folder, self._flushed = folder, time.monotonic()
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        with writing(folder):
+        with errors.naming(folder):
             event_file_writer.directory_check(str(folder))
             self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"))
             begun = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -316,18 +286,18 @@ class _Events:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         summary = self._summary(value=[self._summary.Value(tag=k, simple_value=v) for k, v in values.items()])
-        with writing(self._folder):
+        with errors.naming(self._folder):
             self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
         if time.monotonic() - self._flushed > EVENTS_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        with writing(self._folder):
+        with errors.naming(self._folder):
             self._file.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        with writing(self._folder):
+        with errors.naming(self._folder):
             self._file.close()
 
 
@@ -335,7 +305,7 @@ def _open_events(folder: epath.Path, start_step: int) -> _Events | None:
     try:
         return _Events(folder, start_step)
     except ImportError as error:  # gs:// needs the google-cloud-storage package
-        say(f"no TensorBoard events in {folder}: {error}")
+        process.say(f"no TensorBoard events in {folder}: {error}")
         return None
 
 

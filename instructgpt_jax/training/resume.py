@@ -5,37 +5,17 @@ The configuration is compared by the loop; here are the data, the schedules, and
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from instructgpt_jax.training import checkpoint, metrics
+from instructgpt_jax import process
+from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.training import checkpoint
 
 DATA = "data.json"  # in a workdir: kind -> what was read, see datasets.described
 TRAINED = {"ppo": ("policy", "value")}  # entries of config.models that a stage trains, where it is not `model`
-
-
-def read_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """The config.json of a workdir; None where there is none.
-
-    Raises:
-      ValueError: the file is damaged.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:  # also what is no UTF-8
-        found = str(error)
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{path} must be the JSON of a run's configuration, got {found!r}: put it back (each checkpoint has a copy "
-            "in its _CHECKPOINT_METADATA, under custom_metadata.config), or take a new --workdir"
-        )
-    return found
 
 
 def recall(config: ConfigDict, workdir: epath.PathLike) -> None:
@@ -47,7 +27,7 @@ def recall(config: ConfigDict, workdir: epath.PathLike) -> None:
       config: of a stage of training; `config.models[name].recalled` is set, for `networks.build`.
     """
     workdir = epath.Path(workdir)
-    saved = read_config(workdir)
+    saved = workdirs.read_config(workdir)
     if saved is None or not checkpoint.steps(workdir):
         return
     for name in TRAINED.get(config.stage, ("model",)):
@@ -63,7 +43,7 @@ def read_data(workdir: epath.Path) -> dict[str, dict] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except ValueError:  # also what is no UTF-8
-        metrics.say(f"{path} is damaged: whether the data are still the same is not known")
+        process.say(f"{path} is damaged: whether the data are still the same is not known")
         return None
 
 
@@ -90,7 +70,7 @@ def check_data(stage: str, saved: dict | None, read: dict, allowed: bool | None)
     if not allowed:
         way = "" if allowed is None else ", or go on with them by --config.data.allow_changed=True"
         raise ValueError(f"the data of a run must stay the same, got other {text}; take a new --workdir{way}")
-    metrics.say(f"{stage}: goes on with other data, {text} (config.data.allow_changed)")
+    process.say(f"{stage}: goes on with other data, {text} (config.data.allow_changed)")
 
 
 def _told(entry: dict) -> str:
@@ -105,9 +85,9 @@ def tell_data(read: dict, workdir: epath.Path) -> None:
         left_out = entry["left_out"]
         if left_out:
             reasons = ", ".join(f"{why} ({count})" for why, count in left_out.items())
-            metrics.say(f"{kind}: {entry['records']} records, {sum(left_out.values())} left out: {reasons}")
+            process.say(f"{kind}: {entry['records']} records, {sum(left_out.values())} left out: {reasons}")
     if read and jax.process_index() == 0:
-        metrics.write_atomically(workdir / DATA, json.dumps(read, indent=2) + "\n")
+        workdirs.write_atomically(workdir / DATA, json.dumps(read, indent=2) + "\n")
 
 
 def tell_schedule(
@@ -127,4 +107,4 @@ def tell_schedule(
     text = f"{stage}: {now} steps, it was {before} when step {step} was saved"
     old, new = (rates(length, step) for length in (before, now)) if rates else ({}, {})
     moved = [f"{name} {old[name]:.3g} is now {new[name]:.3g}" for name in old if old[name] != new[name]]
-    metrics.say(text + (f"; the schedule is stretched: {', '.join(moved)}" if moved else ""))
+    process.say(text + (f"; the schedule is stretched: {', '.join(moved)}" if moved else ""))

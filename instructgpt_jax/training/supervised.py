@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from instructgpt_jax import losses, models
 from instructgpt_jax.data.datasets import StageData
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import replicated
@@ -24,6 +25,30 @@ NORMS = ("gradient_norm", "update_norm", "parameter_norm")  # what every update 
 
 # (params, microbatch, dropout key or None) -> (total to differentiate, sums that add up over microbatches)
 Loss = Callable[[Any, dict, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None):
+    """Summed negative log-likelihood of the loss tokens of some rows: of SFT, of pretraining and of the ptx term.
+
+    Args:
+      rows: tokens, positions, segments, loss_mask, each (B, T) int32; loss_mask is above 0 on the tokens to be
+        predicted. Perhaps `loss_weights` (B, T) float32: what each of them counts in the sum, 1 otherwise.
+      key: of dropout, or None.
+
+    Returns:
+      The sum, and float32 sums `loss` (the same), `loss_tokens` (their number, its divisor), `tokens` and `flops`
+      (forward and backward).
+    """
+    hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"], dropout_key=key)
+    kernel, bias = models.unembedding(config, params)
+    ahead = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  column t predicts token t + 1
+    wanted = ahead(rows["loss_mask"] > 0).astype(jnp.float32)
+    weights = ahead(rows["loss_weights"]) if "loss_weights" in rows else wanted
+    total = losses.cross_entropy(
+        hidden, kernel, ahead(rows["tokens"]), weights, vocab_size=config.vocab_size, bias=bias
+    )
+    spent = work(config, rows["segments"], rows["positions"], passes=3)
+    return total, {"loss": total, "loss_tokens": wanted.sum(), **spent}
 
 
 def update(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import errors, networks, paths, sharding
+from instructgpt_jax import errors, networks, paths, run_tokenizer, sharding
 from instructgpt_jax.data import jsonl, schema, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.rollout import respond
@@ -46,7 +46,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     if not given and jax.process_count() > 1:
         raise ValueError(f"config.sample.file or prompts must be set with {jax.process_count()} processes, got neither")
     folder = paths.make_folder("workdir", workdir)
-    tokenizer = tokenizers.load_for(config)
+    tokenizer = run_tokenizer.load_for(config)
     answer = make_answer(config, mesh, tokenizer)
 
     def keep(answers: Iterable[dict]) -> None:

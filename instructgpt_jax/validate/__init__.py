@@ -1,14 +1,15 @@
 """One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
 
 What the configuration names must be there: inputs.py. What needs the models (vocabulary, heads, context) is checked in
-networks.py and ppo_stage.py, what needs the records in data/, all of it before any compute.
+networks.py and stages/ppo.py, what needs the records in data/, all of it before any compute.
 """
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
-from instructgpt_jax.rules import (
+from instructgpt_jax.sharding import batch_shards
+from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
     POSITIVE,
@@ -23,7 +24,6 @@ from instructgpt_jax.rules import (
     number,
     optional,
 )
-from instructgpt_jax.sharding import batch_shards
 
 OPTIMIZER = {
     "algorithm": choice("adam", "muon", required=False), "lr": POSITIVE,

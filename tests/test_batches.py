@@ -17,7 +17,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import datasets, encoding, feeding, pipeline, sources
+from instructgpt_jax.data import batches as batching
+from instructgpt_jax.data import datasets, encoding, feeding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def build(world, kind, process=(0, 1), **changes):
     elif kind == "prompts":
         options |= dict(max_prompt_length=40)
     records = sources.load((files[kind],), kind, 0)
-    return getattr(pipeline, kind)(records, tokenizer, **(options | changes))
+    return getattr(batching, kind)(records, tokenizer, **(options | changes))
 
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
@@ -332,7 +333,7 @@ def test_weights_of_sources(world, tmp_path):
     files = [write(tmp_path / f"{n}.jsonl", [{"prompt": f"{n} {i}"} for i in range(40)]) for n in "ab"]
     records = sources.load((f"{files[0]}@3", f"{files[1]}@1"), "prompts", 0)
     options = dict(batch_size=8, max_prompt_length=20, max_prompt_tokens=0, skip_bad=0)
-    batches = pipeline.prompts(records, tokenizer, seed=0, num_epochs=1, **options)
+    batches = batching.prompts(records, tokenizer, seed=0, num_epochs=1, **options)
     assert len(batches) == 10
     for i in range(10):
         assert (batches[i]["index"] < 40).sum() == 6
@@ -342,7 +343,7 @@ def test_weights_of_sources(world, tmp_path):
 
 def test_iterate_lays_out_the_parts_of_a_batch_each_in_its_own_way(world):
     class Both:
-        spec = {"prompts": pipeline.EXAMPLES, "pretraining": pipeline.ROWS}
+        spec = {"prompts": batching.EXAMPLES, "pretraining": batching.ROWS}
         parts = {name: build(world, name, num_epochs=None) for name in spec}
 
         def __len__(self):
@@ -353,8 +354,8 @@ def test_iterate_lays_out_the_parts_of_a_batch_each_in_its_own_way(world):
 
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2))
     [batch] = feeding.iterate(Both(), mesh, 3)
-    assert batch["prompts"]["prompts"].sharding.spec == pipeline.EXAMPLES
-    assert batch["pretraining"]["tokens"].sharding.spec == pipeline.ROWS
+    assert batch["prompts"]["prompts"].sharding.spec == batching.EXAMPLES
+    assert batch["pretraining"]["tokens"].sharding.spec == batching.ROWS
     abstract = datasets.abstract(Both(), mesh)
     assert jax.tree.map(lambda x: (x.shape, x.sharding), abstract) == jax.tree.map(
         lambda x: (x.shape, x.sharding), batch
@@ -557,7 +558,7 @@ def test_real_data(shared_data):
     ):
         source = f"jsonl:{shared_data}/{name.rstrip('*')}*.jsonl.gz"
         records = sources.load((source,), kind, 0)
-        batches = getattr(pipeline, kind)(
+        batches = getattr(batching, kind)(
             records, tokenizer, batch_size=32, skip_bad=3, process_index=0, process_count=1, **options, **rows, **extra
         )
         assert batches.num_examples + sum(batches.left_out.values()) == len(records)
@@ -566,7 +567,7 @@ def test_real_data(shared_data):
         m, row = np.argwhere(batch["segments"] == 1)[0][:2]
         first = batch["tokens"][m, row][batch["segments"][m, row] == 1]
         assert any(tokenizer.decode(first).startswith(prompt) for prompt in texts)
-    tied = pipeline.comparisons(
+    tied = batching.comparisons(
         sources.load((f"jsonl:{shared_data}/comparisons/gsm8k*.jsonl.gz",), "comparisons", 0),
         tokenizer, batch_size=32, max_completions=4, shared_prompt=True, skip_bad=0, **options, **rows,
     )  # fmt: skip

@@ -11,8 +11,8 @@ Instruct prompts (the paper's prompts to InstructGPT models) state what is wante
 import functools
 import re
 
-from instructgpt_jax.data.simulated import world
-from instructgpt_jax.data.simulated.world import pick, sample, weighted
+from instructgpt_jax.simulated import world
+from instructgpt_jax.simulated.world import pick, sample, weighted
 
 # Shares of the paper's table 1, in per cent.
 USE_CASES = {

@@ -9,35 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import losses, models, networks
+from instructgpt_jax import networks, process
 from instructgpt_jax.data import datasets, tokenizer
-from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.training import metrics, optimizer, supervised
+from instructgpt_jax.training import optimizer, supervised
 from instructgpt_jax.training.loop import Stage
-
-
-def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None):
-    """Summed negative log-likelihood of the loss tokens of some rows: of SFT, of pretraining and of the ptx term.
-
-    Args:
-      rows: tokens, positions, segments, loss_mask, each (B, T) int32; loss_mask is above 0 on the tokens to be
-        predicted. Perhaps `loss_weights` (B, T) float32: what each of them counts in the sum, 1 otherwise.
-      key: of dropout, or None.
-
-    Returns:
-      The sum, and float32 sums `loss` (the same), `loss_tokens` (their number, its divisor), `tokens` and `flops`
-      (forward and backward).
-    """
-    hidden = models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"], dropout_key=key)
-    kernel, bias = models.unembedding(config, params)
-    ahead = lambda x: jnp.pad(x[:, 1:], ((0, 0), (0, 1)))  # noqa: E731  column t predicts token t + 1
-    wanted = ahead(rows["loss_mask"] > 0).astype(jnp.float32)
-    weights = ahead(rows["loss_weights"]) if "loss_weights" in rows else wanted
-    total = losses.cross_entropy(
-        hidden, kernel, ahead(rows["tokens"]), weights, vocab_size=config.vocab_size, bias=bias
-    )
-    work = supervised.work(config, rows["segments"], rows["positions"], passes=3)
-    return total, {"loss": total, "loss_tokens": wanted.sum(), **work}
 
 
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
@@ -65,7 +40,7 @@ def language_model_stage(
     tx = optimizer.make_optimizer(section.optimizer, num_steps)
     schedule = optimizer.make_schedule(section.optimizer, num_steps)
     shardings = supervised.state_shardings(tx, network.abstract, mesh)
-    loss = functools.partial(language_model_loss, network.config)
+    loss = functools.partial(supervised.language_model_loss, network.config)
 
     def update(state, frozen, batch):
         learning_rate = schedule(state.step)
@@ -124,14 +99,14 @@ def report_dropout(config: ConfigDict, evaluate: Callable, params: dict, batch: 
     A network that was trained without dropout, as most public ones are, may need its whole residual stream.
 
     Args:
-      evaluate: (params, batch, key=None) -> the sums of `language_model_loss`.
+      evaluate: (params, batch, key=None) -> the sums of `supervised.language_model_loss`.
     """
     plain, noisy = (
         float(sums["loss"]) / max(float(sums["loss_tokens"]), 1.0)
         for sums in (evaluate(params, batch), evaluate(params, batch, key=jax.random.key(config.seed)))
     )
     if noisy > 1.5 * plain:
-        metrics.say(
+        process.say(
             f"{config.stage}: the loss begins at {noisy:.2f} with dropout and {plain:.2f} without: this model hardly "
             "bears it; --config.models.model.residual_dropout=0 turns it off"
         )

@@ -3,8 +3,9 @@
 import functools
 import itertools
 
-from instructgpt_jax.data.simulated import labeling, tasks, world, writing
-from instructgpt_jax.data.simulated.world import pick, sample, weighted
+from instructgpt_jax import splits
+from instructgpt_jax.simulated import labeling, tasks, world, writing
+from instructgpt_jax.simulated.world import pick, sample, weighted
 
 Record = dict[str, object]
 
@@ -14,7 +15,7 @@ SIZES = {  # default number of records, over all splits
     "reading": 400,
 }  # fmt: skip
 SPLITS = ("train", "valid", "test")
-SPLIT = dict(split_key="simulated", valid_share=0.1, test_share=0.25)  # as `data.prompts.split_of` takes them
+SPLIT = dict(split_key="simulated", valid_share=0.1, test_share=0.25)  # as `splits.split_of` takes them
 
 _HEAVY = 4  # users who write 16 % of the raw prompts
 _CUSTOMERS = 1500
@@ -50,15 +51,13 @@ def records(name: str, seed: int = 0) -> list[Record]:
 
 
 def _split(kind: str, seed: int, i: int) -> str:
-    from instructgpt_jax.data import prompts  # loads the tokenizers, which a labeler does not need
-
     if kind.startswith("comparisons"):
         user = _ranked_user(kind, seed, i)  # does not rank the many that are not asked for
     elif kind in ("pretraining", "cloze", "story", "reading"):
         user = f"{kind}-{i}"
     else:
         user = _MAKERS[kind](kind, seed, i)["user"]
-    return prompts.split_of({"user": user}, **SPLIT)
+    return splits.split_of({"user": user}, **SPLIT)
 
 
 def finish(text: str) -> str:

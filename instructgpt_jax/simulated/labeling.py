@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from instructgpt_jax.data.simulated import judging, world
+from instructgpt_jax.simulated import judging, world
 
 GROUPS = ("training", "heldout")
 _COUNTS = {"training": 12, "heldout": 8}

@@ -10,7 +10,7 @@ random.
 import zlib
 from collections.abc import Sequence
 
-from instructgpt_jax.data import simulated
+from instructgpt_jax import simulated
 from instructgpt_jax.evaluation import statistics
 
 METADATA = ("follows_instruction", "satisfies_constraint", "hallucination", "appropriate", "toxic")

@@ -16,13 +16,12 @@ import scipy.optimize
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import losses, models
+from instructgpt_jax import losses, models, process
 from instructgpt_jax.data.datasets import StageData
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import constrain, replicated
-from instructgpt_jax.training import metrics
 from instructgpt_jax.training.state import count_nonempty
 
 
@@ -130,5 +129,5 @@ def fit_head(states: np.ndarray, ranks: np.ndarray, l2: float) -> np.ndarray:
     kernel = found.x.astype(np.float32)
     total, _, accuracy = objective(kernel, states, ranks)
     said = f"{len(states)} comparisons, loss {float(total):.3f}, accuracy {float(accuracy):.3f}"
-    metrics.say(f"reward: a linear head on the states of {said}")
+    process.say(f"reward: a linear head on the states of {said}")
     return kernel

@@ -6,10 +6,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, paths
-from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax import networks, paths, process, run_tokenizer
 from instructgpt_jax.models import hf
-from instructgpt_jax.training import metrics
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -27,11 +25,11 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             f"{workdir} twice"
         )
     paths.make_folder("workdir", workdir)
-    tokenizer = tokenizers.load_for(config)
+    tokenizer = run_tokenizer.load_for(config)
     network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
     # A classifier needs a PAD of its own; for a language model it would be one more id to sample.
     made = tokenizer.pretrained(pad=network.config.head == "scalar")
     hf.save(workdir, network.config, network.load(), made)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"
-        metrics.say(f"export: {kind} of {source} is now in {workdir}")
+        process.say(f"export: {kind} of {source} is now in {workdir}")

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax.pretrain import language_model_stage
+from instructgpt_jax.stages.pretrain import language_model_stage
 from instructgpt_jax.training.loop import Stage
 
 

@@ -17,12 +17,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, rollout, sharding
-from instructgpt_jax.data import datasets, encoding, simulated, sources
+from instructgpt_jax import networks, process, rollout, sharding, simulated
+from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.data import datasets, encoding, padding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.data.simulated import world
-from instructgpt_jax.evaluation import batches
-from instructgpt_jax.training import loop, metrics, resume
+from instructgpt_jax.simulated import world
+from instructgpt_jax.training import resume
 
 RANKED, SHUFFLED, UNRANKED = "comparisons.jsonl", "shuffled.jsonl", "unranked.jsonl"
 TOLD = 5  # lines of progress a policy
@@ -42,10 +42,10 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     policies = {name: networks.build(name, config, "lm", mesh, size, config.seed) for name in sorted(config.models)}
     nets = (policy.config for policy in policies.values())
     networks.check_context("prompt and response of config.collect", c.max_prompt_length + c.response_length, *nets)
-    loop.claim_workdir(config, folder)
+    workdirs.claim(config, folder)
     last = folder / (RANKED if c.labelers else UNRANKED)
     if last.exists():
-        metrics.say(f"collect: complete in {folder}, nothing to do")
+        process.say(f"collect: complete in {folder}, nothing to do")
         return
 
     records = sources.load(tuple(config.data.prompts), "prompts", config.data.skip_bad, config.data.data_dir)
@@ -89,7 +89,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     if c.shuffled:
         _write(folder / SHUFFLED, [shuffle(line, config.seed) for line in ranked])
     _write(last, ranked or collected)  # last: it says that the stage is complete
-    metrics.say(f"collect: {len(ranked or collected)} comparisons of {len(collected)} prompts in {last}")
+    process.say(f"collect: {len(ranked or collected)} comparisons of {len(collected)} prompts in {last}")
 
 
 def choose(count: int, wanted: int, seed: int) -> list[int]:
@@ -117,22 +117,22 @@ def complete(
     """
     done, told = 0, 0
     for width, cut in _batches(items, prompts, c):
-        loop.end_if_stopped()
-        tokens, lengths = batches.pad([prompts[number] for number, _ in cut], c.batch_size, width)
-        episodes = batches.fill(np.array([number * c.completions[1] + k for number, k in cut], np.int32), c.batch_size)
-        found = answer(*batches.put((tokens, lengths, episodes), mesh))
+        process.end_if_stopped()
+        tokens, lengths = padding.pad([prompts[number] for number, _ in cut], c.batch_size, width)
+        episodes = padding.fill(np.array([number * c.completions[1] + k for number, k in cut], np.int32), c.batch_size)
+        found = answer(*padding.put((tokens, lengths, episodes), mesh))
         responses, mask = jax.device_get((found.tokens, found.mask))
         yield from zip(cut, (ids[real] for ids, real in zip(responses, mask, strict=True)), strict=False)
         done += len(cut)
         if done - told >= len(items) / TOLD or done == len(items):
             told = done
-            metrics.say(f"collect {done}/{len(items)} completions by {name}")
+            process.say(f"collect {done}/{len(items)} completions by {name}")
 
 
 def _batches(items: list, prompts: list[np.ndarray], c: ConfigDict) -> Iterator[tuple[int, list]]:
     """(width of the prompts, items) of each batch, prompts of similar length together."""
-    for width, group in batches.by_width([len(prompts[number]) for number, _ in items], c.max_prompt_length).items():
-        for cut in batches.cuts(len(group), c.batch_size):
+    for width, group in padding.by_width([len(prompts[number]) for number, _ in items], c.max_prompt_length).items():
+        for cut in padding.cuts(len(group), c.batch_size):
             yield width, [items[i] for i in group[cut]]
 
 
@@ -153,4 +153,4 @@ def shuffle(record: dict, seed: int) -> dict:
 
 
 def _write(path: epath.Path, records: list[dict]) -> None:
-    metrics.write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    workdirs.write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

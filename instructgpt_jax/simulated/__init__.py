@@ -37,11 +37,11 @@ features of prompt and text (`judging`), where all that a phrase could earn by i
 is done: silence, copies, loops, word lists and any one polite phrase for all prompts score below honest demonstrations.
 """
 
-from instructgpt_jax.data.simulated.judging import Facts, Features, facts, features, gold_score
-from instructgpt_jax.data.simulated.labeling import GROUPS, Agreement, Labeler, agreement, labelers, prefer, rank, rate
-from instructgpt_jax.data.simulated.streams import HEADER, SIZES, SPLIT, completions, prefixes, records
-from instructgpt_jax.data.simulated.tasks import CLOSED, FEW_SHOT_EXAMPLE, USE_CASES, parse
-from instructgpt_jax.data.simulated.writing import write
+from instructgpt_jax.simulated.judging import Facts, Features, facts, features, gold_score
+from instructgpt_jax.simulated.labeling import GROUPS, Agreement, Labeler, agreement, labelers, prefer, rank, rate
+from instructgpt_jax.simulated.streams import HEADER, SIZES, SPLIT, completions, prefixes, records
+from instructgpt_jax.simulated.tasks import CLOSED, FEW_SHOT_EXAMPLE, USE_CASES, parse
+from instructgpt_jax.simulated.writing import write
 
 __all__ = [
     "CLOSED", "FEW_SHOT_EXAMPLE", "GROUPS", "HEADER", "SIZES", "SPLIT", "USE_CASES", "Agreement", "Facts", "Features",

@@ -19,8 +19,8 @@ import functools
 import re
 from typing import NamedTuple
 
-from instructgpt_jax.data.simulated import tasks, world, writing
-from instructgpt_jax.data.simulated.checks import CHECKS, sentences_of
+from instructgpt_jax.simulated import tasks, world, writing
+from instructgpt_jax.simulated.checks import CHECKS, sentences_of
 
 MAX_CHARS = 1500  # of an answer are read: the longest sensible one has about 400
 

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, ppo
+from instructgpt_jax import networks, ppo, run_tokenizer
 from instructgpt_jax.data import datasets, feeding, tokenizer
-from instructgpt_jax.data.pipeline import Batches
+from instructgpt_jax.data.batches import Batches
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer, supervised
@@ -66,7 +66,7 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
     for name in ("ref_policy", "reward", "value"):
         # Where a model has a tokenizer of its own, its tokens were compared: it may have more than the policy.
         init_from = config.models[name].get("init_from", "")
-        own_tokenizer = init_from and tokenizer.beside(init_from)
+        own_tokenizer = init_from and run_tokenizer.beside(init_from)
         if nets[name].config.vocab_size != nets["policy"].config.vocab_size and not own_tokenizer:
             raise ValueError(
                 f"config.models.{name} must share the policy's vocabulary of {nets['policy'].config.vocab_size}, "

@@ -22,9 +22,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import stats
 
-from instructgpt_jax import networks, reward
-from instructgpt_jax.data import encoding, sources, tokenizer
-from instructgpt_jax.evaluation import batches, rewards
+from instructgpt_jax import networks, process, reward, run_tokenizer
+from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.data import encoding, padding, sources, tokenizer
+from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.training import loop, metrics, resume
 
 TRAINED, HELD_OUT = "reward/valid_accuracy", "reward/held_out_accuracy"
@@ -55,11 +57,11 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     records = sources.load(tuple(data.comparisons), "comparisons", data.skip_bad, data.data_dir)
     names = sorted({encoding.group_name(record) for record in records} - {""})
     folds = deal(names, config.reward.folds)
-    loop.claim_workdir(config, workdir)
+    workdirs.claim(config, workdir)
 
     rows = []
     for number, held_out in enumerate(folds):
-        metrics.say(f"reward: fold {number + 1} of {len(folds)}, held out: {', '.join(held_out)}")
+        process.say(f"reward: fold {number + 1} of {len(folds)}, held out: {', '.join(held_out)}")
         folder = workdir / f"fold{number}"
         fold = ConfigDict(config.to_dict())
         fold.reward.held_out_groups = held_out
@@ -73,10 +75,10 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         "training_groups": interval([row[TRAINED] for row in rows]),
         "held_out_groups": interval([row[HELD_OUT] for row in rows]),
     }
-    metrics.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    workdirs.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
     for name in ("training_groups", "held_out_groups"):
         found = report[name]
-        metrics.say(f"reward: accuracy on {name}: {found['mean']:.3f} ± {found['standard_error']:.3f} (standard error)")
+        process.say(f"reward: accuracy on {name}: {found['mean']:.3f} ± {found['standard_error']:.3f} (standard error)")
     return report
 
 
@@ -93,10 +95,10 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
       What `generalisation.json` holds: `accuracy` of all pairs, and `folds`, that of each fold.
     """
     workdir, data, count = epath.Path(workdir), config.data, config.reward.folds
-    loop.claim_workdir(config, workdir)
+    workdirs.claim(config, workdir)
     scored = []
     for number in range(1, count + 1):
-        metrics.say(f"reward: fold {number} of {count}, held out: a part of the prompts")
+        process.say(f"reward: fold {number} of {count}, held out: a part of the prompts")
         folder = workdir / f"fold{number - 1}"
         fold = ConfigDict(config.to_dict())
         fold.data.comparisons = tuple(sources.with_option(name, f"!{number}/{count}") for name in data.comparisons)
@@ -113,20 +115,20 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
 
     by_fold = [accuracy([row for row in scored if row["fold"] == fold]) for fold in range(count)]
     report = {"accuracy": accuracy(scored), "folds": by_fold}
-    metrics.write_atomically(workdir / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
-    metrics.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    workdirs.write_atomically(workdir / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
+    workdirs.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
     for group, found in report["accuracy"].items():
         low, high = found["low"], found["high"]
-        metrics.say(f"reward: accuracy on unseen prompts, {group}: {found['mean']:.3f} [{low:.3f}, {high:.3f}]")
+        process.say(f"reward: accuracy on unseen prompts, {group}: {found['mean']:.3f} [{low:.3f}, {high:.3f}]")
     return report
 
 
 def _train(fold: ConfigDict, mesh: Mesh, folder: epath.Path) -> None:
     """One fold, exactly as if it had been started alone in its folder."""
     fold.reward.folds = 0
-    tokenizer.prepare(fold, str(folder))
+    run_tokenizer.prepare(fold, str(folder))
     resume.recall(fold, folder)
-    loop.run(reward.build(fold, mesh), fold, folder)
+    loop.run(reward_stage.build(fold, mesh), fold, folder)
 
 
 def completion_scores(
@@ -139,7 +141,7 @@ def completion_scores(
       records: comparisons; their ranking is not read.
       row_length, microbatch_rows: of the packed rows it runs in, made longer where a prompt and completion are.
     """
-    name = tokenizer.beside(init_from)
+    name = run_tokenizer.beside(init_from)
     config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
     text = tokenizer.load(name)
     network = networks.build("model", config, "scalar", mesh, text.vocab_size, seed=0)
@@ -157,9 +159,9 @@ def completion_scores(
         return reward.score(network.config, params, prompts, lengths, completions, mask, *rows)
 
     scores = []
-    for cut in batches.cuts(len(ends), BATCH):
-        arrays = (*batches.pad(prompts[cut], BATCH, Q), *batches.pad(ends[cut], BATCH, R))
-        found = jax.device_get(score(params, *batches.put(arrays, mesh)))
+    for cut in padding.cuts(len(ends), BATCH):
+        arrays = (*padding.pad(prompts[cut], BATCH, Q), *padding.pad(ends[cut], BATCH, R))
+        found = jax.device_get(score(params, *padding.put(arrays, mesh)))
         scores += found[: cut.stop - cut.start].tolist()
     left = iter(scores)
     return [[next(left) for _ in record["completions"]] for record in records]

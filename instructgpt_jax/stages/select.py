@@ -16,14 +16,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import networks
+from instructgpt_jax import networks, process
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.rollout import respond
 from instructgpt_jax.sharding import replicated
-from instructgpt_jax.training import checkpoint, loop, metrics, resume
+from instructgpt_jax.training import checkpoint, metrics, resume
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -41,10 +42,10 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     tokenizer = tokenizers.load(config.data.tokenizer)
     network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
     scorer = Scorer(config, network.config, mesh) if by == "score" else None
-    resolved = loop.claim_workdir(config, workdir)
+    resolved = workdirs.claim(config, workdir)
     chosen, damaged = checkpoint.newest(workdir)
     if chosen is not None:
-        metrics.say(f"select: complete in {workdir}, nothing to do")
+        process.say(f"select: complete in {workdir}, nothing to do")
         return
     if scorer is not None:
         resume.tell_data(scorer.read, workdir)
@@ -55,28 +56,28 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     table, samples = [], []
     losses = _losses(source, steps) if by == "loss" else {}
     for step in steps:
-        loop.end_if_stopped()
+        process.end_if_stopped()
         if scorer is None:
             table.append({"step": step, "loss": losses[step]})
         else:
             row, answers = scorer.score(load(step))
             table.append({"step": step, **row})
             samples += [{"step": step, **answer} for answer in answers]
-        metrics.say(f"select: {table[-1]}")
+        process.say(f"select: {table[-1]}")
     best = min(table, key=lambda row: row["loss"]) if by == "loss" else max(table, key=lambda row: row["score"])
 
     if jax.process_index() == 0:
         selection = {"init_from": source, "by": by, "step": best["step"], "snapshots": table}
-        metrics.write_atomically(workdir / "selection.json", json.dumps(selection, indent=2) + "\n")
+        workdirs.write_atomically(workdir / "selection.json", json.dumps(selection, indent=2) + "\n")
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        metrics.write_atomically(workdir / "samples.jsonl", "".join(lines))
+        workdirs.write_atomically(workdir / "samples.jsonl", "".join(lines))
     metadata = {"step": best["step"], "data_index": 0, "config": resolved, "metadata": {}}
     with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:  # last: it says that the stage is complete
         for step, why in damaged.items():
-            metrics.say(f"select: checkpoint {step} in {workdir} is damaged ({why}), it is made again")
+            process.say(f"select: checkpoint {step} in {workdir} is damaged ({why}), it is made again")
         checkpoints.set_aside(damaged)
         checkpoints.save(best["step"], {"params": load(best["step"])}, metadata, {})
-    metrics.say(f"select: snapshot {best['step']} of {source} is now in {workdir}")
+    process.say(f"select: snapshot {best['step']} of {source} is now in {workdir}")
 
 
 class Scorer:

@@ -28,17 +28,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, paths
+from instructgpt_jax import networks, paths, process
 from instructgpt_jax import report as reports
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import data as datasets
-from instructgpt_jax.evaluation import language, rewards, statistics, text, world
+from instructgpt_jax.evaluation import inputs as datasets
+from instructgpt_jax.evaluation import labelers, language, rewards, statistics, text
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
-from instructgpt_jax.pipeline import TOGETHER, read_seconds, run_together
-from instructgpt_jax.training import checkpoint, loop, metrics, resume
+from instructgpt_jax.pipeline import TOGETHER, read_seconds
+from instructgpt_jax.process import run_together
+from instructgpt_jax.training import checkpoint, resume
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
 PACKAGES = ("instructgpt-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -55,11 +57,11 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     tokenizer = tokenizers.load(config.data.tokenizer)
     nets = build_networks(config, mesh, tokenizer.vocab_size)
     known = (workdir / "config.json").exists()
-    loop.claim_workdir(config, workdir)
+    workdirs.claim(config, workdir)
     if c.report:  # elsewhere than in the workdir
         paths.make_folder("config.evaluate.report", folder)
     if known and (folder / "report.json").exists():
-        metrics.say(f"evaluate: complete in {folder}, nothing to do")
+        process.say(f"evaluate: complete in {folder}, nothing to do")
         return
     data = datasets.load(config, tokenizer)
     parts = Parts(workdir / "parts")
@@ -85,7 +87,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report["perf"] = perf(config, time.perf_counter() - started)
     if jax.process_index() == 0:
         reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder)
-    metrics.say(f"evaluate: the report is in {folder}")
+    process.say(f"evaluate: the report is in {folder}")
 
 
 # What is evaluated ----------------------------------------------------------------------------------------------------
@@ -124,7 +126,7 @@ def weights(network: Network) -> Callable[[], dict]:
 
 
 def together(config: ConfigDict, mesh: Mesh, names: Iterable[str], one: Callable[[str], None]) -> None:
-    """Runs `one` for each name, `config.evaluate.parallel` of them at once on a CPU, see pipeline.run_together."""
+    """Runs `one` for each name, `config.evaluate.parallel` of them at once on a CPU, see process.run_together."""
 
     def run_one(name: str) -> None:
         with jax.set_mesh(mesh):  # a thread has its own
@@ -160,7 +162,7 @@ def choose_prefix(config: ConfigDict, nets: dict[str, Network], examiner: Examin
     for prefix in c.prefix.candidates:
         found = examiner.answer(network.config, params, "prefix", data.prefix_prompts, prefix)
         candidates.append({"text": prefix, "score": float(np.mean([one["score"] for one in found]))})
-        metrics.say(f"evaluate: prefix {len(candidates)} of {len(c.prefix.candidates)}: {candidates[-1]['score']:.3f}")
+        process.say(f"evaluate: prefix {len(candidates)} of {len(c.prefix.candidates)}: {candidates[-1]['score']:.3f}")
     chosen = int(np.argmax([candidate["score"] for candidate in candidates]))
     return {"candidates": candidates, "chosen": chosen}
 
@@ -172,9 +174,9 @@ def examine_reward_model(config: ConfigDict, examiner: Examiner, data: datasets.
         return {}
     found = rewards.accuracy(records, examiner.score("reward", records))
     if config.evaluate.labelers:
-        found["agreement"] = world.agreement(records, config.seed)
+        found["agreement"] = labelers.agreement(records, config.seed)
     shown = ", ".join(f"{group} {share['mean']:.3f}" for group, share in found["accuracy"].items())
-    metrics.say(f"evaluate: reward model, pair accuracy: {shown}")
+    process.say(f"evaluate: reward model, pair accuracy: {shown}")
     return found
 
 
@@ -202,7 +204,7 @@ def answer(
             answers = found[distribution][name] = parts.get(f"answers.{distribution}.{name}", make)
             means = {key: np.mean([one[key] for one in answers]) for key in ("score", "kl", "length", "ended")}
             shown = ", ".join(f"{key} {mean:.3g}" for key, mean in means.items())
-            metrics.say(f"evaluate: {name}, {len(answers)} answers to {distribution} prompts: {shown}")
+            process.say(f"evaluate: {name}, {len(answers)} answers to {distribution} prompts: {shown}")
 
     together(config, mesh, c.order, ask)
     return found
@@ -217,7 +219,7 @@ def judge(
     found = {}
     if c.labelers:
         baseline = [one["text"] for one in answers[c.baseline]]
-        found |= world.judge(prompts, texts, baseline, config.seed)
+        found |= labelers.judge(prompts, texts, baseline, config.seed)
     for key in ("score", "judge", "kl", "length", "ended"):
         if key in answers[name][0]:
             found[key] = statistics.interval([float(one[key]) for one in answers[name]], prompts)
@@ -261,7 +263,7 @@ def examine_language(
         network = nets[entries[name]]
         found[name] = parts.get(f"language.{name}", lambda: make(network.config, networks.freeze(network)))
         values = {"loss": found[name].get("pretraining_loss")} | found[name]["tasks"]
-        metrics.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
+        process.say(f"evaluate: {name}: " + ", ".join(f"{key} {x['mean']:.3f}" for key, x in values.items() if x))
 
     together(config, mesh, entries, examine)
     return {name: found[name] for name in entries}
@@ -279,7 +281,7 @@ def examine_snapshots(
             key: float(np.mean([one[key] for one in answers])) for key in ("kl", "score", "judge") if key in answers[0]
         }
         if c.labelers:
-            means["gold"] = float(np.mean(world.gold(data.snapshot_prompts, [one["text"] for one in answers])))
+            means["gold"] = float(np.mean(labelers.gold(data.snapshot_prompts, [one["text"] for one in answers])))
         return means
 
     for run, workdir in c.overoptimisation.runs.items():
@@ -287,7 +289,7 @@ def examine_snapshots(
         for step, network in snapshots(config, nets, workdir, examiner.tokenizer.vocab_size, mesh):
             means = parts.get(f"snapshots.{run}.{step}" if step else "snapshots", lambda: make(network))  # noqa: B023
             found[run].append({"step": step} | means)
-            metrics.say(f"evaluate: {run} at step {step}: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items()))
+            process.say(f"evaluate: {run} at step {step}: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items()))
     return found
 
 
@@ -315,7 +317,7 @@ def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str,
                 given = answers[distribution][name][number]
                 responses[name] = {"text": given["text"], "score": given["score"]}
                 if c.labelers:
-                    responses[name]["gold"] = world.gold([prompt], [given["text"]])[0]
+                    responses[name]["gold"] = labelers.gold([prompt], [given["text"]])[0]
             found.append(one | {"responses": responses})
     return found
 

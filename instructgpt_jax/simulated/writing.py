@@ -7,8 +7,8 @@ does not answer at all.
 
 import re
 
-from instructgpt_jax.data.simulated import tasks, world
-from instructgpt_jax.data.simulated.world import pick, sample
+from instructgpt_jax.simulated import tasks, world
+from instructgpt_jax.simulated.world import pick, sample
 
 FLAWS = (  # flaw, relative frequency, and what it does to an answer
     ("count", 1.4),  # one sentence, line or item too many or too few

@@ -7,7 +7,7 @@ the prompt of a closed-domain task does not hold, and the most sentences that ar
 
 import re
 
-from instructgpt_jax.data.simulated import tasks, world, writing
+from instructgpt_jax.simulated import tasks, world, writing
 
 _SENTENCE = re.compile(r"[^.!?\n]+[.!?]?")
 _LETTER = re.compile("[A-Za-z]")

@@ -1,0 +1,135 @@
+"""The processes and threads of a job: what is said, which signals are caught, who stops when, what runs beside what."""
+
+import contextlib
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def say(text: str) -> None:
+    """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
+    if jax.process_index() == 0:
+        thread = threading.current_thread()
+        prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
+        print(prefix + text, file=sys.stderr, flush=True)
+
+
+_stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
+
+
+@contextlib.contextmanager
+def catching_signals() -> Iterator[threading.Event]:
+    """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
+
+    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield _stop
+        return
+    _stop.clear()
+    previous = {}
+
+    def restore():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number, _):
+        _stop.set()
+        restore()
+        say(f"received {signal.Signals(number).name}: saving after this step")
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield _stop
+    finally:
+        restore()
+        _stop.clear()
+
+
+def end_if_stopped() -> None:
+    """For stages that do not train, between parts of their work.
+
+    Raises:
+      SystemExit: with code 0, where a signal was caught or a stage beside this one has failed.
+    """
+    if _stop.is_set():
+        raise SystemExit(0)
+
+
+def agreed(received: threading.Event) -> Callable[[], bool]:
+    """A vote of all processes: every call sends this process's flag into an all-reduce.
+
+    It returns the result of the call before. Reading one call late keeps the host ahead of the devices; all processes
+    read the same results in the same order, so they stop at the same step.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
+    votes = []
+
+    def vote() -> bool:
+        mine = np.full(jax.local_device_count(), received.is_set(), np.int32)
+        votes.append(largest(jax.make_array_from_process_local_data(NamedSharding(mesh, P("all")), mine)))
+        return bool(votes.pop(0)) if len(votes) > 1 else False
+
+    return vote
+
+
+def run_together(waiting_for: dict[str, set[str]], run_one: Callable[[str], None], count: int) -> None:
+    """Runs every task once, each when those it waits for have ended: `count` at a time in threads of their own where
+    they are the programs of one CPU device, elsewhere one by one.
+
+    When one fails or a signal comes, those that run save and end, and the first error is raised.
+
+    Args:
+      waiting_for: task -> tasks before it that must have ended, in the order in which to start them.
+      run_one: runs the task of a name.
+    """
+    one_device = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if min(count, len(waiting_for)) == 1 or not one_device:
+        for name in waiting_for:
+            run_one(name)
+        return
+    ended: queue.Queue[tuple[str, BaseException | None]] = queue.Queue()
+    waiting, running, done = dict(waiting_for), {}, set()
+
+    def work(name: str) -> None:
+        try:
+            run_one(name)
+        except BaseException as error:  # SystemExit too: a stage that a signal stopped
+            ended.put((name, error))
+        else:
+            ended.put((name, None))
+
+    failure = None
+    with catching_signals() as stop:
+        while waiting or running:
+            for name in [name for name, others in waiting.items() if others <= done]:
+                if len(running) < count and failure is None and not stop.is_set():
+                    del waiting[name]
+                    # Daemons: a second signal ends the process at once.
+                    running[name] = threading.Thread(target=work, args=(name,), name=name, daemon=True)
+                    running[name].start()
+            if not running:
+                break
+            try:
+                name, error = ended.get(timeout=1)  # Python handles signals between the waits
+            except queue.Empty:
+                continue
+            del running[name]
+            if error is None:
+                done.add(name)
+            else:
+                failure = failure or error
+                stop.set()
+    if failure is not None:
+        raise failure
+    if waiting:
+        raise SystemExit(0)  # between two stages

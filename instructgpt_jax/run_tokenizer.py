@@ -1,0 +1,86 @@
+"""The tokenizer of a run: where it comes from, where it is kept, which networks share it."""
+
+import os
+import tempfile
+
+from etils import epath
+
+from instructgpt_jax.data import sources
+from instructgpt_jax.data.tokenizer import Tokenizer, load, train
+
+
+def beside(init_from: str | os.PathLike) -> str:
+    """Where a model's tokenizer is: in the workdir of its checkpoint, with the Hugging Face model; '' = nowhere."""
+    directory = epath.Path(init_from)
+    for workdir in (directory, directory.parent.parent):
+        if (workdir / "tokenizer" / "tokenizer.json").exists():
+            return str(workdir / "tokenizer")
+    if directory.exists() and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return ""
+    return os.fspath(init_from)
+
+
+def load_for(config) -> Tokenizer:
+    """The tokenizer of a stage that only uses a model: `config.data.tokenizer`, or the one of `config.models.model`."""
+    init_from = config.models.model.init_from
+    name = config.data.tokenizer or beside(init_from)
+    if not name:
+        raise ValueError(f"config.data.tokenizer must be set, config.models.model.init_from={init_from!r} has none")
+    return load(name)
+
+
+def check_shared(key: str, init_from: str, name: str) -> None:
+    """Refuses a model that was made for other ids than the run's tokenizer gives; more tokens at the end are fine.
+
+    Args:
+      key: of the model in the config, for the error.
+      init_from: where the model comes from; without a tokenizer of its own there is nothing to compare.
+      name: of the run's tokenizer.
+    """
+    theirs = beside(init_from)
+    if not theirs or theirs == name:
+        return
+    ours, own = load(name), load(theirs)
+    known, pads = own.vocabulary(), (ours.pad, own.pad)  # which the models never read
+    for token, index in sorted(ours.vocabulary().items(), key=lambda item: item[1]):
+        if token not in pads and known.get(token) != index:
+            raise ValueError(
+                f"{key} must share the tokenizer {name!r} of {ours.vocab_size} ids, got one of {own.vocab_size} with "
+                f"{init_from!r}, where {token!r} is {known.get(token, 'unknown')} and not {index}"
+            )
+
+
+def prepare(config, workdir: str | os.PathLike) -> None:
+    """Settles `config.data.tokenizer` and keeps a copy in `workdir/tokenizer`, for later stages and for export.
+
+    `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
+    `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy
+    (of an evaluation: of the reward model).
+    """
+    kept = epath.Path(workdir) / "tokenizer"
+    wanted = config.data.tokenizer
+    if not wanted:
+        own = [name for name in ("policy", "model", "reward") if name in config.models] or sorted(config.models)
+        network = own[0]  # of an evaluation, whose policies have names of their own: the reward model
+        init_from = config.models[network].get("init_from", "")
+        if not init_from:
+            raise ValueError(
+                f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
+            )
+        wanted = beside(init_from)
+        if not wanted:
+            key = f"config.models.{network}.init_from"
+            raise ValueError(f"config.data.tokenizer must be set, {key}={init_from!r} has none")
+    if not (kept / "tokenizer.json").exists():
+        with tempfile.TemporaryDirectory() as made:
+            if wanted.startswith("train:"):
+                data = config.data
+                records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
+                train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
+            else:
+                load(wanted).save(made)
+            kept.mkdir(parents=True, exist_ok=True)
+            # tokenizer.json comes last: where it is, the others are.
+            for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):
+                path.copy(kept / path.name, overwrite=True)
+    config.data.tokenizer = str(kept)

@@ -1,0 +1,1 @@
+"""Everything that `config.stage` can name, a file each."""

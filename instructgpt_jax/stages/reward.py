@@ -1,0 +1,130 @@
+"""Step 2: the reward model, trained on K-wise rankings (Ouyang et al. 2022, section 3.5, eq. 1 and appendix C.2).
+
+The loss is in reward.py. After training, a bias is stored that gives demonstrations the mean score 0. `reward_folds`
+runs this stage once for each fold of labelers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import networks, process
+from instructgpt_jax.data import batches as batching
+from instructgpt_jax.data import datasets, feeding, sources
+from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.reward import batch_scores, comparison_loss, sum_of_scores
+from instructgpt_jax.sharding import replicated
+from instructgpt_jax.stages import reward_start
+from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training.loop import Stage
+
+
+def build(config: ConfigDict, mesh: Mesh) -> Stage:
+    """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
+    section, tokenizer = config.reward, tokenizers.load(config.data.tokenizer)
+    reward_start.eos_twin(section, tokenizer)  # refuses now what it could not find later
+    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size, config.seed)
+    if section.shared_prompt and any(network.config.windows):
+        raise ValueError(
+            "config.reward.shared_prompt must be False for a model with local attention windows, got windows "
+            f"{network.config.windows}"
+        )
+    networks.check_context("config.reward.row_length", section.row_length, network.config)
+    data = datasets.load(config, section, "comparisons", mesh)  # last: it takes the longest
+    supervised.per_epoch(config, data)
+    num_steps = supervised.num_steps(section, data)
+    demonstrations = _demonstrations(config, data.tokenizer, mesh)
+    tx = optimizer.make_optimizer(section.optimizer, num_steps)
+    schedule = optimizer.make_schedule(section.optimizer, num_steps)
+    shardings = supervised.state_shardings(tx, network.abstract, mesh)
+    loss = functools.partial(comparison_loss, network.config)
+
+    def update(state, frozen, batch):
+        learning_rate = schedule(state.step)
+        state, sums = supervised.update(state, frozen, batch, loss=loss, count="prompts", tx=tx, seed=config.seed)
+        values = {
+            "reward/loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
+            "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
+            "reward/pairs": sums["pairs"],
+            "reward/learning_rate": learning_rate,
+            **{f"reward/{norm}": sums[norm] for norm in supervised.NORMS},
+            "perf/tokens": sums["tokens"],
+            "perf/flops": sums["flops"],
+        }
+        return state, values
+
+    update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    # Whole on every device, so that every process can read them.
+    score_batch = jax.jit(functools.partial(batch_scores, network.config), out_shardings=replicated(mesh))
+    score_demonstrations = jax.jit(functools.partial(sum_of_scores, network.config), out_shardings=replicated(mesh))
+
+    def evaluate(state, frozen):
+        found, samples = {"reward/bias": float(state.params["scalar_head"]["bias"])}, []
+        for split, batches in data.valid.items():
+            scored = [jax.tree.map(np.asarray, score_batch(state.params, batch)) for batch in batches()]
+            values, curve = rewards.summarise(*rewards.collect(scored), data.groups[split])
+            found |= {f"reward/{split}_{name}": value for name, value in values.items()}
+            samples.append({"split": split, "calibration": curve})
+        return found, samples
+
+    def finish(state, frozen):
+        if demonstrations is None:
+            process.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
+            return state
+        sums = [score_demonstrations(state.params, batch) for batch in feeding.iterate(demonstrations, mesh, 0)]
+        mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
+        bias = state.params["scalar_head"]["bias"]
+        centred = jax.device_put(bias - np.float32(mean), bias.sharding)
+        return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
+
+    def init():
+        return supervised.init_state(reward_start.params(config, network, data, mesh), tx, shardings)
+
+    def programs():
+        state = supervised.abstract_state(network.abstract, tx, shardings)
+        return {"update": (update, (state, {}, data.abstract_batch()))}
+
+    return Stage(
+        init=init,
+        frozen=dict,
+        update=update,
+        data=data.train,
+        evaluate=evaluate,
+        programs=programs,
+        num_steps=num_steps,
+        finish=finish,
+        read=data.read | (datasets.described([demonstrations.read]) if demonstrations else {}),
+        rates=supervised.rates("reward", section),
+    )
+
+
+def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> batching.Batches | None:
+    """Up to `config.reward.bias_examples` training demonstrations, drawn by the seed; None where the data name none.
+
+    Read before training, so that a bad record stops the run then and not after it.
+    """
+    section, data = config.reward, config.data
+    if not data.demonstrations:
+        return None
+    records = sources.load(tuple(data.demonstrations), "demonstrations", data.skip_bad, data.data_dir)
+    train, _ = datasets.split(records, data.valid_fraction)
+    process_index, process_count = feeding.process_slice(mesh)
+    return batching.demonstrations(
+        datasets.sample(train, section.bias_examples, config.seed),
+        tokenizer,
+        seed=None,
+        batch_size=section.batch_size,
+        row_length=section.row_length,
+        microbatch_rows=section.microbatch_rows,
+        num_epochs=1,
+        loss_on_prompt=False,
+        max_prompt_tokens=data.max_prompt_tokens,
+        skip_bad=data.skip_bad,
+        process_index=process_index,
+        process_count=process_count,
+    )

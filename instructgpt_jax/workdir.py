@@ -1,0 +1,122 @@
+"""A run's folder: whose it is, and files in it that are never half written."""
+
+import json
+import os
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from instructgpt_jax import errors, paths
+
+# A workdir belongs to one experiment. These parts of the config, and the section named like the stage, must stay the
+# same when it is run again ...
+FIXED = ("stage", "seed", "models", "data", "rollout")
+# ... except, inside them, the length of the run, what changes speed or memory alone, and places (the tokenizer that
+# counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
+FREE = (
+    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
+)  # fmt: skip
+
+
+def claim(config: ConfigDict, workdir: epath.Path) -> dict:
+    """Checks that the workdir is new or this experiment's, and writes config.json.
+
+    Returns:
+      The config as it reads back from JSON.
+
+    Raises:
+      ValueError: files that are not of a run, or a run whose model or data differ; the message lists the differences.
+    """
+    check(workdir)
+    check_settings(config, workdir)
+    resolved = as_json(config)
+    if jax.process_index() == 0:
+        write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+    return resolved
+
+
+def check(workdir: epath.Path) -> None:
+    """Makes the workdir; refuses one that cannot be written or that holds something else than a run."""
+    paths.make_folder("workdir", workdir)
+    names = sorted(entry.name for entry in workdir.iterdir() if not entry.name.startswith((".", "tokenizer")))
+    if names and "config.json" not in names:
+        raise ValueError(f"workdir {workdir} must be empty or hold a run's config.json, got {names[:5]}")
+
+
+def check_settings(config: ConfigDict, workdir: epath.Path, without: tuple[str, ...] = ()) -> None:
+    """Refuses a workdir that holds a run of other settings; the sections `without` are not compared."""
+    stored = read_config(workdir)
+    if stored is None:
+        return
+    found = compare(*({key: tree[key] for key in tree if key not in without} for tree in (stored, as_json(config))))
+    if found:
+        raise ValueError(
+            f"workdir {workdir} holds another run; take a new --workdir or the old settings:\n" + "\n".join(found)
+        )
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as it reads back from JSON."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
+
+
+def compare(stored: dict, asked: dict) -> list[str]:
+    """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
+    sections = (*FIXED, str(asked.get("stage")))
+    stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
+    names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
+    missing = "nothing"
+    return [
+        f"  {name}: {stored.get(name, missing)!r} in the workdir, {asked.get(name, missing)!r} asked for"
+        for name in names
+        if stored.get(name, missing) != asked.get(name, missing)
+    ]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """The config.json of a workdir; None where there is none.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # also what is no UTF-8
+        found = str(error)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} must be the JSON of a run's configuration, got {found!r}: put it back (each checkpoint has a copy "
+            "in its _CHECKPOINT_METADATA, under custom_metadata.config), or take a new --workdir"
+        )
+    return found
+
+
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """The file has the old content or the new, never a part (an object store's single write is atomic by itself)."""
+    content = content.encode() if isinstance(content, str) else content
+    with errors.naming(path):
+        if "://" in str(path):
+            path.write_bytes(content)
+            return
+        temporary = path.parent / f".{path.name}.tmp"
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
