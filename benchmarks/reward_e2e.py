@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 
 FOLDS = 5
 STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0)  # of the L2 penalty; the log-likelihood is a sum over pairs
-RESAMPLES = 10_000
 
 
 def features(text: str) -> set:
@@ -94,13 +93,12 @@ def linear(rows: list[dict], folds: np.ndarray) -> tuple[np.ndarray, list[float]
     return margins, chosen
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray, prompts: list[str]) -> tuple[float, float, float]:
-    """Mean of ours - theirs over pairs, and its 95 % interval by a bootstrap over the prompts of the pairs."""
-    names, place = np.unique(prompts, return_inverse=True)
-    sums, counts = np.bincount(place, ours - theirs), np.bincount(place)
-    draw = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
-    low, high = np.quantile(draw @ sums / (draw @ counts), (0.025, 0.975))
-    return float(sums.sum() / counts.sum()), float(low), float(high)
+def difference(ours: np.ndarray, theirs: np.ndarray, prompts: list[str]) -> str:
+    """Mean of ours - theirs over pairs, and its interval over prompts, for people."""
+    from instructgpt_jax.evaluation import statistics
+
+    found = statistics.paired_difference(ours, theirs, 0, prompts)
+    return "{mean:+.4f} [{low:+.4f}, {high:+.4f}]".format(**found)
 
 
 def reward_model(
@@ -149,11 +147,9 @@ def main() -> None:
     print(f"{len(rows)} comparisons of {len(set(prompts))} prompts, {len(prompts)} pairs")
     print(f"linear model: {right(margins).mean():.4f} (strengths {chosen})")
     for name, hits in results.items():
-        mean, low, high = difference(hits, right(margins), prompts)
-        print(f"reward model from {name}: {hits.mean():.4f}, difference {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        print(f"reward model from {name}: {hits.mean():.4f}, difference {difference(hits, right(margins), prompts)}")
     for name, other in itertools.combinations(results, 2):
-        mean, low, high = difference(results[name], results[other], prompts)
-        print(f"from {name} less from {other}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        print(f"from {name} less from {other}: {difference(results[name], results[other], prompts)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from instructgpt_jax.sharding import BATCH, constrain
 
@@ -320,6 +321,15 @@ def cross_entropy(
     return _cross_entropy(hidden, unembedding, bias, targets, weights.astype(jnp.float32), vocab_size, chunk)
 
 
+def ranked_above(ranks: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """(P, K, K) bool, whether completion i ranks above completion j: the untied pairs of each prompt, each once.
+
+    Args:
+      ranks: (P, K) int32, 1 = best, equal = tied, 0 = no completion there.
+    """
+    return (ranks[:, :, None] > 0) & (ranks[:, :, None] < ranks[:, None, :])
+
+
 def ranking_loss(scores: jax.Array, ranks: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean over the untied pairs of a prompt of -log sigmoid(score_better - score_worse), then over prompts.
 
@@ -342,7 +352,7 @@ def ranking_loss(scores: jax.Array, ranks: jax.Array) -> tuple[jax.Array, dict[s
     chex.assert_rank([scores, ranks], 2)
     chex.assert_equal_shape((scores, ranks))
     scores = jnp.where(ranks > 0, scores.astype(jnp.float32), 0.0)
-    better = (ranks[:, :, None] > 0) & (ranks[:, :, None] < ranks[:, None, :])  # (P, K, K): i ranks above j
+    better = ranked_above(ranks)
     margin = scores[:, :, None] - scores[:, None, :]
     pairs = better.sum(axis=(1, 2), dtype=jnp.float32)  # (P,)
     means = jnp.where(better, jax.nn.softplus(-margin), 0.0).sum(axis=(1, 2)) / jnp.maximum(pairs, 1.0)

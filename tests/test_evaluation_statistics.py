@@ -75,6 +75,17 @@ def test_paired_difference():
         statistics.paired_difference([1, 2], theirs, 0)
 
 
+def test_paired_difference_of_several_values_a_prompt():
+    """The values of a prompt are drawn together: 100 prompts of 4 equal values say no more than 100 values."""
+    values = np.random.default_rng(3).normal(0.2, 1, 100)
+    prompts = [f"prompt {i}" for i in range(100) for _ in range(4)]
+    found = statistics.paired_difference(np.repeat(values, 4), np.zeros(400), 0, prompts)
+    close(found, values.mean(), found["low"], found["high"], 100)
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * values.std() / 10, rel=0.1)
+    uneven = statistics.paired_difference([1, 1, 1, 0], [0] * 4, 0, ["a", "a", "a", "b"])
+    assert uneven["mean"] == 0.75 and uneven["n"] == 2
+
+
 def test_accuracy_by_group():
     records = [
         {"completions": ["a", "b", "c"], "ranking": [1, 2, 2], "group": "training"},  # 2 pairs, both right

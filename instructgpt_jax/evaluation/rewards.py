@@ -29,7 +29,7 @@ def accuracy(records: Sequence[dict], scores: Sequence[float]) -> dict:
         count = len(record["completions"])
         table[row, :count], ranks[row, :count] = scores[start : start + count], record["ranking"]
         start += count
-    better = (ranks[:, :, None] > 0) & (ranks[:, :, None] < ranks[:, None, :])  # (P, K, K): i ranks above j
+    better = losses.ranked_above(ranks)
     margin = table[:, :, None] - table[:, None, :]
     right, pairs = (better & (margin > 0)).sum(axis=(1, 2)), better.sum(axis=(1, 2))  # (P,)
     groups = np.array([encoding.group_name(record) or ALL for record in records])
@@ -66,7 +66,7 @@ def summarise(
       calibration curve. A share of no pairs is left out.
     """
     loss, _ = losses.ranking_loss(scores, ranks)
-    better = (ranks[:, :, None] > 0) & (ranks[:, :, None] < ranks[:, None, :])  # (P, K, K): i ranks above j
+    better = losses.ranked_above(ranks)
     prompt, i, j = np.nonzero(better)
     margins = scores[prompt, i].astype(np.float64) - scores[prompt, j]
     correct = margins > 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Z = 1.959963984540054  # of a two-sided 95 % interval
-RESAMPLES = 2000  # of the bootstrap
+RESAMPLES = 2_000  # of the bootstrap
 
 
 def interval(values: Sequence[float], prompts: Sequence[str] = ()) -> dict[str, float] | None:
@@ -62,20 +62,29 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float]) -> dict[str,
     return _interval(ratio, ratio - half, ratio + half, n)
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], seed: int) -> dict[str, float]:
-    """mean(ours - theirs) over the same prompts, with the 2.5 and 97.5 % quantiles of a bootstrap over prompts.
+def paired_difference(
+    ours: Sequence[float], theirs: Sequence[float], seed: int, prompts: Sequence[str] = ()
+) -> dict[str, float]:
+    """mean(ours - theirs), with the 2.5 and 97.5 % quantiles of a bootstrap over prompts; n counts prompts.
+
+    Args:
+      ours, theirs: values of the same things in the same order, such as whether two models order a pair of completions
+        right.
+      seed: of the bootstrap.
+      prompts: the prompt that each belongs to; without them every value is of a prompt of its own.
 
     Raises:
-      ValueError: not one value of each for every prompt.
+      ValueError: not one value of each for every thing.
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape or not ours.size:
         raise ValueError(f"both must have a value for each prompt, got {ours.shape} and {theirs.shape}")
-    difference = ours - theirs
-    draw = np.random.default_rng(seed)
-    means = [difference[draw.integers(0, len(difference), len(difference))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return _interval(difference.mean(), low, high, len(difference))
+    _, place = np.unique(prompts, return_inverse=True) if len(prompts) else (None, np.arange(len(ours)))
+    sums, counts = np.bincount(place, ours - theirs), np.bincount(place)
+    n = len(sums)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)  # how often each prompt is drawn
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), (0.025, 0.975))
+    return _interval(sums.sum() / counts.sum(), low, high, n)
 
 
 def _interval(mean, low, high, n: int) -> dict[str, float]:
