@@ -38,6 +38,7 @@ FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
+LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
 
 
 class Stage(NamedTuple):
@@ -124,7 +125,7 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
             metrics.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
         read = stage.read or {}
-        resume.check_data(config.stage, saved.get("data"), read, config.data.get("allow_changed", False))
+        resume.check_data(config.stage, saved.get("data"), read, config.data.allow_changed)
         resume.tell_schedule(config.stage, step, saved.get("num_steps"), stage.num_steps, stage.rates)
         resume.tell_data(read, workdir)
         if not step:
@@ -234,6 +235,7 @@ def compare(stored: dict, asked: dict) -> list[str]:
     """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
     sections = (*FIXED, str(asked.get("stage")))
     stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
+    stored = {name: value for name, value in LATER.items() if name in asked} | stored
     names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
     missing = "nothing"
     return [
