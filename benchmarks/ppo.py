@@ -38,8 +38,8 @@ from instructgpt_jax.training import optimizer
 
 GPT2 = models.SIZES["gpt3-125m"].replace(max_length=1024)
 ADAM = dict(
-    lr=1e-5, schedule="constant", final_fraction=0.0, warmup_steps=0, warmup_start=0.0, b1=0.9, b2=0.95, eps=1e-8,
-    eps_form="optax", weight_decay=0.0, max_grad_norm=1.0,
+    algorithm="adam", lr=1e-5, schedule="constant", final_fraction=0.0, warmup_steps=0, warmup_start=0.0, b1=0.9,
+    b2=0.95, eps=1e-8, eps_form="optax", weight_decay=0.0, max_grad_norm=1.0,
 )  # fmt: skip
 SETTINGS = dict(
     kl_coef=0.02, temperature=1.0, gamma=1.0, lam=0.95, clip_range=0.2, clip_range_value=0.2, inner_epochs=1,

@@ -1,5 +1,7 @@
 """What the configurations share; the numbers of an experiment stand in its own file."""
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict, config_dict
 
 BASE = "runs/pretrain_tiny_tiny"  # where every `:tiny` chain starts
@@ -66,6 +68,20 @@ def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:
     )
     settings.update(changes)
     return settings
+
+
+def pretraining(lr: float, batch_size: int, num_steps: int, row_length: int) -> ConfigDict:
+    """`config.pretrain`: GPT-3's recipe (Brown et al. 2020, appendix B): weight decay 0.1, cosine to 10 %."""
+    return ConfigDict(
+        {
+            "batch_size": batch_size,
+            "num_epochs": 0,  # for ever; num_steps ends it
+            "num_steps": num_steps,
+            "row_length": row_length,
+            "microbatch_rows": batch_size,
+            "optimizer": optimizer(lr, "cosine", weight_decay=0.1),
+        }
+    )
 
 
 def fine_tuning(lr: float, batch_size: int, num_epochs: int, pretraining_fraction: float) -> ConfigDict:
@@ -157,15 +173,178 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
     return settings
 
 
-def shrink(settings: ConfigDict) -> ConfigDict:
-    """`:tiny`: the same run on simulated data, from the tiny runs of earlier stages, in seconds on a laptop's CPU."""
+def sampling(response_length: int) -> dict:
+    """What every stage that draws answers has in its section; PPO has the temperature alone."""
+    return {
+        "response_length": response_length,
+        "temperature": 1.0,  # 0 = greedy
+        "top_k": 0,  # 0 = all
+        "top_p": 1.0,  # 1 = all
+    }
+
+
+def collection() -> ConfigDict:
+    """Completions of the policies in `config.models`, ranked by simulated labelers or left to rank."""
+    settings = config("collect")
+    settings.collect = sampling(1024) | {
+        "num_prompts": 0,  # 0 = all
+        "completions": (4, 9),  # of a prompt: K is drawn between them (section 3.5)
+        "labelers": ("training",),  # groups of the simulated ones, each ranks; () = nobody
+        "shuffled": False,  # also a file whose ranks say nothing
+        "batch_size": 64,
+        "max_prompt_length": 1024,
+    }
+    return settings
+
+
+def selection() -> ConfigDict:
+    """The choice among the snapshots of a run; the paper does not say how answers are drawn: as in PPO."""
+    settings = config("select")
+    settings.rollout = {"wave": 64}
+    settings.select = sampling(1024) | {
+        "by": "score",  # or loss
+        "batch_size": 512,
+        "num_batches": 2,  # validation prompts: at most so many batches
+        "max_prompt_length": 1024,
+        "row_length": 2048,
+        "microbatch_rows": 8,
+        "num_samples": 8,
+    }
+    return settings
+
+
+class Policy(NamedTuple):
+    """A policy of a pipeline's evaluation; those of one stage share an entry of `config.models`."""
+
+    stage: str  # of the pipeline, where its weights are
+    name: str  # in the report's files
+    label: str  # in its figures
+    method: str  # base, prefix (a base model with a few-shot prefix), sft, ppo, ppo_ptx or control
+    size: str
+
+
+def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> ConfigDict:
+    """The last stage of a pipeline: its policies compared, one report. What is empty here is not measured.
+
+    Args:
+      title: of the report.
+      frozen: `reward`, `ref_policy` and where there is one `judge` -> their stages.
+      policies: in the order of the report; one of them is called `sft`.
+    """
+    settings = config("evaluate")
+    networks, models = dict(frozen), {}
+    for policy in policies:
+        model = next(other.name for other in policies if other.stage == policy.stage)
+        networks[model] = policy.stage
+        models[policy.name] = {
+            "label": policy.label,
+            "method": policy.method,
+            "size": policy.size,
+            "model": model,
+            "prefix": policy.method == "prefix",
+        }
+    for name, stage in networks.items():
+        settings.models[name] = network(init_from=f"{{workdir}}/{stage}")
+    settings.evaluate = sampling(1024) | {
+        "title": title,
+        "models": models,
+        "order": tuple(models),
+        "baseline": "sft",  # which the others win or lose against
+        "distributions": {},  # name -> sources of prompts
+        "num_prompts": 0,  # of a distribution; 0 = all
+        "answers_per_prompt": 1,
+        "split": "all",  # of the records; or valid: those that training holds out
+        "labelers": False,  # the simulated ones judge the answers
+        "references": (),  # sources of demonstrations: the answers' overlap with them
+        "slots": False,  # whether an answer says all of its meaning representation
+        "tasks": {},  # name -> sources of closed tasks
+        "accuracy": (),  # sources of comparisons, for the reward model
+        "pretraining": {"num_sequences": 512, "row_length": 128},  # the loss on text; 0 = not measured
+        "prefix": {"candidates": (), "prompts": (), "max_length": 0},  # few-shot; the best on the prompts is taken
+        "overoptimisation": {"runs": {}, "prompts": ()},  # name -> workdir with snapshots
+        "curves": {},  # name -> workdir
+        "parallel": 2,  # policies at once, on a CPU
+        "batch_size": 64,
+        "max_prompt_length": 1024,
+        "row_length": 2048,
+        "microbatch_rows": 8,
+        "num_samples": 8,
+        "seconds": "{workdir}/seconds.json",
+        "report": "{workdir}/report",
+    }
+    return settings
+
+
+def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> ConfigDict:
+    """Several stages as one configuration; `--config.seed` is theirs all, beside what a stage adds to it.
+
+    Args:
+      stages: in their order.
+      sources: keys that the user sets, `{KEY}` in the stages.
+    """
+    seed = config_dict.FieldReference(0)
+    for stage in stages.values():
+        stage.seed = seed + stage.seed if stage.seed else seed
+    settings = {
+        "stage": "pipeline",
+        "only": "",  # or the name of one stage
+        "parallel": 2,  # stages at once, on a CPU
+        "seed": seed,
+        "order": tuple(stages),
+        "stages": stages,
+    }
+    return ConfigDict(settings | dict.fromkeys(sources, ""))
+
+
+PAPER_TO_TINY = {  # beside what `shrink` changes in every run
+    "sft.batch_size": 16, "sft.num_epochs": 1, "sft.row_length": 256, "reward.row_length": 512,
+    "select.batch_size": 32, "select.num_batches": 1, "select.num_samples": 4, "select.max_prompt_length": 96,
+    "select.response_length": 32, "select.row_length": 128, "sample.response_length": 32, "ppo.num_minibatches": 4,
+    "ppo.num_samples": 4, "ppo.max_prompt_length": 96, "ppo.response_length": 32, "ppo.row_length": 128,
+    "ppo.ptx_row_length": 128,
+}  # fmt: skip
+
+
+def shrink(settings: ConfigDict, own: dict | None = None) -> ConfigDict:
+    """`:tiny`: a few updates, in seconds on a laptop's CPU, on as many as eight devices.
+
+    Args:
+      own: `stage.key` -> value, what an experiment changes beside. None: a run of the paper's size, which gets
+        simulated data and starts from the tiny runs of earlier stages.
+    """
+    stage, section = settings.stage, settings[settings.stage]
+    few = 2 if stage == "ppo" else 4
     settings.log_every = 1
-    settings.eval_every = 4
-    settings.snapshot_every = settings.snapshot_every and 4
     settings.checkpoint.every = 4
+    settings.snapshot_every = settings.snapshot_every and few
+    if own is None:
+        own = PAPER_TO_TINY
+        settings.eval_every = settings.checkpoint.every = few
+        _leave_the_cluster(settings)
+    if "microbatch_rows" in section:
+        section.microbatch_rows = 8
+    if stage in ("pretrain", "sft", "reward"):
+        section.update({"batch_size": 8, "num_steps": 8})
+    if stage == "pretrain":
+        section.optimizer.warmup_steps = 2
+    elif stage == "collect":
+        section.num_prompts = 40
+    elif stage == "ppo":
+        settings.eval_every = few
+        section.update({"iterations": 4, "batch_size": 32, "ptx_microbatch_rows": 8})
+        section.policy_optimizer.warmup_steps = 4
+    elif stage == "evaluate":
+        section.num_samples = 2
+    section.update_from_flattened_dict(own, strip_prefix=f"{stage}.")
+    return settings
+
+
+def _leave_the_cluster(settings: ConfigDict) -> None:
+    """One machine, simulated data, and the networks of earlier tiny runs."""
     settings.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
-    settings.data.tokenizer = ""
-    settings.data.max_prompt_tokens = 96
+    if "rollout" in settings:
+        settings.rollout.wave = 0
+    settings.data.update({"tokenizer": "", "max_prompt_tokens": 96})
     for kind, size in {"demonstrations": 400, "comparisons": 200, "prompts": 400, "pretraining": 2000}.items():
         settings.data[kind] = (f"simulated:{kind}:{size}",)
     for entry in settings.models.values():
@@ -175,21 +354,3 @@ def shrink(settings: ConfigDict) -> ConfigDict:
             entry.update(network(init_from=BASE))
         if "dtype" in entry:
             entry.update({"dtype": "float32", "remat": "none"})
-    if settings.stage == "sft":
-        settings.sft.update({"batch_size": 16, "num_epochs": 1, "num_steps": 8, "row_length": 256})
-    elif settings.stage == "reward":
-        settings.reward.update({"batch_size": 8, "num_steps": 8, "row_length": 512})
-    elif settings.stage == "select":
-        settings.rollout.wave = 0
-        settings.select.update({"batch_size": 32, "num_batches": 1, "num_samples": 4})
-        settings.select.update({"max_prompt_length": 96, "response_length": 32, "row_length": 128})
-    elif settings.stage == "sample":
-        settings.sample.update({"response_length": 32})
-    elif settings.stage == "ppo":
-        settings.eval_every = 2
-        settings.checkpoint.every = 2
-        settings.rollout.wave = 0
-        settings.ppo.update({"iterations": 4, "batch_size": 32, "num_minibatches": 4, "num_samples": 4})
-        settings.ppo.update({"max_prompt_length": 96, "response_length": 32, "row_length": 128, "ptx_row_length": 128})
-        settings.ppo.policy_optimizer.warmup_steps = 4
-    return settings

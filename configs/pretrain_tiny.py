@@ -14,20 +14,11 @@ def get_config(arg=""):
     config.data.pretraining = ("simulated:pretraining",)
     config.data.tokenizer = "train:1024"
     config.models.model = common.network("tiny", num_layers=4, width=128, num_heads=4, mlp_width=512, max_length=256)
-    config.pretrain = dict(
-        batch_size=32,
-        num_epochs=0,  # for ever; num_steps ends it
-        num_steps=600,
-        row_length=256,
-        microbatch_rows=32,
-        optimizer=common.optimizer(1e-3, "cosine", warmup_steps=30, weight_decay=0.1),
-    )
+    config.pretrain = common.pretraining(1e-3, batch_size=32, num_steps=600, row_length=256)
+    config.pretrain.optimizer.warmup_steps = 30
     config.eval_every = 200
     if arg == "tiny":
         config.data.pretraining = ("simulated:pretraining:2000",)
         config.models.model = common.network("tiny", max_length=512)
-        config.pretrain.update(dict(batch_size=8, num_steps=8, row_length=128, microbatch_rows=8))
-        config.pretrain.optimizer.warmup_steps = 2
-        config.checkpoint.every = 4
-        config.log_every = 1
+        common.shrink(config, {"pretrain.row_length": 128})
     return config

@@ -10,8 +10,6 @@ Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
 
-from ml_collections import ConfigDict, config_dict
-
 from configs import common
 from instructgpt_jax import simulated
 
@@ -24,42 +22,44 @@ TEXT = ("simulated:pretraining:train:100000",)
 DEMONSTRATIONS = ("simulated:demonstrations:train:2500",)
 PROMPTS = ("simulated:prompts:train#unique",)
 PTX_COEF = 1.0  # the paper has 27.8: so few updates of so small a policy hardly raise the score then
-ANSWERS = {"max_prompt_length": 96, "response_length": 64, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+ANSWERS = {"max_prompt_length": 96, "response_length": 64}
+TINY = {  # of `:tiny`
+    "select.batch_size": 16,
+    "select.num_samples": 2,
+    "evaluate.num_prompts": 40,
+    "evaluate.batch_size": 40,
+    "evaluate.accuracy": ("simulated:comparisons:test:20",),
+    "evaluate.pretraining.num_sequences": 32,
+    "evaluate.tasks.cloze": ("simulated:cloze:test:40",),
+    "evaluate.tasks.story": ("simulated:story:test:40",),
+    "evaluate.prefix.candidates": simulated.prefixes()[:2],
+    "evaluate.prefix.prompts": ("simulated:prompts:valid:20",),
+    "evaluate.overoptimisation.prompts": ("simulated:prompts:valid:20",),
+}
 
 
 def get_config(arg=""):
     stages = small()
     if arg != "tiny":
         stages |= control()
-    models = [  # stage, name in the report, label, method
-        ("pretrain", "base", "GPT", "base"),
-        ("pretrain_large", "base_large", "GPT", "base"),
-        ("select", "sft", "SFT", "sft"),
-        ("ppo", "ppo", "PPO", "ppo"),
-        ("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx"),
-        ("ppo_control", "control", "PPO on shuffled rankings", "control"),
+    models = [
+        common.Policy("pretrain", "base", "GPT", "base", "small"),
+        common.Policy("pretrain", "prefix", "GPT (prompted)", "prefix", "small"),
+        common.Policy("pretrain_large", "base_large", "GPT", "base", "large"),
+        common.Policy("select", "sft", "SFT", "sft", "small"),
+        common.Policy("ppo", "ppo", "PPO", "ppo", "small"),
+        common.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
+        common.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
     ]
-    models = [model for model in models if model[0] in stages]
+    models = [model for model in models if model.stage in stages]
     if arg == "full":
         for more, named in (second_round(), sweeps(), larger("large"), larger("huge")):
             stages |= more
             models += named
     stages["evaluate"] = evaluation(stages, models)
-    seed = config_dict.FieldReference(0)
-    for stage in stages.values():
-        if arg == "tiny":
-            shrink(stage)
-        stage.seed = seed
-    return ConfigDict(
-        {
-            "stage": "pipeline",
-            "only": "",
-            "parallel": 2,  # stages at once, on a CPU
-            "seed": seed,
-            "order": tuple(stages),
-            "stages": stages,
-        }
-    )
+    if arg == "tiny":
+        shrink(stages)
+    return common.pipeline(stages)
 
 
 def small():
@@ -93,14 +93,9 @@ def pretraining(size):
     config.models.model = common.network(
         "tiny", num_layers=layers, width=width, num_heads=2, mlp_width=4 * width, max_length=512, positions="rotary"
     )
-    config.pretrain = {
-        "batch_size": 16,
-        "num_epochs": 0,
-        "num_steps": steps,
-        "row_length": 128,
-        "microbatch_rows": 4,
-        "optimizer": common.optimizer(lr, "cosine", algorithm="muon", warmup_steps=100, weight_decay=0.1),
-    }
+    config.pretrain = common.pretraining(lr, batch_size=16, num_steps=steps, row_length=128)
+    config.pretrain.microbatch_rows = 4
+    config.pretrain.optimizer.update({"algorithm": "muon", "warmup_steps": 100})
     config.eval_every = 0
     return config
 
@@ -130,18 +125,12 @@ def rlhf_start(base):
 
 def collection(policies):
     """Completions of some policies, ranked by the training labelers."""
-    config = common.config("collect")
+    config = common.collection()
     for name, stage in policies.items():
         config.models[name] = common.network(init_from="{workdir}/" + stage)
     config.data.prompts = PROMPTS
     config.data.max_prompt_tokens = 96
-    config.collect = ANSWERS | {
-        "num_prompts": 5000,
-        "completions": (4, 9),
-        "labelers": ("training",),
-        "shuffled": True,
-        "batch_size": 64,
-    }
+    config.collect.update(ANSWERS | {"num_prompts": 5000, "shuffled": True})
     return config
 
 
@@ -164,20 +153,12 @@ def ranking(start, comparisons, name="comparisons"):
 
 def selection(source, reward):
     """The snapshot of supervised fine-tuning whose answers have the best score."""
-    config = common.config("select")
+    config = common.selection()
     config.models.model = common.network(init_from="{workdir}/" + source)
     config.models.reward = common.network(init_from="{workdir}/" + reward)
     config.data.prompts = PROMPTS
     config.data.max_prompt_tokens = 96
-    config.rollout = {"wave": 64}
-    config.select = ANSWERS | {
-        "by": "score",
-        "batch_size": 256,
-        "num_batches": 1,
-        "row_length": 192,
-        "microbatch_rows": 8,
-        "num_samples": 4,
-    }
+    config.select.update(ANSWERS | {"batch_size": 256, "num_batches": 1, "row_length": 192, "num_samples": 4})
     return config
 
 
@@ -193,13 +174,12 @@ def policy(start, reward, ptx_coef, kl_coef=0.02, iterations=30):
     config.snapshot_every = 10
     config.checkpoint.every = 10
     config.ppo.update(
-        {
+        ANSWERS
+        | {
             "iterations": iterations,
             "batch_size": 128,
             "num_minibatches": 4,
             "ema_decay": 0.9,  # over 10 updates: the paper's 0.992 is for 4,000
-            "max_prompt_length": 96,
-            "response_length": 64,
             "row_length": 192,
             "microbatch_rows": 2,
             "kl_coef": kl_coef,
@@ -218,7 +198,7 @@ def second_round():
     stages["round1/reward"] = ranking("sft", "round1/collect")
     stages["round1/reward"].data.comparisons += ("jsonl:{workdir}/collect/comparisons.jsonl",)
     stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=PTX_COEF)
-    return stages, [("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx")]
+    return stages, [common.Policy("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx", "small")]
 
 
 def sweeps():
@@ -227,11 +207,11 @@ def sweeps():
     for number, coef in enumerate((0.1, 0.3, 1.0), start=1):
         name = f"kl_{number}"
         stages[name] = policy("rlhf_init", "reward", ptx_coef=0.0, kl_coef=coef)
-        models.append((name, name, f"PPO, kl_coef {coef:g}", "ppo"))
+        models.append(common.Policy(name, name, f"PPO, kl_coef {coef:g}", "ppo", "small"))
     for number, coef in enumerate((1.0, 5.0, 100.0), start=1):
         name = f"ptx_{number}"
         stages[name] = policy("rlhf_init", "reward", ptx_coef=coef)
-        models.append((name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx"))
+        models.append(common.Policy(name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx", "small"))
     return stages, models
 
 
@@ -240,46 +220,28 @@ def larger(size):
     stages, models = {}, []
     if size != "large":
         stages[f"pretrain_{size}"] = pretraining(size)
-        models.append((f"pretrain_{size}", f"base_{size}", "GPT", "base"))
+        models.append(common.Policy(f"pretrain_{size}", f"base_{size}", "GPT", "base", size))
     stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
     stages[f"rlhf_init_{size}"] = rlhf_start(f"pretrain_{size}")
-    models.append((f"select_{size}", f"sft_{size}", "SFT", "sft"))
+    models.append(common.Policy(f"select_{size}", f"sft_{size}", "SFT", "sft", size))
     for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", PTX_COEF)):
         stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
-        models.append((f"{name}_{size}", f"{name}_{size}", label, name))
+        models.append(common.Policy(f"{name}_{size}", f"{name}_{size}", label, name, size))
     return stages, models
 
 
 def evaluation(stages, models):
     """Every policy on both distributions of prompts of users that training never saw."""
-    config = common.config("evaluate")
-    config.models.reward = common.network(init_from="{workdir}/reward")
-    config.models.ref_policy = common.network(init_from="{workdir}/rlhf_init")
+    frozen = {"reward": "reward", "ref_policy": "rlhf_init"}
+    config = common.evaluation("InstructGPT on a tiny world", frozen, models)
     config.data.pretraining = ("simulated:pretraining:test:3000",)
     config.data.max_prompt_tokens = 96
-    entries = {}
-    for stage, name, label, method in models:
-        size = name.rpartition("_")[2]
-        entry = {"size": size if size in SIZES else "small", "model": name}
-        config.models[name] = common.network(init_from="{workdir}/" + stage)
-        entries[name] = entry | {"label": label, "method": method, "prefix": False}
-        if name == "base":
-            prompted = {"label": f"{label} (prompted)", "method": "prefix", "prefix": True}
-            entries["prefix"] = entry | prompted
-    config.evaluate = ANSWERS | {
-        "title": "InstructGPT on a tiny world",
-        "models": entries,
-        "order": tuple(entries),
-        "baseline": "sft",
+    own = {
         "distributions": {"instruct": ("simulated:prompts:test:1600",), "gpt": ("simulated:gpt_prompts:test:1600",)},
         "num_prompts": 1000,
-        "split": "all",
         "labelers": True,
-        "references": (),
-        "slots": False,
         "tasks": {"cloze": ("simulated:cloze:test:200",), "story": ("simulated:story:test:200",)},
-        "pretraining": {"num_sequences": 512, "row_length": 128},
         "accuracy": ("simulated:comparisons:test:300", "simulated:comparisons_heldout:test:300"),
         "prefix": {
             "candidates": simulated.prefixes(),
@@ -295,53 +257,23 @@ def evaluation(stages, models):
             for name, stage in stages.items()
             if stage.stage in ("pretrain", "sft", "reward", "ppo")
         },
-        "parallel": 2,  # policies at once, on a CPU
-        "batch_size": 64,
         "row_length": 192,
-        "microbatch_rows": 8,
-        "num_samples": 8,
-        "seconds": "{workdir}/seconds.json",
-        "report": "{workdir}/report",
     }
+    config.evaluate.update(ANSWERS | own)
     return config
 
 
-def shrink(config):
-    """A few updates of small networks, on as many as eight devices."""
-    config.log_every = 1
-    section = config[config.stage]
-    if "microbatch_rows" in section:
-        section.microbatch_rows = 8
-    config.checkpoint.every = 4
-    if config.stage == "evaluate":
-        c = config.evaluate
-        c.update(
-            {"num_prompts": 40, "batch_size": 40, "num_samples": 2, "accuracy": ("simulated:comparisons:test:20",)}
-        )
-        c.pretraining.num_sequences = 32
-        c.tasks = {name: (f"simulated:{name}:test:40",) for name in c.tasks}
-        c.prefix.update({"candidates": c.prefix.candidates[:2], "prompts": ("simulated:prompts:valid:20",)})
-        c.overoptimisation.prompts = ("simulated:prompts:valid:20",)
-        return
-    for kind, size in {"pretraining": 2000, "prompts": 300, "demonstrations": 300, "comparisons": 100}.items():
-        config.data[kind] = tuple(
-            f"simulated:{kind}:train:{size}" if source.startswith("simulated:") else source
-            for source in config.data[kind]
-        )
-    if config.stage == "pretrain":
-        config.models.model.update({"num_layers": 2, "width": 64, "num_heads": 2, "mlp_width": 128})
-        config.pretrain.update({"num_steps": 8, "batch_size": 8, "microbatch_rows": 8})
-        config.pretrain.optimizer.warmup_steps = 2
-    elif config.stage == "collect":
-        config.collect.update({"num_prompts": 40, "batch_size": 64})
-    elif config.stage == "select":
-        config.rollout.wave = 16
-        config.select.update({"batch_size": 16, "num_samples": 2})
-    elif config.stage == "ppo":
-        config.eval_every = 2
-        config.snapshot_every = 2
-        section.update({"iterations": 4, "batch_size": 32, "ptx_microbatch_rows": 8})
-        config.ppo.policy_optimizer.warmup_steps = 4
-    else:
-        section.update({"num_steps": 8, "batch_size": 8})
-        config.snapshot_every = config.snapshot_every and 4
+def shrink(stages):
+    """A few updates of small networks on few records."""
+    for stage in stages.values():
+        common.shrink(stage, TINY)
+        if stage.stage == "pretrain":
+            stage.models.model.update({"num_layers": 2, "width": 64, "mlp_width": 128})
+        if stage.stage == "evaluate":
+            continue
+        for kind, size in {"pretraining": 2000, "prompts": 300, "demonstrations": 300, "comparisons": 100}.items():
+            stage.data[kind] = tuple(
+                f"simulated:{kind}:train:{size}" if source.startswith("simulated:") else source
+                for source in stage.data[kind]
+            )
+    stages["select"].rollout.wave = 16

@@ -13,13 +13,5 @@ from configs import common
 def get_config(arg=""):
     config = common.config("sample")
     config.models.model = common.network(init_from="runs/ppo_ptx_1b3")
-    config.sample = dict(
-        prompts=(),
-        file="",
-        batch_size=8,
-        response_length=256,
-        temperature=1.0,  # 0 = greedy
-        top_k=0,  # 0 = all
-        top_p=1.0,  # 1 = all
-    )
+    config.sample = common.sampling(response_length=256) | {"prompts": (), "file": "", "batch_size": 8}
     return common.shrink(config) if arg == "tiny" else config

@@ -14,21 +14,7 @@ from configs import common
 
 
 def get_config(arg=""):
-    config = common.config("select")
+    config = common.selection()
     config.models.model = common.network(init_from="runs/sft_1b3", dtype="bfloat16")
     config.models.reward = common.network(init_from="runs/reward_6b", dtype="bfloat16")
-    config.rollout = {"wave": 64}
-    config.select = dict(
-        by="score",  # or loss
-        batch_size=512,
-        num_batches=2,  # validation prompts: at most so many batches
-        max_prompt_length=1024,
-        response_length=1024,
-        temperature=1.0,  # as in PPO; the paper does not say
-        top_k=0,
-        top_p=1.0,
-        row_length=2048,
-        microbatch_rows=8,
-        num_samples=8,
-    )
     return common.shrink(config) if arg == "tiny" else config

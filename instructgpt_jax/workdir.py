@@ -19,6 +19,7 @@ FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
+LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
 
 
 def claim(config: ConfigDict, workdir: epath.Path) -> dict:
@@ -67,6 +68,7 @@ def compare(stored: dict, asked: dict) -> list[str]:
     """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
     sections = (*FIXED, str(asked.get("stage")))
     stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
+    stored = {name: value for name, value in LATER.items() if name in asked} | stored
     names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
     missing = "nothing"
     return [

@@ -13,15 +13,28 @@ usage() {  # the comment at the head of the script
     exit 0
 }
 
-common_flag() {  # FLAG: one that every script has, else an error
-    case $1 in
-        --name=*) name=${1#*=} ;;
-        --zone=*) zone=${1#*=} ;;
-        --project=*) project=${1#*=} ;;
-        --dry_run) dry_run=yes ;;
-        --help | -h) usage ;;
-        *) die "unknown argument $1; a flag is written --flag=value, --help lists them" ;;
-    esac
+flags() {  # OWN ARGUMENT...: sets the variable of each flag up to --, and `used`, the number of arguments until there
+    # OWN: the flags of one script: `name=` has a value, `name` none, `env+=` may come again, `--` is the last
+    local known=" name= zone= project= dry_run $1 " given=$(($# - 1)) value
+    shift
+    while (($#)); do
+        if [[ $1 == --help || $1 == -h ]]; then
+            usage
+        elif [[ $1 == -- && $known == *" -- "* ]]; then
+            shift && break
+        elif [[ $1 == --env=[A-Za-z_]*=* && $known == *" env+= "* ]]; then
+            environment+="env $(quoted "${1#*=}") "
+        elif [[ $1 =~ ^--([a-z_]+)(=|$) && $known == *" ${BASH_REMATCH[1]}${BASH_REMATCH[2]} "* ]]; then
+            value=yes
+            [[ $1 != *=* ]] || value=${1#*=}
+            printf -v "${BASH_REMATCH[1]}" %s "$value"
+        else
+            die "unknown argument $1; a flag is written --flag=value, --help lists them"
+        fi
+        shift
+    done
+    # shellcheck disable=SC2034  # the scripts that have `--` read it
+    used=$((given - $#))
 }
 
 need() {  # FLAG...: those that must have been given

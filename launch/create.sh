@@ -18,17 +18,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 type="" runtime="" spot="" now="" requested=""
-while (($#)); do
-    case $1 in
-        --type=*) type=${1#*=} ;;
-        --runtime=*) runtime=${1#*=} ;;
-        --spot) spot=yes ;;
-        --now) now=yes ;;
-        --) shift && break ;;
-        *) common_flag "$1" ;;
-    esac
-    shift
-done
+flags "type= runtime= spot now --" "$@"
+shift "$used"
 need name zone type
 
 if [[ -z $runtime ]]; then

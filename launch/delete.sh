@@ -11,14 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 now="" yes=""
-while (($#)); do
-    case $1 in
-        --now) now=yes ;;
-        --yes) yes=yes ;;
-        *) common_flag "$1" ;;
-    esac
-    shift
-done
+flags "now yes" "$@"
 need name zone
 
 if [[ -n $now ]]; then

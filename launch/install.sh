@@ -9,10 +9,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
-while (($#)); do
-    common_flag "$1"
-    shift
-done
+flags "" "$@"
 need name zone
 
 cd "$here/.."

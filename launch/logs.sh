@@ -10,14 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 lines=20 to=""
-while (($#)); do
-    case $1 in
-        --lines=*) lines=${1#*=} ;;
-        --to=*) to=${1#*=} ;;
-        *) common_flag "$1" ;;
-    esac
-    shift
-done
+flags "lines= to=" "$@"
 need name zone
 [[ $lines =~ ^[0-9]+$ ]] || die "--lines must be a whole number, got $lines"
 

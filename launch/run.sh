@@ -15,15 +15,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
 wait="" config="" workdir=""
-while (($#)); do
-    case $1 in
-        --env=[A-Za-z_]*=*) environment+="env $(quoted "${1#*=}") " ;;
-        --wait) wait=yes ;;
-        --) shift && break ;;
-        *) common_flag "$1" ;;
-    esac
-    shift
-done
+flags "env+= wait --" "$@"
+shift "$used"
 for argument in "$@"; do
     case $argument in
         --config=*) config=${argument#*=} ;;

@@ -72,6 +72,7 @@ def config(runs, **changes):
         "baseline": "sft",
         "distributions": {"instruct": ("simulated:prompts:test:30",), "gpt": ("simulated:gpt_prompts:test:30",)},
         "num_prompts": 12,
+        "answers_per_prompt": 1,
         "split": "all",
         "labelers": True,
         "references": (),
@@ -176,6 +177,11 @@ def test_damaged_parts_are_made_again_and_other_data_refused(runs, whole, tmp_pa
 
 def test_a_complete_one_is_skipped_and_another_one_refused(runs, whole, capsys):
     before = (whole / "report" / "report.json").read_bytes()
+    stored = json.loads((whole / "config.json").read_text())
+    del stored["evaluate"]["answers_per_prompt"]  # as of a run from before there was this key
+    (whole / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="evaluate.answers_per_prompt: 1 in the workdir, 2 asked for"):
+        main.run(config(runs, evaluate__answers_per_prompt=2), str(whole))
     main.run(config(runs), str(whole))
     assert "evaluate: complete in" in capsys.readouterr().err
     assert (whole / "report" / "report.json").read_bytes() == before

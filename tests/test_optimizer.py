@@ -19,8 +19,8 @@ from instructgpt_jax.training import optimizer
 def config(**changes):
     result = ConfigDict(
         dict(
-            lr=0.1, schedule="constant", final_fraction=0.1, warmup_steps=0, warmup_start=0.0, b1=0.9, b2=0.95,
-            eps=1e-8, eps_form="optax", weight_decay=0.0, max_grad_norm=0.0,
+            algorithm="adam", lr=0.1, schedule="constant", final_fraction=0.1, warmup_steps=0, warmup_start=0.0,
+            b1=0.9, b2=0.95, eps=1e-8, eps_form="optax", weight_decay=0.0, max_grad_norm=0.0,
         )
     )  # fmt: skip
     result.update(changes)

@@ -23,8 +23,8 @@ import sys
 sys.path.insert(0, "tests")
 import toy_stage
 from instructgpt_jax import main
-from instructgpt_jax.training import loop
-loop.FREE = (*loop.FREE, "sleep")
+from instructgpt_jax import workdir as workdirs
+workdirs.FREE = (*workdirs.FREE, "sleep")
 workdir, sleep = sys.argv[1:]
 main.join_cluster()
 main.keep_programs(workdir)

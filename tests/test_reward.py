@@ -161,7 +161,7 @@ def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, train
     found = {}
     for text in ("", "."):
         config = tiny_supervised.config("reward", world, **{"reward.num_steps": 2})
-        config.reward = config.reward.to_dict() | {"eos_init": text}
+        config.reward.eos_init = text
         mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
         with jax.set_mesh(mesh):
             found[text] = np.asarray(reward_stage.build(config, mesh).init().params["embed"]["tokens"])
@@ -238,7 +238,7 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
         for examples in (0, 16):
             for name, init_from in starts.items():
                 config = tiny_supervised.config("reward", world)
-                config.reward = config.reward.to_dict() | {"head_examples": examples, "head_l2": 0.05}
+                config.reward.update({"head_examples": examples, "head_l2": 0.05})
                 if init_from:
                     config.models.model = tiny_supervised.common.network(init_from=init_from)
                 found[name, examples] = jax.device_get(reward_stage.build(config, mesh).init().params)
@@ -249,7 +249,7 @@ def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
 
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, tensor=2), jax.devices())
     config = tiny_supervised.config("reward", world)
-    config.reward = config.reward.to_dict() | {"head_examples": 16, "head_l2": 0.05}
+    config.reward.update({"head_examples": 16, "head_l2": 0.05})
     config.models.model = tiny_supervised.common.network(init_from=starts["sft"])
     with jax.set_mesh(mesh):
         spread = reward_stage.build(config, mesh).init().params["scalar_head"]["kernel"]

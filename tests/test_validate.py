@@ -43,9 +43,7 @@ def test_keys():
             remove=["models.value"])  # fmt: skip
     refused("ppo", "config.ppo must have no keys but", ppo__kl_coeff=0.1)
     refused("reward", "config.reward.eos_init must be a string, got 5", reward__eos_init=5)
-    older = CONFIGS["reward"].get_config("tiny").unlock()
-    del older.reward["eos_init"], older.reward.optimizer["algorithm"]
-    validate(older, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    refused("reward", "config.reward must have the key 'head_l2', got ['batch_size',", remove=["reward.head_l2"])
 
 
 @pytest.mark.parametrize(

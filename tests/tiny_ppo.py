@@ -20,8 +20,8 @@ SCALAR = POLICY.replace(head="scalar", num_layers=2, width=8)  # a reward model 
 
 def adam(lr, **changes):
     settings = dict(
-        lr=lr, schedule="constant", final_fraction=1.0, warmup_steps=0, warmup_start=0.1, b1=0.9, b2=0.95, eps=1e-5,
-        eps_form="optax", weight_decay=0.0, max_grad_norm=0.0,
+        algorithm="adam", lr=lr, schedule="constant", final_fraction=1.0, warmup_steps=0, warmup_start=0.1, b1=0.9,
+        b2=0.95, eps=1e-5, eps_form="optax", weight_decay=0.0, max_grad_norm=0.0,
     )  # fmt: skip
     return settings | changes
 

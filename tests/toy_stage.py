@@ -19,8 +19,8 @@ from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.training import checkpoint, loop, optimizer, state
 
 OPTIMIZER = dict(
-    lr=0.01, schedule="constant", final_fraction=0.1, warmup_steps=0, warmup_start=0.0, b1=0.9, b2=0.95, eps=1e-8,
-    eps_form="optax", weight_decay=0.1, max_grad_norm=1.0,
+    algorithm="adam", lr=0.01, schedule="constant", final_fraction=0.1, warmup_steps=0, warmup_start=0.0, b1=0.9,
+    b2=0.95, eps=1e-8, eps_form="optax", weight_decay=0.1, max_grad_norm=1.0,
 )  # fmt: skip
 SPECS = {"in": {"kernel": P("fsdp", "tensor"), "bias": P("tensor")}, "out": {"kernel": P("tensor", "fsdp")}}
 
@@ -31,7 +31,7 @@ def config(**overrides):
             stage="toy",
             seed=1,
             models=dict(model=dict(size="toy", init_from="")),
-            data=dict(demonstrations=("simulated:toy",), cache_dir=""),
+            data=dict(demonstrations=("simulated:toy",), cache_dir="", allow_changed=False),
             toy=dict(num_steps=12, optimizer=OPTIMIZER, sleep=0.0, poison_step=-1),
             mesh=dict(data=1, fsdp=1, tensor=1),
             log_every=1,

@@ -69,7 +69,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
 
-    times = c.get("answers_per_prompt", 1)
+    times = c.answers_per_prompt
     found = {name: prompts(f"distributions.{name}", c.distributions[name]) * times for name in c.distributions}
     for name, given in found.items():
         if not given:

@@ -132,7 +132,7 @@ def together(config: ConfigDict, mesh: Mesh, names: Iterable[str], one: Callable
         with jax.set_mesh(mesh):  # a thread has its own
             one(name)
 
-    run_together({name: set() for name in names}, run_one, config.evaluate.get("parallel", 1))
+    run_together({name: set() for name in names}, run_one, config.evaluate.parallel)
 
 
 def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) -> dict:

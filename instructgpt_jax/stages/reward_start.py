@@ -42,7 +42,7 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
         tokens = found["embed"]["tokens"]
         copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
         found = found | {"embed": found["embed"] | {"tokens": copy(tokens)}}
-    if section.get("head_examples", 0) and network.grown:
+    if section.head_examples and network.grown:
         states, ranks = comparison_states(network.config, found, data, section.head_examples, mesh)
         head = found["scalar_head"]
         kernel = jax.device_put(fit_head(states, ranks, section.head_l2), head["kernel"].sharding)
@@ -56,7 +56,7 @@ def eos_twin(section: ConfigDict, tokenizer: Tokenizer) -> int | None:
     The score is read at the end of text, where a language model has no use for the text behind: another document
     follows. A token that may or may not be the last of a text, such as a full stop, has a state that knows.
     """
-    text = section.get("eos_init", "")
+    text = section.eos_init
     ids = tokenizer.encode([text])[0] if text else ()
     if text and len(ids) != 1:
         raise ValueError(f"config.reward.eos_init must be one token of the tokenizer, got {text!r}: {len(ids)} tokens")

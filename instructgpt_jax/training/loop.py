@@ -108,7 +108,7 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
             process.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
         read = stage.read or {}
-        resume.check_data(config.stage, saved.get("data"), read, config.data.get("allow_changed", False))
+        resume.check_data(config.stage, saved.get("data"), read, config.data.allow_changed)
         resume.tell_schedule(config.stage, step, saved.get("num_steps"), stage.num_steps, stage.rates)
         resume.tell_data(read, workdir)
         if not step:

@@ -135,8 +135,8 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
     """Clip by global norm, Adam or Muon, decoupled weight decay (masked), learning rate.
 
     Args:
-      config: the optimiser section; `algorithm` is 'adam' (also when absent) or 'muon', `max_grad_norm` 0 = no
-        clipping, `weight_decay` 0 = none.
+      config: the optimiser section; `algorithm` is 'adam' or 'muon', `max_grad_norm` 0 = no clipping, `weight_decay`
+        0 = none.
       num_steps: updates of the whole run, for the schedule.
     """
     if config.eps_form == "optax":
@@ -145,10 +145,9 @@ def make_optimizer(config, num_steps: int) -> optax.GradientTransformation:
         adam = scale_by_adam_tensorflow(config.b1, config.b2, config.eps)
     else:
         raise ValueError(f"optimizer.eps_form must be 'optax' or 'tensorflow', got {config.eps_form!r}")
-    algorithm = config.get("algorithm", "adam")
-    if algorithm not in ("adam", "muon"):
-        raise ValueError(f"optimizer.algorithm must be 'adam' or 'muon', got {algorithm!r}")
-    steps = [scale_by_muon_or(adam) if algorithm == "muon" else adam]
+    if config.algorithm not in ("adam", "muon"):
+        raise ValueError(f"optimizer.algorithm must be 'adam' or 'muon', got {config.algorithm!r}")
+    steps = [scale_by_muon_or(adam) if config.algorithm == "muon" else adam]
     if config.max_grad_norm:
         steps.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:

@@ -26,7 +26,7 @@ from instructgpt_jax.validate.rules import (
 )
 
 OPTIMIZER = {
-    "algorithm": choice("adam", "muon", required=False), "lr": POSITIVE,
+    "algorithm": choice("adam", "muon"), "lr": POSITIVE,
     "schedule": choice("constant", "linear", "cosine"), "final_fraction": number(0, 1), "warmup_steps": integer(0),
     "warmup_start": number(0, 1), "b1": SHARE, "b2": SHARE, "eps": POSITIVE, "eps_form": choice("optax", "tensorflow"),
     "weight_decay": number(0), "max_grad_norm": number(0),
@@ -41,7 +41,7 @@ MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TOKENIZER, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
-    "cache_dir": TEXT, "allow_changed": FLAG._replace(required=False),
+    "cache_dir": TEXT, "allow_changed": FLAG,
 }  # fmt: skip
 TRAINING = {
     "log_every": integer(1), "eval_every": integer(-1), "snapshot_every": integer(-1),
@@ -67,8 +67,7 @@ SECTIONS = {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1),
         "folds": Rule("0 or an integer of at least 2", lambda x: integer(0).holds(x) and x != 1),
         "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
-        "eos_init": Rule("a string", lambda x: isinstance(x, str), required=False),
-        "head_examples": integer(0, required=False), "head_l2": POSITIVE._replace(required=False),
+        "eos_init": TEXT, "head_examples": integer(0), "head_l2": POSITIVE,
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),
@@ -95,7 +94,7 @@ SECTIONS = {
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
         "distributions": Each(TEXTS), "num_prompts": integer(0), "split": choice("all", "valid"), "labelers": FLAG,
-        "answers_per_prompt": integer(1, required=False), "parallel": integer(1, required=False),
+        "answers_per_prompt": integer(1), "parallel": integer(1),
         "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},

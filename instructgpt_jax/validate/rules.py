@@ -8,11 +8,10 @@ from ml_collections import ConfigDict
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words and as a test; a key that came later may be absent from older files."""
+    """What a value must be, in words and as a test."""
 
     expected: str
     holds: Callable[[Any], bool]
-    required: bool = True
 
 
 class Each(NamedTuple):
@@ -21,9 +20,9 @@ class Each(NamedTuple):
     rule: Any
 
 
-def integer(least: int, required: bool = True) -> Rule:
+def integer(least: int) -> Rule:
     expected = f"an integer of at least {least}"
-    return Rule(expected, lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least, required)
+    return Rule(expected, lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= least)
 
 
 def number(low: float = -math.inf, high: float = math.inf) -> Rule:
@@ -31,8 +30,8 @@ def number(low: float = -math.inf, high: float = math.inf) -> Rule:
     return Rule(text, lambda x: _is_number(x) and low <= x <= high)
 
 
-def choice(*options: str, required: bool = True) -> Rule:
-    return Rule(f"one of {options}", lambda x: x in options, required)
+def choice(*options: str) -> Rule:
+    return Rule(f"one of {options}", lambda x: x in options)
 
 
 def optional(rule: Rule) -> Rule:
@@ -56,8 +55,6 @@ def check(parent: Any, name: str, rule: Any, path: str) -> None:
     if not isinstance(parent, ConfigDict):
         raise ValueError(f"{path} must be a section of the configuration, got {parent!r}")
     if name not in parent:
-        if isinstance(rule, Rule) and not rule.required:
-            return
         raise ValueError(f"{path} must have the key {name!r}, got {sorted(parent)}")
     value = parent[name]
     if isinstance(rule, Rule):
