@@ -20,8 +20,8 @@ def interval(values: Sequence[float], prompts: Sequence[str] = ()) -> dict[str, 
 
     The values are independent, unless `prompts` names for each the prompt that it belongs to and one comes twice.
 
-    >>> interval([1, 1, 1, 0])["low"]  # of 4: (0.75 + z²/8 - z · sqrt(0.75 · 0.25 / 4 + z²/64)) / (1 + z²/4)
-    0.300641842582402
+    >>> round(interval([1, 1, 1, 0])["low"], 12)  # of 4: (0.75 + z²/8 - z · sqrt(0.75 · 0.25 / 4 + z²/64)) / (1 + z²/4)
+    0.300641842582
     """
     values = np.asarray(values, np.float64)
     n = len(values)
