@@ -114,6 +114,7 @@ SECTIONS = {
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
+PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
@@ -166,6 +167,22 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         _check_length(config, stage)
 
 
+def validate_pipeline(config: ConfigDict) -> None:
+    """Refuses a pipeline whose stages are not named as they must be; each of them is for `validate`.
+
+    Raises:
+      ValueError: names the key, what it must be and what it is.
+    """
+    if not isinstance(config.get("stages", None), ConfigDict):
+        raise ValueError(f"config.stages must be a section of the configuration, got {config.get('stages', None)!r}")
+    for name, rule in PIPELINE.items():
+        check(config, name, rule, "config")
+    if sorted(config.order) != sorted(config.stages):
+        raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
+    if config.only and config.only not in config.stages:
+        raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
+
+
 def networks_used(config: ConfigDict) -> tuple[str, ...]:
     """The entries of config.models that a stage builds."""
     wanted = NETWORKS.get(config.stage, ("model",))
@@ -186,10 +203,19 @@ def _check_networks(config: ConfigDict) -> None:
         for field in ("size", "init_from", "weights"):
             if not isinstance(entry.get(field, ""), str):
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
+        if "architecture" in entry:
+            raise ValueError(f"config.models.{name} must have no architecture, its size or init_from says it, got one")
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
         raise ValueError(
             f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"
         )
+    if config.stage == "ppo":
+        value, start = config.models.value, config.models.reward.get("init_from", "")
+        if start and value.get("size", "") and not value.get("init_from", ""):
+            raise ValueError(
+                "config.models.value must be empty, to start from the reward model of config.models.reward.init_from="
+                f"{start!r}, or have an init_from of its own, got size={value.size!r}"
+            )
 
 
 def _check_evaluation(config: ConfigDict) -> None:
