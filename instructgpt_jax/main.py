@@ -65,7 +65,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> tuple[FrozenConf
     mesh = sharding.make_mesh(config.mesh)
     validate(config, mesh)
     inputs.check(config, workdir, later)
-    return FrozenConfigDict(config), mesh
+    return workdirs.frozen(config.to_dict()), mesh
 
 
 def run(config: ConfigDict, workdir: str) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
 
@@ -86,4 +87,4 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
                 path.copy(kept / path.name, overwrite=True)
     tree = config.to_dict()
     tree["data"]["tokenizer"] = str(kept)
-    return FrozenConfigDict(tree)
+    return workdirs.frozen(tree)

@@ -30,7 +30,18 @@ def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int =
     """
     tree = config.to_dict()
     once = {name: steps_per_epoch for name in ("eval_every", "snapshot_every") if tree.get(name) == -1}
-    return FrozenConfigDict(tree | once | {"models": tree["models"] | models})
+    return frozen(tree | once | {"models": tree["models"] | models})
+
+
+def frozen(tree: dict) -> FrozenConfigDict:
+    """A configuration that cannot be written, with tuples for lists: ml_collections fails on [] beside ()."""
+
+    def fixed(value):
+        if isinstance(value, dict):
+            return {key: fixed(part) for key, part in value.items()}
+        return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
+
+    return FrozenConfigDict(fixed(tree))
 
 
 def claim(config: ConfigDict, workdir: epath.Path) -> dict:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
@@ -32,7 +32,7 @@ def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
         entry = saved.get("models", {}).get(name, {})
         if entry.get("init_from") and entry.get("architecture") and name in tree["models"]:
             tree["models"][name]["architecture"] = entry["architecture"]
-    return FrozenConfigDict(tree)
+    return workdirs.frozen(tree)
 
 
 def read_data(workdir: epath.Path) -> dict[str, dict] | None:
