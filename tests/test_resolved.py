@@ -89,3 +89,10 @@ def test_an_architecture_is_found_and_not_given(world, tmp_path):
     config.models.model = entry
     with pytest.raises(ValueError, match="config.models.model must have no architecture"):
         validate(config, mesh())
+
+
+def test_a_run_is_no_longer_than_its_data(world):
+    config = tiny_supervised.config("sft", world, **{"sft.num_steps": 99, "data.valid_fraction": 0.0})
+    told = "^config.sft.num_steps must be at most the 15 batches of the data, got 99$"  # two epochs of 60, 8 a batch
+    with pytest.raises(ValueError, match=told):
+        sft.build(config, mesh())
