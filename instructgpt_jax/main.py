@@ -14,12 +14,12 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.stages import collect, evaluate, export, ppo, pretrain, reward, reward_folds, sample, select, sft
-from instructgpt_jax.training import loop, resume
+from instructgpt_jax.training import loop
 from instructgpt_jax.validate import inputs, validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
@@ -30,60 +30,57 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of
 CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 
 
-def train(build, config, mesh, workdir: str) -> None:
-    """A stage of the training loop."""
-    resume.recall(config, workdir)
-    loop.run(build(config, mesh), config, workdir)
-
-
 def train_reward(config, mesh, workdir: str) -> None:
     """The reward model, or one for each fold of the labeler groups."""
     if config.reward.folds:
         reward_folds.run(config, mesh, workdir)
     else:
-        train(reward.build, config, mesh, workdir)
+        loop.train(reward.build, config, mesh, workdir)
 
 
 STAGES = {  # name -> (config, mesh, workdir)
-    "pretrain": functools.partial(train, pretrain.build),
-    "sft": functools.partial(train, sft.build),
+    "pretrain": functools.partial(loop.train, pretrain.build),
+    "sft": functools.partial(loop.train, sft.build),
     "reward": train_reward,
     "collect": collect.run,
     "select": select.run,
-    "ppo": functools.partial(train, ppo.build),
+    "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
     "sample": sample.run,
     "export": export.run,
 }
 
 
-def check(config, workdir: str, later: str = "") -> jax.sharding.Mesh:
-    """Refuses a configuration that cannot run, before a record is read; returns the mesh it runs on.
+def check(config: ConfigDict, workdir: str, later: str = "") -> tuple[FrozenConfigDict, jax.sharding.Mesh]:
+    """Refuses a configuration that cannot run, before a record is read.
 
     Args:
       workdir: of the stage.
       later: the folder of a pipeline: what lies in it need not be there yet.
+
+    Returns:
+      The configuration with its paths expanded, from here on only read, and the mesh it runs on.
     """
-    paths.expand_all(config)
+    config = paths.expanded(config)
     mesh = sharding.make_mesh(config.mesh)
     validate(config, mesh)
     inputs.check(config, workdir, later)
-    return mesh
+    return workdirs.frozen(config.to_dict()), mesh
 
 
-def run(config, workdir: str) -> None:
+def run(config: ConfigDict, workdir: str) -> None:
     """Runs the stage that a configuration names in its workdir, or the stages of a pipeline."""
     workdir = paths.expand(workdir)
     if config.get("stage", "") == "pipeline":
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
-    mesh = check(config, workdir)
+    config, mesh = check(config, workdir)
     if config.stage not in ("sample", "export"):  # whose workdir is no model's
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it
             multihost_utils.sync_global_devices("tokenizer")
-        run_tokenizer.prepare(config, workdir)
+        config = run_tokenizer.settled(config, workdir)
         if jax.process_index() == 0 and jax.process_count() > 1:
             multihost_utils.sync_global_devices("tokenizer")
     with jax.set_mesh(mesh):

@@ -3,7 +3,8 @@
 An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys are fields of ModelConfig. `init_from` is the
 workdir of an earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or
 empty for a fresh model of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights
-of a stage that keeps both.
+of a stage that keeps both. An entry with an `architecture` is one that a run goes on with: its own checkpoint has the
+weights, and `init_from` is not looked at.
 
 Dropout is the setting of a stage: a network comes without it, wherever from, and has what its entry says.
 """
@@ -22,13 +23,15 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import models, process, run_tokenizer
 from instructgpt_jax.data import datasets, sources
-from instructgpt_jax.models import ModelConfig, hf
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.models import RUNTIME_FIELDS, ModelConfig, hf
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
-# What may be set on a network that comes with its architecture: it changes the work or the noise, not the function.
-RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
-ENTRY_FIELDS = ("size", "init_from", "weights", "architecture", "recalled")
+ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
+# Whose entry stands in for an empty one of PPO: the reference is the policy that it starts from, the value model starts
+# from the reward model (Ouyang et al. 2022, section 3.5).
+STAND_INS = {"ref_policy": "policy", "value": "reward"}
 
 
 class Network(NamedTuple):
@@ -37,20 +40,22 @@ class Network(NamedTuple):
     config: its shape.
     load: () -> parameters, float32, sharded by the training rules.
     abstract: the same tree as ShapeDtypeStructs with shardings.
+    entry: that it was built from, with its `architecture`.
     grown: whether its scalar head is a fresh one, on the body of a language model.
     """
 
     config: ModelConfig
     load: Callable[[], dict]
     abstract: dict
+    entry: dict
     grown: bool = False
 
 
 class Source(NamedTuple):
     """Where parameters come from.
 
-    kind: 'fresh', 'stage', 'hf', or 'recalled': from the workdir's own checkpoint, by the loop.
-    config: the architecture found there.
+    kind: 'fresh', 'stage', 'hf', or 'checkpoint': of the workdir itself, which the loop restores.
+    config: the architecture.
     which: the subtree of a stage's state.
     """
 
@@ -59,51 +64,43 @@ class Source(NamedTuple):
     which: str = ""
 
 
-def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int, seed: int) -> Network:
-    """Resolves `config.models[name]` without reading a weight, and records its architecture there.
+def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: Tokenizer, seed: int) -> Network:
+    """The network of an entry, without reading a weight.
 
     Args:
-      name: entry of config.models.
-      config: the whole configuration; `config.models[name].architecture` is set. Where `resume.recall` has left a
-        note, which is taken away, the network goes on from a checkpoint, and its `init_from` is not looked at.
+      key: of the entry, for errors: `config.models.policy`.
+      entry: see the top of this file.
       head: 'lm' or 'scalar', what the stage needs, or '' for the one found there. A scalar head is grown on a language
         model where necessary.
       mesh: where the parameters go.
-      vocab_size: of the tokenizer: the size of a fresh model, the least of a given one. No id at or above it stands in
-        a text or is sampled (see Tokenizer.allowed), so that networks of different sizes read each other's texts.
+      tokenizer: of the run. Its `vocab_size` is the size of a fresh model, the least of a given one. No id at or above
+        it stands in a text or is sampled (see Tokenizer.allowed), so that networks of different sizes read each
+        other's texts.
       seed: of fresh parameters.
 
     Raises:
       ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
         as a language model, a vocabulary too small for the tokenizer, or another tokenizer.
     """
-    key = f"config.models.{name}"
-    entry = config.models[name].to_dict()
-    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
-    source = _find(key, entry, fields, vocab_size)
-    if source.kind in ("stage", "hf") and config.data.tokenizer:
-        run_tokenizer.check_shared(key, entry["init_from"], config.data.tokenizer)
+    source, vocab_size = _find(key, entry, tokenizer.vocab_size), tokenizer.vocab_size
+    if source.kind in ("stage", "hf"):
+        run_tokenizer.check_shared(key, entry["init_from"], tokenizer)
     if source.config.vocab_size < vocab_size:
         raise ValueError(
             f"{key} must have a vocabulary of at least the tokenizer's {vocab_size}, got {source.config.vocab_size}"
         )
     if source.config.head == "scalar" and head == "lm":
         raise ValueError(f"{key} must be a language model, got a reward or value model from {entry['init_from']!r}")
-    source_network = source.config.replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
-    grow = head == "scalar" and source_network.head == "lm"
-    network = source_network.replace(head=head or source_network.head)
-    with config.unlocked():
-        config.models[name].architecture = dataclasses.asdict(network)
-        if "recalled" in entry:
-            del config.models[name].recalled
+    grow = head == "scalar" and source.config.head == "lm"
+    network = source.config.replace(head=head or source.config.head)
 
     fresh_key = jax.random.key(seed)
-    source_abstract = _abstract(source_network, mesh)
+    source_abstract = _abstract(source.config, mesh)
     abstract = _abstract(network, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def load() -> dict:
-        if source.kind == "recalled":
+        if source.kind == "checkpoint":
             raise ValueError(f"{key} must go on from a checkpoint of the workdir, got one that has gone meanwhile")
         if source.kind == "fresh":
             return jax.jit(lambda key: models.init(network, key), out_shardings=shardings)(fresh_key)
@@ -113,25 +110,35 @@ def build(name: str, config: ConfigDict, head: str, mesh: Mesh, vocab_size: int,
             params = checkpoint.load_params(entry["init_from"], source_abstract, source.which)
         if not grow:
             return params
-        grown = lambda params, key: models.with_scalar_head(source_network, params, key)[1]  # noqa: E731
+        grown = lambda params, key: models.with_scalar_head(source.config, params, key)[1]  # noqa: E731
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
-    return Network(network, load, abstract, grown=grow and source.kind != "fresh")
+    found = {**entry, "architecture": dataclasses.asdict(network)}
+    return Network(network, load, abstract, found, grown=grow and source.kind != "fresh")
 
 
-def shape(name: str, config: ConfigDict) -> ModelConfig:
-    """The architecture of `config.models[name]` where its tokenizer is not known yet; a fresh one has no vocabulary.
+def shape(key: str, entry: ConfigDict | dict) -> ModelConfig:
+    """The architecture of an entry where its tokenizer is not known yet; a fresh one has no vocabulary.
 
     Raises:
       ValueError: an unknown size or field, or an init_from that is missing.
     """
-    key, entry = f"config.models.{name}", config.models[name].to_dict()
-    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
     try:
-        found = _find(key, entry, fields, 1).config
-        return found.replace(**{field: value for field, value in fields.items() if field in RUNTIME_FIELDS})
+        return _find(key, entry, 1).config
     except ValueError as error:
         raise ValueError(f"{error}" if str(error).startswith(key) else f"{key}: {error}") from None
+
+
+def stand_ins(config: ConfigDict) -> dict[str, dict]:
+    """The entries that PPO's empty ones are taken for, by their names; what an empty one does set is kept."""
+    found = {}
+    for name, other in STAND_INS.items() if config.stage == "ppo" else ():
+        entry = config.models[name]
+        if not entry.get("init_from", "") and not entry.get("size", ""):
+            # The other one may go on from a checkpoint, in which a reference is not.
+            theirs = {field: value for field, value in config.models[other].items() if field != "architecture"}
+            found[name] = theirs | {field: value for field, value in entry.items() if value != ""}
+    return found
 
 
 def freeze(network: Network) -> dict:
@@ -162,8 +169,16 @@ def _abstract(network: ModelConfig, mesh: Mesh) -> dict:
     return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
 
 
-def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
-    """Where the parameters of an entry come from, and their architecture."""
+def _find(key: str, entry: ConfigDict | dict, vocab_size: int) -> Source:
+    """Where the parameters of an entry come from, and their architecture with what the entry sets."""
+    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
+    source = _locate(key, entry, fields, vocab_size)
+    shape = source.config.without_dropout().replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
+    return source._replace(config=shape)
+
+
+def _locate(key: str, entry: ConfigDict | dict, fields: dict, vocab_size: int) -> Source:
+    """Where the parameters of an entry come from, and the architecture found there."""
     init_from = entry.get("init_from", "")
     if not init_from:
         size = entry.get("size", "")
@@ -176,8 +191,8 @@ def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
             f"{key} takes its architecture from init_from={init_from!r}: only {RUNTIME_FIELDS} may be set beside it, "
             f"got {foreign}"
         )
-    if "recalled" in entry:
-        return Source("recalled", ModelConfig(**_tuples(entry["recalled"])))
+    if entry.get("architecture"):
+        return Source("checkpoint", ModelConfig(**_tuples(entry["architecture"])))
     path = epath.Path(init_from)
     if not path.exists():
         if is_hub_id(init_from):
@@ -201,8 +216,7 @@ def _find(key: str, entry: dict, fields: dict, vocab_size: int) -> Source:
     weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")
     if weights not in _parts(init_from, prefix):
         raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
-    architecture = ModelConfig(**_tuples(saved["models"][name]["architecture"]))
-    return Source("stage", architecture.without_dropout(), prefix + weights)
+    return Source("stage", ModelConfig(**_tuples(saved["models"][name]["architecture"])), prefix + weights)
 
 
 def _is_hugging_face(path: epath.Path) -> bool:

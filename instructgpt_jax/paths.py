@@ -34,14 +34,16 @@ def expand_source(source: str) -> str:
     return f"{form}:{expand(name)}" if form == "jsonl" and colon else source
 
 
-def expand_all(config: ConfigDict) -> None:
-    """Expands every path of a stage's configuration, in place; what has the wrong type is left to `validate`."""
-    for _, section, key in find(config, PATHS):
+def expanded(config: ConfigDict) -> ConfigDict:
+    """A stage's configuration, a new one, with every path expanded; what has the wrong type is left to `validate`."""
+    found = ConfigDict(config.to_dict())
+    for _, section, key in find(found, PATHS):
         if isinstance(section[key], str):
             section[key] = expand(section[key])
-    for _, section, key in find(config, SOURCES):
+    for _, section, key in find(found, SOURCES):
         if isinstance(section[key], tuple):
             section[key] = tuple(expand_source(part) if isinstance(part, str) else part for part in section[key])
+    return found
 
 
 def find(config: ConfigDict, patterns: tuple[str, ...], prefix: str = "") -> Iterator[tuple[str, ConfigDict, str]]:

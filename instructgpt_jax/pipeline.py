@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.validate import validate_pipeline
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
 TOGETHER = "together"  # in it: seconds of the pipeline, less than the sum where stages run beside each other
@@ -46,12 +47,7 @@ def run(
     Raises:
       ValueError: `order` does not name the stages, `only` none of them, or a stage cannot run.
     """
-    if sorted(config.order) != sorted(config.stages):
-        raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
-    if config.only and config.only not in config.stages:
-        raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
-    if config.parallel < 1:
-        raise ValueError(f"config.parallel must be at least 1, got {config.parallel}")
+    validate_pipeline(config)
     names = [config.only] if config.only else list(config.order)
     stages = {name: stage_config(config, name, workdir) for name in names}
     for name, stage in stages.items():

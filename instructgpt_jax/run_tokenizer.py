@@ -4,7 +4,9 @@ import os
 import tempfile
 
 from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
 
@@ -20,7 +22,7 @@ def beside(init_from: str | os.PathLike) -> str:
     return os.fspath(init_from)
 
 
-def load_for(config) -> Tokenizer:
+def load_for(config: ConfigDict) -> Tokenizer:
     """The tokenizer of a stage that only uses a model: `config.data.tokenizer`, or the one of `config.models.model`."""
     init_from = config.models.model.init_from
     name = config.data.tokenizer or beside(init_from)
@@ -29,29 +31,29 @@ def load_for(config) -> Tokenizer:
     return load(name)
 
 
-def check_shared(key: str, init_from: str, name: str) -> None:
+def check_shared(key: str, init_from: str, ours: Tokenizer) -> None:
     """Refuses a model that was made for other ids than the run's tokenizer gives; more tokens at the end are fine.
 
     Args:
       key: of the model in the config, for the error.
       init_from: where the model comes from; without a tokenizer of its own there is nothing to compare.
-      name: of the run's tokenizer.
+      ours: the run's tokenizer.
     """
     theirs = beside(init_from)
-    if not theirs or theirs == name:
+    if not theirs:
         return
-    ours, own = load(name), load(theirs)
+    own = load(theirs)
     known, pads = own.vocabulary(), (ours.pad, own.pad)  # which the models never read
     for token, index in sorted(ours.vocabulary().items(), key=lambda item: item[1]):
         if token not in pads and known.get(token) != index:
             raise ValueError(
-                f"{key} must share the tokenizer {name!r} of {ours.vocab_size} ids, got one of {own.vocab_size} with "
+                f"{key} must share the run's tokenizer of {ours.vocab_size} ids, got one of {own.vocab_size} with "
                 f"{init_from!r}, where {token!r} is {known.get(token, 'unknown')} and not {index}"
             )
 
 
-def prepare(config, workdir: str | os.PathLike) -> None:
-    """Settles `config.data.tokenizer` and keeps a copy in `workdir/tokenizer`, for later stages and for export.
+def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
+    """The configuration with the tokenizer of its run, a copy in `workdir/tokenizer` for later stages and for export.
 
     `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
     `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy
@@ -83,4 +85,6 @@ def prepare(config, workdir: str | os.PathLike) -> None:
             # tokenizer.json comes last: where it is, the others are.
             for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):
                 path.copy(kept / path.name, overwrite=True)
-    config.data.tokenizer = str(kept)
+    tree = config.to_dict()
+    tree["data"]["tokenizer"] = str(kept)
+    return workdirs.frozen(tree)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from instructgpt_jax import errors, paths
 
@@ -20,6 +20,29 @@ FREE = (
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
 LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
+
+
+def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:
+    """The configuration with what its stage found out, as config.json and every checkpoint hold it.
+
+    Args:
+      models: entries of `config.models` as they were built, see networks.Network.
+      steps_per_epoch: what -1 means in `eval_every` and `snapshot_every`; 0 where there are no epochs.
+    """
+    tree = config.to_dict()
+    once = {name: steps_per_epoch for name in ("eval_every", "snapshot_every") if tree.get(name) == -1}
+    return frozen(tree | once | {"models": tree["models"] | models})
+
+
+def frozen(tree: dict) -> FrozenConfigDict:
+    """A configuration that cannot be written, with tuples for lists: ml_collections fails on [] beside ()."""
+
+    def fixed(value):
+        if isinstance(value, dict):
+            return {key: fixed(part) for key, part in value.items()}
+        return tuple(map(fixed, value)) if isinstance(value, list | tuple) else value
+
+    return FrozenConfigDict(fixed(tree))
 
 
 def claim(config: ConfigDict, workdir: epath.Path) -> dict:

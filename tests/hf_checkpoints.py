@@ -115,6 +115,16 @@ def file_tensors(directory):
     return found
 
 
+def count_params(config):
+    """Parameters that init makes, less what pads the vocabulary."""
+    shapes = jax.eval_shape(lambda key: models.init(config, key), jax.random.key(0))
+    padded = sum(x.size for x in jax.tree.leaves(shapes))
+    rows = config.padded_vocab_size - config.vocab_size
+    tables = 1 if config.tied_embeddings or config.head == "scalar" else 2
+    bias = config.head_bias and config.head == "lm"
+    return padded - rows * (tables * config.embedding_width + bias)
+
+
 def random_parameters(config):
     """Parameters of the right shapes, drawn by numpy: nothing to compile."""
     random = np.random.default_rng(0)

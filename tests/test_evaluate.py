@@ -1,6 +1,7 @@
 """The evaluate stage on tiny models of the simulated world; what its parts measure, against slow ways of the same."""
 
 import copy
+import dataclasses
 import functools
 import json
 import shutil
@@ -283,7 +284,7 @@ def examiner(runs):
     mesh = sharding.make_mesh(MESH)
     with jax.set_mesh(mesh):
         tokenizer = tokenizers.load(settings.data.tokenizer)
-        nets = evaluate.build_networks(settings, mesh, tokenizer.vocab_size)
+        nets = evaluate.build_networks(settings, mesh, tokenizer)
         return settings, Examiner(settings, tokenizer, {n: nets[n] for n in ("reward", "ref_policy")}, mesh), nets, mesh
 
 
@@ -365,11 +366,11 @@ def test_bad_models_and_records(runs, tmp_path):
 
 def test_a_snapshot_that_lacks_ids_of_the_tokenizer_is_refused_at_the_start(runs):
     settings = config(runs)
-    settings.data.tokenizer = ""
+    more = dataclasses.replace(tokenizers.load(settings.data.tokenizer), vocab_size=600)
     for name in ("reward", "ref_policy", "base", "sft"):
         settings.models[name] = common.network("tiny", vocab_size=600)
     with pytest.raises(ValueError, match=r"^config.evaluate.overoptimisation.runs.sft: .* tokenizer's 600, got \d{3}$"):
-        evaluate.build_networks(settings, sharding.make_mesh(MESH), 600)
+        evaluate.build_networks(settings, sharding.make_mesh(MESH), more)
 
 
 def test_policies_are_evaluated_beside_each_other(monkeypatch):

@@ -175,7 +175,7 @@ def test_a_run_goes_on_without_what_it_was_begun_from(world, first, tmp_path, ca
 
     assert len(losses(workdir)) == 2 and losses(workdir) == losses(tmp_path / "undisturbed")
     stored = [json.loads((path / "config.json").read_text()) for path in (workdir, tmp_path / "undisturbed")]
-    assert stored[0]["models"] == stored[1]["models"] and "recalled" not in stored[0]["models"]["model"]
+    assert stored[0]["models"] == stored[1]["models"] and stored[0]["models"]["model"]["architecture"]
     with pytest.raises(ValueError, match="models.model.residual_dropout: 'nothing' in the workdir, 0.5 asked for"):
         changed = {"models__model": started["models__model"] | {"residual_dropout": 0.5}}
         main.run(settings(world, sft__num_steps=3, **changed), str(workdir))
@@ -202,7 +202,7 @@ def test_a_damaged_init_from_is_refused_and_not_an_older_one_taken(world, first,
 
 
 def test_ppo_goes_on_without_the_sources_of_what_it_trains(world, first, tmp_path):
-    """Shapes alone: policy and value are recalled; reference and reward model are frozen, and are needed."""
+    """Shapes alone: policy and value are the checkpoint's; reference and reward model are frozen, and are needed."""
     policy, scorer = (shutil.copytree(first, tmp_path / name) for name in ("policy", "reward"))
     run = tmp_path / "run"
 
@@ -213,9 +213,9 @@ def test_ppo_goes_on_without_the_sources_of_what_it_trains(world, first, tmp_pat
         config.models.reward = dict(size="tiny", init_from="", **tiny_supervised.MODEL)
         config.models.value = dict(size="", init_from=str(scorer), weights="")
         config.models = config.models.to_dict() | models
-        resume.recall(config, run)
-        nets = ppo_stage.build_networks(config, mesh(), 300)
-        workdirs.claim(config, run)
+        config = resume.recalled(config, run)
+        nets = ppo_stage.build_networks(config, mesh(), tokenizer.load(config.data.tokenizer))
+        workdirs.claim(workdirs.resolved(config, {name: net.entry for name, net in nets.items()}), run)
         return nets
 
     own = dict(ref_policy=dict(size="", init_from=str(first), weights=""))
@@ -234,5 +234,4 @@ def test_ppo_goes_on_without_the_sources_of_what_it_trains(world, first, tmp_pat
     with pytest.raises(ValueError, match=r"config\.models\.reward\.init_from must exist, got '.*/scores'"):
         build(**own, reward=dict(size="", init_from=str(tmp_path / "scores"), weights=""))
     with pytest.raises(ValueError, match=r"config\.models\.model\.init_from: 'not_here/model' must be a directory, or"):
-        model = ConfigDict({"data": {"tokenizer": ""}, "models": {"model": {"init_from": "not_here/model"}}})
-        networks.build("model", model, "lm", mesh(), 1, 0)
+        networks.shape("config.models.model", {"init_from": "not_here/model"})

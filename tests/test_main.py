@@ -13,7 +13,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import ppo_6b
 from instructgpt_jax import main, networks
-from instructgpt_jax.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -86,11 +85,10 @@ def test_mistakes_leave_nothing_behind(refusals):
 
 def test_a_network_that_is_missing_names_the_command_that_makes_it():
     config = ppo_6b.get_config()
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     for name, made_by in (("policy", "rlhf_init_6b"), ("reward", "reward_6b")):
         message = rf"config.models.{name}.init_from must exist.* --config=configs/{made_by}.py$"
         with pytest.raises(ValueError, match=message):
-            networks.build(name, config, "lm", mesh, 100, 0)
+            networks.shape(f"config.models.{name}", config.models[name])
 
 
 @pytest.mark.parametrize(

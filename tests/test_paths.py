@@ -60,7 +60,7 @@ def test_every_path_of_a_configuration(home):
         for _, section, key in paths.find(evaluation, patterns):
             section[key] = value
     evaluation.sample.prompts = ("~/x",)  # a text
-    paths.expand_all(evaluation)
+    evaluation = paths.expanded(evaluation)
     assert json.dumps(evaluation.to_dict(), default=str).count("~") == 1
     assert evaluation.evaluate.references == (f"jsonl:{home}/x#1/2", "simulated:prompts:9")
 
@@ -213,7 +213,7 @@ def test_a_pipeline_looks_for_what_no_stage_of_it_will_make(home, monkeypatch):
     whole = {"stage": "pipeline", "only": "", "parallel": 1, "order": ("base", "more"), "stages": stages}
     ran = []
     monkeypatch.setitem(main.STAGES, "pretrain", lambda config, mesh, workdir: ran.append(workdir))
-    monkeypatch.setattr(main.run_tokenizer, "prepare", lambda *_: None)
+    monkeypatch.setattr(main.run_tokenizer, "settled", lambda config, _: config)
     with pytest.raises(ValueError, match="^config.data.pretraining: jsonl:.*/run/base/made.jsonl must name at least"):
         main.run(small_runs.common.ConfigDict(whole), f"{home}/run")  # when its turn comes, it must be there
     assert ran == [f"{home}/run/base"]

@@ -143,7 +143,7 @@ def build(config, workdir):
     """The stage as the command line builds it, and its mesh."""
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     validate(config, mesh)
-    run_tokenizer.prepare(config, workdir)
+    config = run_tokenizer.settled(config, workdir)
     with jax.set_mesh(mesh):
         return ppo_stage.build(config, mesh), mesh
 

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
 from instructgpt_jax import main, models, networks, reward, sharding
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
 from instructgpt_jax.evaluation import rewards
 from instructgpt_jax.stages import reward as reward_stage
@@ -40,6 +41,11 @@ def trained(world, tmp_path_factory):
     with jax.set_mesh(mesh):
         stage = reward_stage.build(config, mesh)
         return config, stage, loop.run(stage, config, workdir), workdir
+
+
+def build(config, head, mesh):
+    vocabulary = tokenizer.load(config.data.tokenizer)
+    return networks.build("config.models.model", config.models.model, head, mesh, vocabulary, 0)
 
 
 # ------------------------------------------------------------------------------------- the forms of a batch, all equal
@@ -224,7 +230,7 @@ def test_noise_does_not_travel_with_a_model(world, tmp_path):
     assert architecture["residual_dropout"] == 0.0
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     ranking.models.model = common.network(init_from=str(tmp_path / "sft"), residual_dropout=0.3)
-    assert networks.build("model", ranking, "scalar", mesh, 300, 0).config.residual_dropout == 0.3
+    assert build(ranking, "scalar", mesh).config.residual_dropout == 0.3
 
 
 def test_only_a_language_model_gets_another_head(world, trained, tmp_path):
@@ -315,7 +321,7 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
         completion = [*completion, tok.eos_id]
         prompts[i, : len(prompt)], responses[i, : len(completion)] = prompt, completion
         lengths[i], mask[i, : len(completion)] = len(prompt), True
-    model = models.ModelConfig(**networks._tuples(config.models.model.architecture.to_dict()))
+    model = models.ModelConfig(**stage.models["model"]["architecture"])
     with jax.set_mesh(jax.tree.leaves(state.params)[0].sharding.mesh):
         scores = reward.score(model, state.params, prompts, lengths, responses, mask, 96, 20)
     assert abs(float(scores.mean())) < 2e-6
@@ -424,18 +430,19 @@ def test_a_reward_model_is_no_policy_but_grows_from_one(world, trained, tmp_path
     config = tiny_supervised.config("sft", world)
     config.models.model = tiny_supervised.common.network(init_from=str(workdir))
     with pytest.raises(ValueError, match="config.models.model must be a language model, got a reward or value model"):
-        networks.build("model", config, "lm", mesh, 300, 0)
-    again = networks.build("model", config, "scalar", mesh, 300, 0).load()
+        build(config, "lm", mesh)
+    again = build(config, "scalar", mesh).load()
     assert float(again["scalar_head"]["bias"]) == float(state.params["scalar_head"]["bias"])
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     config = tiny_supervised.config("sft", world)
-    body = networks.build("model", config, "lm", mesh, 300, 0)
+    body = build(config, "lm", mesh)
     saved = create(jax.device_put(body.load(), everywhere), optax.sgd(1.0), with_ema=False)
     with checkpoint.Checkpoints(tmp_path, 1, "", "min") as checkpoints:
-        checkpoints.save(1, saved, {"step": 1, "config": json.loads(config.to_json())}, {})
+        resolved = workdirs.as_json(workdirs.resolved(config, {"model": body.entry}))
+        checkpoints.save(1, saved, {"step": 1, "config": resolved}, {})
     config.models.model = tiny_supervised.common.network(init_from=str(tmp_path))
-    grown = networks.build("model", config, "scalar", mesh, 300, 0)
+    grown = build(config, "scalar", mesh)
     params = grown.load()
     assert grown.config.head == "scalar" and params["scalar_head"]["kernel"].shape == (32,)
     np.testing.assert_array_equal(params["embed"]["tokens"], saved.params["embed"]["tokens"])

@@ -12,7 +12,7 @@ import pytest
 import tiny_supervised
 
 from configs import common
-from instructgpt_jax import main, models, networks, sharding
+from instructgpt_jax import main, models, sharding
 from instructgpt_jax.data import packing
 from instructgpt_jax.stages import pretrain, sft
 from instructgpt_jax.training import supervised
@@ -99,7 +99,7 @@ def test_the_loss_of_a_share_is_that_of_each_kind_alone(tmp_path):
     with jax.set_mesh(mesh):
         stage = sft.build(settings, mesh)
         state = stage.init()
-        config = networks.build("model", settings, "lm", mesh, 1, 0).config
+        config = models.ModelConfig(**stage.models["model"]["architecture"])
         with contextlib.closing(stage.data(0)) as batches:
             batch = jax.tree.map(np.asarray, next(batches))
         sums = {1: [0.0, 0], 2: [0.0, 0]}

@@ -93,5 +93,5 @@ def test_a_signal_ends_all_stages_with_code_0(tmp_path, one_device):
         pipeline.run(make({"a": (), "b": (), "c": ()}), str(tmp_path), lambda *_: None, run_stage)
     assert end.value.code == 0 and len(ended) == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    with pytest.raises(ValueError, match=r"config\.parallel must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"config\.parallel must be an integer of at least 1, got 0"):
         pipeline.run(make({"a": ()}, parallel=0), str(tmp_path), lambda *_: None, run_stage)

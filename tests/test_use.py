@@ -14,6 +14,7 @@ import pytest
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import errors, main, models, networks, run_tokenizer, sharding, sweep
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves
@@ -62,7 +63,8 @@ def selecting(runs, **changes):
 
 
 def abstract(config, name, mesh, head="lm"):
-    return networks.build(name, config, head, mesh, 1, 0)
+    tokenizer = tokenizers.load(run_tokenizer.beside(config.models[name].init_from))
+    return networks.build(f"config.models.{name}", config.models[name], head, mesh, tokenizer, 0)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_select_keeps_the_snapshot_of_the_best_score(runs, selected):
     config, changes = selecting(runs)
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
     config.models.model.init_from = str(selected)
-    network = networks.build("model", config, "lm", sharding.make_mesh(MESH), 1, 0)
+    network = abstract(config, "model", sharding.make_mesh(MESH))
     snapshot = checkpoint.load_params(runs / "sft" / "snapshots" / str(best), network.abstract)
     jax.tree.map(np.testing.assert_array_equal, network.load(), snapshot)  # what init_from=<select workdir> loads
 
@@ -103,10 +105,10 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
     config.data.tokenizer = str(runs / "sft" / "tokenizer")
     mesh = sharding.make_mesh(MESH)
     with jax.set_mesh(mesh):
-        policy = networks.build("model", config, "lm", mesh, 1, 0)
+        policy = abstract(config, "model", mesh)
         scorer = select_stage.Scorer(config, policy.config, mesh)
         row, samples = scorer.score(policy.load())
-        reward = networks.build("reward", config, "scalar", mesh, 1, 0)
+        reward = abstract(config, "reward", mesh, "scalar")
         params = reward.load()
     tokenizer = tokenizers.load(config.data.tokenizer)
     assert 1 <= row["n"] <= 8 and len(samples) == min(4, row["n"])
@@ -281,12 +283,13 @@ def ppo_workdir(runs):
     """What a PPO run leaves: raw and averaged weights of the policy, here told apart by a factor."""
     config = sample.get_config("tiny")
     config.models.policy = common.network(init_from=f"{runs}/sft")
-    params = abstract(config, "policy", sharding.make_mesh(MESH)).load()
+    policy = abstract(config, "policy", sharding.make_mesh(MESH))
+    params = policy.load()
     state = {"policy": {"params": params, "ema": jax.tree.map(lambda x: 2 * x, params)}, "value": {"params": params}}
     workdir = runs / "ppo"
-    resolved = json.loads(json.dumps(config.to_dict(), default=str))
+    resolved = workdirs.as_json(workdirs.resolved(config, {"policy": policy.entry}))
     with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:
-        checkpoints.save(1, state, {"step": 1, "data_index": 1, "config": resolved, "metadata": {}}, {})
+        checkpoints.save(1, state, {"step": 1, "data_index": 1, "config": resolved}, {})
     (workdir / "tokenizer").symlink_to(runs / "sft" / "tokenizer")
     return workdir, jax.tree.map(np.asarray, params)
 
@@ -344,7 +347,7 @@ def test_export_over_another_models_export(runs, tmp_path):
 def test_a_model_with_another_tokenizer_is_refused(runs, tmp_path):
     tokenizers.train(["a quite different text about xylophones"] * 9, 300, tmp_path / "tokenizer")
     config, changes = selecting(runs, data__tokenizer=str(tmp_path / "tokenizer"))
-    with pytest.raises(ValueError, match=r"config.models.model must share the tokenizer .* ids, got one of \d+ with"):
+    with pytest.raises(ValueError, match=r"config.models.model must share the run's .* ids, got one of \d+ with"):
         run(config, tmp_path / "run", **changes)
 
 
@@ -354,9 +357,9 @@ def test_a_reward_model_may_know_more_tokens_than_the_policy(tmp_path):
     more.add_tokens(["<|extra|>"])  # as GPT-J has more of than GPT-Neo
     more.save_pretrained(tmp_path / "reward" / "tokenizer")
     policy, reward = str(tmp_path / "policy"), str(tmp_path / "reward")
-    run_tokenizer.check_shared("config.models.reward", reward, f"{policy}/tokenizer")
+    run_tokenizer.check_shared("config.models.reward", reward, tokenizers.load(f"{policy}/tokenizer"))
     with pytest.raises(ValueError, match=r"config.models.reward .* where '<\|extra\|>' is unknown and not \d+"):
-        run_tokenizer.check_shared("config.models.reward", policy, f"{reward}/tokenizer")
+        run_tokenizer.check_shared("config.models.reward", policy, tokenizers.load(f"{reward}/tokenizer"))
 
 
 def test_grid_of_the_paper():

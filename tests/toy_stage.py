@@ -114,8 +114,8 @@ def build(config, mesh):
         evaluate=evaluate,
         programs=lambda: {"update": (update, (abstract_state, abstract_frozen, abstract_batch))},
         num_steps=config.toy.num_steps,
-        best=config.checkpoint.best_metric,
-        metadata={"head": "toy"},
+        models={},
+        read={},
         rates=lambda length, step: {"toy/lr": float(optimizer.make_schedule(config.toy.optimizer, length)(step))},
     )
 

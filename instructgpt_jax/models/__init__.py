@@ -2,11 +2,12 @@
 
 from instructgpt_jax.models import hf
 from instructgpt_jax.models.cache import Cache, extend, init_cache, unstack
-from instructgpt_jax.models.config import SIZES, ModelConfig
+from instructgpt_jax.models.config import RUNTIME_FIELDS, SIZES, ModelConfig
 from instructgpt_jax.models.heads import project, scalar, scalar_head, unembedding, with_scalar_head
 from instructgpt_jax.models.transformer import cast, hidden, init, logits
 
 __all__ = [
+    "RUNTIME_FIELDS",
     "SIZES",
     "Cache",
     "ModelConfig",

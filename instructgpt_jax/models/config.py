@@ -12,6 +12,8 @@ ATTENTION = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
 HEADS = ("lm", "scalar")
 DROPOUTS = ("residual_dropout", "embedding_dropout", "attention_dropout")
+# What a stage sets and a checkpoint does not: precision, memory, noise. They change the work, not the function.
+RUNTIME_FIELDS = ("dtype", "remat", "attention", *DROPOUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,23 +175,6 @@ class ModelConfig:
     def layer_windows(self) -> tuple[int, ...]:
         """The window of each of the L layers."""
         return tuple(self.windows[layer % len(self.windows)] for layer in range(self.num_layers))
-
-    @property
-    def num_params(self) -> int:
-        """Parameters of the published form: the vocabulary not padded, and with this configuration's head."""
-        D, F, N, M, H = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
-        E, P = self.embedding_width, self.max_length + self.position_offset
-        norm = D * (2 if self.norm == "layernorm" else 1)
-        attention = D * H * (N + 2 * M) + self.qkv_bias * H * (N + 2 * M) + N * H * D + self.out_bias * D
-        attention += self.qk_norm * 2 * H
-        mlp = D * F * (3 if self.gated_mlp else 2) + self.mlp_bias * (F * (2 if self.gated_mlp else 1) + D)
-        block = attention + mlp + norm * (1 if self.residual == "parallel_shared_norm" else 2)
-        embed = self.vocab_size * E + (P * D if self.positions == "learned" else 0) + (2 * D * E if E != D else 0)
-        if self.head == "scalar":
-            head = E + 1
-        else:
-            head = (not self.tied_embeddings) * self.vocab_size * E + self.head_bias * self.vocab_size
-        return embed + self.num_layers * block + (norm if self.residual != "post_norm" else 0) + head
 
     def flops_per_token(self, context: float = 0.0) -> float:
         """Model FLOPs of one token's forward pass: 2 a weight that multiplies it, and attention over `context` keys.

@@ -38,11 +38,13 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """
     c, folder = config.collect, epath.Path(workdir)
     tokenizer = tokenizers.load(config.data.tokenizer)
-    size = tokenizer.vocab_size
-    policies = {name: networks.build(name, config, "lm", mesh, size, config.seed) for name in sorted(config.models)}
+    policies = {
+        name: networks.build(f"config.models.{name}", config.models[name], "lm", mesh, tokenizer, config.seed)
+        for name in sorted(config.models)
+    }
     nets = (policy.config for policy in policies.values())
     networks.check_context("prompt and response of config.collect", c.max_prompt_length + c.response_length, *nets)
-    workdirs.claim(config, folder)
+    workdirs.claim(workdirs.resolved(config, {name: policy.entry for name, policy in policies.items()}), folder)
     last = folder / (RANKED if c.labelers else UNRANKED)
     if last.exists():
         process.say(f"collect: complete in {folder}, nothing to do")

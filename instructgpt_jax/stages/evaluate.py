@@ -55,9 +55,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     started, c, workdir = time.perf_counter(), config.evaluate, epath.Path(workdir)
     folder = epath.Path(c.report) if c.report else workdir / "report"
     tokenizer = tokenizers.load(config.data.tokenizer)
-    nets = build_networks(config, mesh, tokenizer.vocab_size)
+    nets = build_networks(config, mesh, tokenizer)
     known = (workdir / "config.json").exists()
-    workdirs.claim(config, workdir)
+    workdirs.claim(workdirs.resolved(config, {name: net.entry for name, net in nets.items()}), workdir)
     if c.report:  # elsewhere than in the workdir
         paths.make_folder("config.evaluate.report", folder)
     if known and (folder / "report.json").exists():
@@ -93,17 +93,17 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
 # What is evaluated ----------------------------------------------------------------------------------------------------
 
 
-def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str, Network]:
+def build_networks(config: ConfigDict, mesh: Mesh, tokenizer: tokenizers.Tokenizer) -> dict[str, Network]:
     """The frozen networks, and under its name in `config.models` each policy; shapes only."""
     c = config.evaluate
     names = [name for name in FROZEN if name in config.models]
     names += [entry.model for entry in c.models.values() if entry.model not in names]
     nets = {}
     for name in dict.fromkeys(names):
-        nets[name] = networks.build(name, config, FROZEN.get(name, "lm"), mesh, vocab_size, config.seed)
-        if FROZEN.get(name) == "scalar" and nets[name].grown:
-            found = config.models[name].init_from
-            raise ValueError(f"config.models.{name} must be a reward model, got a language model from {found!r}")
+        key, entry, head = f"config.models.{name}", config.models[name], FROZEN.get(name, "lm")
+        nets[name] = networks.build(key, entry, head, mesh, tokenizer, config.seed)
+        if head == "scalar" and nets[name].grown:
+            raise ValueError(f"{key} must be a reward model, got a language model from {entry.init_from!r}")
     networks.check_context("config.evaluate.row_length", c.row_length, *(net.config for net in nets.values()))
     prompted = any(entry.prefix for entry in c.models.values())
     longest = c.max_prompt_length + c.response_length + prompted * c.prefix.max_length
@@ -114,7 +114,7 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
         networks.check_context("config.evaluate.pretraining.row_length", c.pretraining.row_length, *policies)
     for run, workdir in c.overoptimisation.runs.items():
         try:
-            next(itertools.islice(snapshots(config, nets, workdir, vocab_size, mesh), 1, None), None)  # one for all
+            next(itertools.islice(snapshots(config, nets, workdir, tokenizer, mesh), 1, None), None)  # one for all
         except ValueError as error:
             raise ValueError(f"config.evaluate.overoptimisation.runs.{run}: {error}") from None
     return nets
@@ -286,7 +286,7 @@ def examine_snapshots(
 
     for run, workdir in c.overoptimisation.runs.items():
         found[run] = []
-        for step, network in snapshots(config, nets, workdir, examiner.tokenizer.vocab_size, mesh):
+        for step, network in snapshots(config, nets, workdir, examiner.tokenizer, mesh):
             means = parts.get(f"snapshots.{run}.{step}" if step else "snapshots", lambda: make(network))  # noqa: B023
             found[run].append({"step": step} | means)
             process.say(f"evaluate: {run} at step {step}: " + ", ".join(f"{k} {v:.3g}" for k, v in means.items()))
@@ -294,14 +294,13 @@ def examine_snapshots(
 
 
 def snapshots(
-    config: ConfigDict, nets: dict[str, Network], workdir: str, vocab_size: int, mesh: Mesh
+    config: ConfigDict, nets: dict[str, Network], workdir: str, tokenizer: tokenizers.Tokenizer, mesh: Mesh
 ) -> Iterator[tuple[int, Network]]:
     """Steps and networks of a PPO run: the reference as step 0, then the snapshots that were kept."""
     yield 0, nets["ref_policy"]
     for step in checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
-        entry = {"size": "", "init_from": f"{workdir}/{checkpoint.SNAPSHOTS}/{step}", "weights": ""}
-        one = ConfigDict({"models": {"policy": entry}, "data": {"tokenizer": config.data.tokenizer}})
-        yield step, networks.build("policy", one, "lm", mesh, vocab_size, config.seed)
+        entry = {"init_from": f"{workdir}/{checkpoint.SNAPSHOTS}/{step}"}
+        yield step, networks.build("config.models.policy", entry, "lm", mesh, tokenizer, config.seed)
 
 
 def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:

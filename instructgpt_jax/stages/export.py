@@ -26,7 +26,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         )
     paths.make_folder("workdir", workdir)
     tokenizer = run_tokenizer.load_for(config)
-    network = networks.build("model", config, "", mesh, tokenizer.vocab_size, config.seed)
+    network = networks.build("config.models.model", config.models.model, "", mesh, tokenizer, config.seed)
     # A classifier needs a PAD of its own; for a language model it would be one more id to sample.
     made = tokenizer.pretrained(pad=network.config.head == "scalar")
     hf.save(workdir, network.config, network.load(), made)

@@ -17,55 +17,41 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, ppo, run_tokenizer
-from instructgpt_jax.data import datasets, feeding, tokenizer
+from instructgpt_jax.data import datasets, feeding
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Batches
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.models import RUNTIME_FIELDS
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer, supervised
 from instructgpt_jax.training.loop import Stage
 
-# What each network must be, and whose entry stands in for an empty one: the reference is the policy that PPO starts
-# from, the value model starts from the reward model (section 3.5).
-HEADS = {"policy": "lm", "ref_policy": "lm", "reward": "scalar", "value": "scalar"}
-STAND_INS = {"ref_policy": "policy", "value": "reward"}
+HEADS = {"policy": "lm", "ref_policy": "lm", "reward": "scalar", "value": "scalar"}  # what each network must be
 
 
-def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str, Network]:
+def build_networks(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> dict[str, Network]:
     """`policy`, `ref_policy`, `reward` and `value`.
 
-    Each holds all `vocab_size` ids of the tokenizer. Any may have more, as published models do: they are never sampled.
+    Each holds all ids of the tokenizer. Any may have more, as published models do: they are never sampled.
 
     Raises:
       ValueError: a network with fewer ids than the tokenizer, a reference or value model that cannot stand beside the
         policy or start from the reward model.
     """
-    value_from_reward = not config.models.value.get("init_from", "")
-    if value_from_reward and config.models.reward.get("init_from", "") and config.models.value.get("size", ""):
-        raise ValueError(
-            "config.models.value must be empty, to start from the reward model of config.models.reward.init_from="
-            f"{config.models.reward.init_from!r}, or have an init_from of its own, "
-            f"got size={config.models.value.size!r}"
-        )
-    stood_in = set()
-    for name, other in STAND_INS.items():
-        entry = config.models[name]
-        if not entry.get("init_from", "") and not entry.get("size", ""):
-            with config.unlocked():
-                own = {field: value for field, value in entry.to_dict().items() if value != ""}
-                same = {field: value for field, value in config.models[other].items() if field != "recalled"}
-                config.models[name] = ConfigDict(same | own)
-                stood_in.add(name)
-    nets = {}
+    stood_in = networks.stand_ins(config)
+    entries, nets = config.models.to_dict() | stood_in, {}
     for name, head in HEADS.items():
         try:
-            nets[name] = networks.build(name, config, head, mesh, vocab_size, config.seed)
+            nets[name] = networks.build(f"config.models.{name}", entries[name], head, mesh, tokenizer, config.seed)
         except ValueError as error:
             if name not in stood_in:
                 raise
-            raise ValueError(f"{error} (it is empty: that of config.models.{STAND_INS[name]})") from error
+            other = networks.STAND_INS[name]
+            raise ValueError(f"{error} (it is empty: that of config.models.{other})") from error
     for name in ("ref_policy", "reward", "value"):
         # Where a model has a tokenizer of its own, its tokens were compared: it may have more than the policy.
-        init_from = config.models[name].get("init_from", "")
+        init_from = entries[name].get("init_from", "")
         own_tokenizer = init_from and run_tokenizer.beside(init_from)
         if nets[name].config.vocab_size != nets["policy"].config.vocab_size and not own_tokenizer:
             raise ValueError(
@@ -77,7 +63,7 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
             f"config.models.reward must be a reward model, got a language model from {config.models.reward.init_from!r}"
         )
     _check_same("ref_policy", "policy", nets)
-    if value_from_reward:
+    if not config.models.value.get("init_from", ""):  # it starts from the reward model
         _check_same("value", "reward", nets)
     return nets
 
@@ -85,7 +71,7 @@ def build_networks(config: ConfigDict, mesh: Mesh, vocab_size: int) -> dict[str,
 def _check_same(name: str, other: str, nets: dict[str, Network]) -> None:
     """Refuses a network whose parameters could not stand in the place of another's."""
     mine, theirs = (dataclasses.asdict(nets[key].config) for key in (name, other))
-    differ = [field for field in mine if mine[field] != theirs[field] and field not in networks.RUNTIME_FIELDS]
+    differ = [field for field in mine if mine[field] != theirs[field] and field not in RUNTIME_FIELDS]
     if differ:
         wanted, got = ({field: network[field] for field in differ} for network in (theirs, mine))
         raise ValueError(
@@ -176,7 +162,7 @@ def compile_phases(algorithm: ppo.Algorithm, shardings: ppo.PPOState | None = No
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
-    nets = build_networks(config, mesh, tokenizer.load(config.data.tokenizer).vocab_size)
+    nets = build_networks(config, mesh, tokenizers.load(config.data.tokenizer))
     networks.check_context("config.ppo.row_length", c.row_length, *(net.config for net in nets.values()))
     if c.ptx_coef:
         networks.check_context("config.ppo.ptx_row_length", c.ptx_row_length, nets["policy"].config)
@@ -251,6 +237,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         evaluate=evaluate,
         programs=programs,
         num_steps=c.iterations,
+        models={name: net.entry for name, net in nets.items()},
         read=data.read | (text.read if text else {}),
         rates=rates,
     )

@@ -20,7 +20,7 @@ from instructgpt_jax.evaluation import rewards
 from instructgpt_jax.reward import batch_scores, comparison_loss, sum_of_scores
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.stages import reward_start
-from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training import supervised
 from instructgpt_jax.training.loop import Stage
 
 
@@ -28,7 +28,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The reward stage: trains `config.models.model` with a scalar head on `config.data.comparisons`."""
     section, tokenizer = config.reward, tokenizers.load(config.data.tokenizer)
     reward_start.eos_twin(section, tokenizer)  # refuses now what it could not find later
-    network = networks.build("model", config, "scalar", mesh, tokenizer.vocab_size, config.seed)
+    network = networks.build("config.models.model", config.models.model, "scalar", mesh, tokenizer, config.seed)
     if section.shared_prompt and any(network.config.windows):
         raise ValueError(
             "config.reward.shared_prompt must be False for a model with local attention windows, got windows "
@@ -36,29 +36,15 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
     data = datasets.load(config, section, "comparisons", mesh)  # last: it takes the longest
-    supervised.per_epoch(config, data)
-    num_steps = supervised.num_steps(section, data)
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
-    tx = optimizer.make_optimizer(section.optimizer, num_steps)
-    schedule = optimizer.make_schedule(section.optimizer, num_steps)
-    shardings = supervised.state_shardings(tx, network.abstract, mesh)
-    loss = functools.partial(comparison_loss, network.config)
 
-    def update(state, frozen, batch):
-        learning_rate = schedule(state.step)
-        state, sums = supervised.update(state, frozen, batch, loss=loss, count="prompts", tx=tx, seed=config.seed)
-        values = {
-            "reward/loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
-            "reward/accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
-            "reward/pairs": sums["pairs"],
-            "reward/learning_rate": learning_rate,
-            **{f"reward/{norm}": sums[norm] for norm in supervised.NORMS},
-            "perf/tokens": sums["tokens"],
-            "perf/flops": sums["flops"],
+    def measured(sums):
+        return {
+            "loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
+            "accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
+            "pairs": sums["pairs"],
         }
-        return state, values
 
-    update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     # Whole on every device, so that every process can read them.
     score_batch = jax.jit(functools.partial(batch_scores, network.config), out_shardings=replicated(mesh))
     score_demonstrations = jax.jit(functools.partial(sum_of_scores, network.config), out_shardings=replicated(mesh))
@@ -82,25 +68,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
         return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
 
-    def init():
-        return supervised.init_state(reward_start.params(config, network, data, mesh), tx, shardings)
-
-    def programs():
-        state = supervised.abstract_state(network.abstract, tx, shardings)
-        return {"update": (update, (state, {}, data.abstract_batch()))}
-
-    return Stage(
-        init=init,
-        frozen=dict,
-        update=update,
-        data=data.train,
-        evaluate=evaluate,
-        programs=programs,
-        num_steps=num_steps,
-        finish=finish,
-        read=data.read | (datasets.described([demonstrations.read]) if demonstrations else {}),
-        rates=supervised.rates("reward", section),
-    )
+    objective = supervised.Objective(functools.partial(comparison_loss, network.config), "prompts", measured)
+    params = functools.partial(reward_start.params, config, network, data, mesh)
+    stage = supervised.stage(config, mesh, network, data, objective, params, evaluate)
+    also = datasets.described([demonstrations.read]) if demonstrations else {}
+    return stage._replace(finish=finish, read=stage.read | also)
 
 
 def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> batching.Batches | None:

@@ -27,7 +27,7 @@ from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import encoding, padding, sources, tokenizer
 from instructgpt_jax.evaluation import rewards
 from instructgpt_jax.stages import reward as reward_stage
-from instructgpt_jax.training import loop, metrics, resume
+from instructgpt_jax.training import loop, metrics
 
 TRAINED, HELD_OUT = "reward/valid_accuracy", "reward/held_out_accuracy"
 REPORT = "generalisation.json"
@@ -63,9 +63,7 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     for number, held_out in enumerate(folds):
         process.say(f"reward: fold {number + 1} of {len(folds)}, held out: {', '.join(held_out)}")
         folder = workdir / f"fold{number}"
-        fold = ConfigDict(config.to_dict())
-        fold.reward.held_out_groups = held_out
-        _train(fold, mesh, folder)
+        _train(config, {"reward.held_out_groups": held_out}, mesh, folder)
         lines = metrics.read_lines(folder / "metrics.jsonl")
         last = next(line for line in reversed(lines) if HELD_OUT in line)
         rows.append({"held_out_groups": held_out, **{name: last[name] for name in (TRAINED, HELD_OUT)}})
@@ -100,13 +98,12 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     for number in range(1, count + 1):
         process.say(f"reward: fold {number} of {count}, held out: a part of the prompts")
         folder = workdir / f"fold{number - 1}"
-        fold = ConfigDict(config.to_dict())
-        fold.data.comparisons = tuple(sources.with_option(name, f"!{number}/{count}") for name in data.comparisons)
-        _train(fold, mesh, folder)
+        others = tuple(sources.with_option(name, f"!{number}/{count}") for name in data.comparisons)
+        _train(config, {"data.comparisons": others}, mesh, folder)
         part = tuple(sources.with_option(name, f"{number}/{count}") for name in data.comparisons)
         records = sources.load(part, "comparisons", data.skip_bad, data.data_dir)
         rows = [records[i] for i in range(len(records))]
-        options = dict(row_length=fold.reward.row_length, microbatch_rows=fold.reward.microbatch_rows)
+        options = dict(row_length=config.reward.row_length, microbatch_rows=config.reward.microbatch_rows)
         scores = completion_scores(str(folder), rows, mesh, **options)
         scored += [row | {"scores": s, "fold": number - 1} for row, s in zip(rows, scores, strict=True)]
 
@@ -123,12 +120,11 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     return report
 
 
-def _train(fold: ConfigDict, mesh: Mesh, folder: epath.Path) -> None:
-    """One fold, exactly as if it had been started alone in its folder."""
-    fold.reward.folds = 0
-    run_tokenizer.prepare(fold, str(folder))
-    resume.recall(fold, folder)
-    loop.run(reward_stage.build(fold, mesh), fold, folder)
+def _train(config: ConfigDict, changes: dict, mesh: Mesh, folder: epath.Path) -> None:
+    """One fold, `config` with some `changes`, exactly as if it had been started alone in its folder."""
+    fold = ConfigDict(config.to_dict())
+    fold.update_from_flattened_dict(changes | {"reward.folds": 0})
+    loop.train(reward_stage.build, run_tokenizer.settled(fold, folder), mesh, folder)
 
 
 def completion_scores(
@@ -141,10 +137,8 @@ def completion_scores(
       records: comparisons; their ranking is not read.
       row_length, microbatch_rows: of the packed rows it runs in, made longer where a prompt and completion are.
     """
-    name = run_tokenizer.beside(init_from)
-    config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
-    text = tokenizer.load(name)
-    network = networks.build("model", config, "scalar", mesh, text.vocab_size, seed=0)
+    text = tokenizer.load(run_tokenizer.beside(init_from))
+    network = networks.build("config.models.model", {"init_from": init_from}, "scalar", mesh, text, seed=0)
     params = networks.freeze(network)
     completions = encoding.completions(records, text)
     prompts = text.encode_prompts([record["prompt"] for record in records])

@@ -91,7 +91,7 @@ def make_answer(
     A prompt's answer depends on its number and the seed, not on the prompts beside it.
     """
     c = config.sample
-    network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
+    network = networks.build("config.models.model", config.models.model, "lm", mesh, tokenizer, config.seed)
     params = networks.freeze(network)
     limit = network.config.max_length - c.response_length
     by_row = NamedSharding(mesh, P(sharding.BATCH))

@@ -40,9 +40,10 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             f"config.models.model.init_from must be a workdir with snapshots (config.snapshot_every=-1), got {source!r}"
         )
     tokenizer = tokenizers.load(config.data.tokenizer)
-    network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
+    network = networks.build("config.models.model", config.models.model, "lm", mesh, tokenizer, config.seed)
     scorer = Scorer(config, network.config, mesh) if by == "score" else None
-    resolved = workdirs.claim(config, workdir)
+    entries = {"model": network.entry} | ({"reward": scorer.reward.entry} if scorer else {})
+    resolved = workdirs.claim(workdirs.resolved(config, entries), workdir)
     chosen, damaged = checkpoint.newest(workdir)
     if chosen is not None:
         process.say(f"select: complete in {workdir}, nothing to do")
@@ -71,7 +72,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         workdirs.write_atomically(workdir / "selection.json", json.dumps(selection, indent=2) + "\n")
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         workdirs.write_atomically(workdir / "samples.jsonl", "".join(lines))
-    metadata = {"step": best["step"], "data_index": 0, "config": resolved, "metadata": {}}
+    metadata = {"step": best["step"], "data_index": 0, "config": resolved}
     with checkpoint.Checkpoints(workdir, 1, "", "min") as checkpoints:  # last: it says that the stage is complete
         for step, why in damaged.items():
             process.say(f"select: checkpoint {step} in {workdir} is damaged ({why}), it is made again")
@@ -86,15 +87,15 @@ class Scorer:
     def __init__(self, config: ConfigDict, policy: ModelConfig, mesh: Mesh):
         c = config.select
         self._options = c
-        vocab_size = tokenizers.load(config.data.tokenizer).vocab_size
-        reward = networks.build("reward", config, "scalar", mesh, vocab_size, config.seed)
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        reward = networks.build("config.models.reward", config.models.reward, "scalar", mesh, tokenizer, config.seed)
         networks.check_context("config.select.row_length", c.row_length, policy, reward.config)
         # Validation prompts come once and in order; the rest of them is not read here.
         self._data = datasets.load(config, ConfigDict({**c, "num_epochs": 1}), "prompts", mesh)
         if not self._data.valid:
             share = config.data.valid_fraction
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
-        self.read = self._data.read
+        self.reward, self.read = reward, self._data.read
         networks.tell_trained_on("select", config.models.model.init_from, self._data.valid_records)
         self._reward = networks.freeze(reward)
 

@@ -30,9 +30,9 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The fine-tuning stage: trains `config.models.model` on `config.data.demonstrations`."""
     c = config.sft
     if not c.pretraining_fraction or c.pretraining_fraction_of != "loss":
-        return language_model_stage(config, mesh, "sft", "demonstrations")
+        return language_model_stage(config, mesh, "demonstrations")
     weigh = functools.partial(with_weights, fraction=c.pretraining_fraction)
-    return language_model_stage(config, mesh, "sft", "demonstrations", weigh)
+    return language_model_stage(config, mesh, "demonstrations", weigh)
 
 
 def with_weights(batch: dict, fraction: float) -> dict:

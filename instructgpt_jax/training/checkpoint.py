@@ -2,7 +2,7 @@
 
 Layout of a workdir::
 
-    checkpoints/<step>/     whole state, with the data index, the resolved config and the stage's metadata
+    checkpoints/<step>/     whole state, with the data index, the resolved config and what was read
     snapshots/<step>/       the state without the optimisers' part, for choosing among epochs
 
 One checkpoint is one atomic save: Orbax writes to a temporary name and renames it (or, on gs://, commits it with a last
@@ -53,14 +53,10 @@ class Checkpoints:
 
         Args:
           workdir: local or gs:// directory.
-          keep_last: how many of the newest checkpoints to keep.
+          keep_last: how many of the newest checkpoints to keep, at least 1.
           best_metric: also keep the best checkpoint by this metric of `save`; '' = none.
           best_mode: 'min' or 'max', which value is the best.
         """
-        if keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last must be at least 1, got {keep_last!r}")
-        if best_mode not in ("min", "max"):
-            raise ValueError(f"checkpoint.best_mode must be 'min' or 'max', got {best_mode!r}")
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(keep_last)]
         if best_metric:
@@ -280,8 +276,8 @@ def newest(workdir: epath.PathLike) -> tuple[int | None, dict[int, str]]:
 
 
 def read_metadata(directory: epath.PathLike, step: int | None = None) -> dict:
-    """What was saved beside the arrays: `step`, `data_index`, `num_steps` of the run, `config` (resolved), `data` that
-    were read (see datasets.described) and the stage's own `metadata`.
+    """What was saved beside the arrays: `step`, `data_index`, `num_steps` of the run, `config` (resolved) and `data`
+    that were read (see datasets.described).
 
     Args:
       directory, step: as for `find`.

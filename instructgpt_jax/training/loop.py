@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
@@ -37,12 +39,11 @@ class Stage(NamedTuple):
       programs: () -> name -> (jitted function, tuple of ShapeDtypeStructs with shardings). The first argument of
         'update', where there is one, is the state that a checkpoint is restored into.
       num_steps: updates of the whole run.
-      finish: (state, frozen) -> state, once after the last update; what it returns is evaluated and saved.
-      best: metric by which one checkpoint is kept beside the last ones, '' = none.
-      metadata: JSON dict stored in every checkpoint and snapshot, such as the model's configuration.
+      models: entries of config.models as they were built, with their architecture, see networks.Network.
       read: kind of data -> what was read of it, see datasets.described.
-      rates: (num_steps of a run, step) -> learning rates of the update that follows, by name; without it a run that is
-        made longer does not say how they jump.
+      rates: (num_steps of a run, step) -> learning rates of the update that follows, by name.
+      steps_per_epoch: what -1 means in `config.eval_every` and `snapshot_every`; 0 = the stage has no epochs.
+      finish: (state, frozen) -> state, once after the last update; what it returns is evaluated and saved.
     """
 
     init: Callable[[], PyTree]
@@ -52,19 +53,27 @@ class Stage(NamedTuple):
     evaluate: Callable[[PyTree, PyTree], tuple[dict[str, float], list[dict]]]
     programs: Callable[[], dict[str, tuple]]
     num_steps: int
+    models: dict[str, dict]
+    read: dict[str, dict]
+    rates: Callable[[int, int], dict[str, float]]
+    steps_per_epoch: int = 0
     finish: Callable[[PyTree, PyTree], PyTree] = lambda state, frozen: state
-    best: str | None = None
-    metadata: dict | None = None
-    read: dict[str, dict] | None = None
-    rates: Callable[[int, int], dict[str, float]] | None = None
 
 
-def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
+def train(
+    build: Callable[[ConfigDict, Mesh], Stage], config: ConfigDict, mesh: Mesh, workdir: epath.PathLike
+) -> PyTree:
+    """Builds a stage and runs it; one that goes on is built with the architectures that it was begun with."""
+    config = resume.recalled(config, workdir)
+    return run(build(config, mesh), config, workdir)
+
+
+def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike) -> PyTree:
     """Trains a stage to its end in `workdir`, from wherever an earlier run there stopped.
 
     Args:
       stage: what to train.
-      config: the resolved config; read here are `stage, seed, log_every, eval_every` (0 = only at the end),
+      config: what it was built from, valid; read here are `stage, log_every, eval_every` (0 = only at the end),
         `snapshot_every` (0 = never), `data.allow_changed` and `checkpoint`: dict(every, keep_last, best_metric,
         best_mode).
       workdir: local or gs:// directory.
@@ -79,22 +88,20 @@ def run(stage: Stage, config, workdir: epath.PathLike) -> PyTree:
       FloatingPointError: a metric is not finite; the message has the step and its name.
       SystemExit: with code 0, after the save that a signal asked for.
     """
-    _check_run(stage, config)
     workdir = epath.Path(workdir)
     try:
-        return _run(stage, config, workdir)
+        return _run(stage, workdirs.resolved(config, stage.models, stage.steps_per_epoch), workdir)
     except OSError as error:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
         raise OSError(f"{config.stage}: {text}; {_last_good(workdir)}") from error
 
 
-def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
-    resolved = workdirs.claim(config, workdir)
-    best = stage.best or config.checkpoint.best_metric
+def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
+    resolved, c = workdirs.claim(config, workdir), config.checkpoint
     with contextlib.ExitStack() as stack:
         received = stack.enter_context(process.catching_signals())
         stop = received.is_set if jax.process_count() == 1 else process.agreed(received)
-        opened = checkpoint.Checkpoints(workdir, config.checkpoint.keep_last, best, config.checkpoint.best_mode)
+        opened = checkpoint.Checkpoints(workdir, c.keep_last, c.best_metric, c.best_mode)
         checkpoints = stack.enter_context(opened)
 
         # 1. The workdir's own newest whole checkpoint; else, inside init: 2. init_from, 3. fresh parameters.
@@ -107,10 +114,9 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
         if step >= stage.num_steps:
             process.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
-        read = stage.read or {}
-        resume.check_data(config.stage, saved.get("data"), read, config.data.allow_changed)
+        resume.check_data(config.stage, saved.get("data"), stage.read, config.data.allow_changed)
         resume.tell_schedule(config.stage, step, saved.get("num_steps"), stage.num_steps, stage.rates)
-        resume.tell_data(read, workdir)
+        resume.tell_data(stage.read, workdir)
         if not step:
             state = stage.init()
         frozen = stage.frozen()
@@ -142,7 +148,7 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
             last, stopping = step == stage.num_steps, stop()
             evaluating = last or _due(step, config.eval_every)
             snapshotting = _due(step, config.snapshot_every)
-            saving = last or stopping or _due(step, config.checkpoint.every)
+            saving = last or stopping or _due(step, c.every)
             if not (evaluating or snapshotting or saving):
                 continue
 
@@ -157,7 +163,7 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
                     writer.scalars(step, evaluation)
                 writer.samples(step, samples)
                 values |= evaluation
-            about = {"config": resolved, "metadata": stage.metadata or {}, "num_steps": stage.num_steps, "data": read}
+            about = {"config": resolved, "num_steps": stage.num_steps, "data": stage.read}
             metadata = {"step": step, "data_index": step} | about
             if snapshotting:
                 checkpoints.snapshot(step, state, metadata)
@@ -176,18 +182,6 @@ def _run(stage: Stage, config, workdir: epath.Path) -> PyTree:
 def _last_good(workdir: epath.Path) -> str:
     step, _ = checkpoint.newest(workdir)
     return f"the last good checkpoint in {workdir} is of step {step or 'none'}"
-
-
-def _check_run(stage: Stage, config) -> None:
-    for name, value, least in (
-        ("num_steps", stage.num_steps, 1),
-        ("log_every", config.log_every, 1),
-        ("eval_every", config.eval_every, 0),
-        ("snapshot_every", config.snapshot_every, 0),
-        ("checkpoint.every", config.checkpoint.every, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value!r}")
 
 
 def _due(step: int, every: int) -> bool:
@@ -211,5 +205,3 @@ def _abstract_state(stage: Stage) -> PyTree:
     for leaf in jax.tree.leaves(state):  # free the memory before the checkpoint takes its place
         leaf.delete()
     return abstract
-
-

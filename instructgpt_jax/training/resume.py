@@ -18,23 +18,21 @@ DATA = "data.json"  # in a workdir: kind -> what was read, see datasets.describe
 TRAINED = {"ppo": ("policy", "value")}  # entries of config.models that a stage trains, where it is not `model`
 
 
-def recall(config: ConfigDict, workdir: epath.PathLike) -> None:
-    """Gives the networks that a run trains the architecture that they had when it was begun, where it goes on.
+def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
+    """The configuration of a stage of training; where it goes on, with the `architecture` of the networks it trains.
 
     `networks.build` then need not look at their `init_from`, which may be gone: the checkpoint has their weights.
-
-    Args:
-      config: of a stage of training; `config.models[name].recalled` is set, for `networks.build`.
     """
     workdir = epath.Path(workdir)
     saved = workdirs.read_config(workdir)
     if saved is None or not checkpoint.steps(workdir):
-        return
+        return config
+    tree = config.to_dict()
     for name in TRAINED.get(config.stage, ("model",)):
         entry = saved.get("models", {}).get(name, {})
-        if entry.get("init_from") and entry.get("architecture") and name in config.models:
-            with config.unlocked():
-                config.models[name].recalled = entry["architecture"]
+        if entry.get("init_from") and entry.get("architecture") and name in tree["models"]:
+            tree["models"][name]["architecture"] = entry["architecture"]
+    return workdirs.frozen(tree)
 
 
 def read_data(workdir: epath.Path) -> dict[str, dict] | None:
@@ -91,7 +89,7 @@ def tell_data(read: dict, workdir: epath.Path) -> None:
 
 
 def tell_schedule(
-    stage: str, step: int, before: int | None, now: int, rates: Callable[[int, int], dict[str, float]] | None
+    stage: str, step: int, before: int | None, now: int, rates: Callable[[int, int], dict[str, float]]
 ) -> None:
     """Says in a line that the run is longer or shorter than it was, and how its learning rates jump.
 
@@ -105,6 +103,6 @@ def tell_schedule(
     if before is None or before == now:
         return
     text = f"{stage}: {now} steps, it was {before} when step {step} was saved"
-    old, new = (rates(length, step) for length in (before, now)) if rates else ({}, {})
+    old, new = (rates(length, step) for length in (before, now))
     moved = [f"{name} {old[name]:.3g} is now {new[name]:.3g}" for name in old if old[name] != new[name]]
     process.say(text + (f"; the schedule is stretched: {', '.join(moved)}" if moved else ""))

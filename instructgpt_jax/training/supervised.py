@@ -1,7 +1,7 @@
 """What pretraining, supervised fine-tuning and the reward model share: one network, one loss, one update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from instructgpt_jax.data.datasets import StageData
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer
+from instructgpt_jax.training.loop import Stage
 from instructgpt_jax.training.state import (
     TrainState,
     accumulate_gradients,
@@ -25,6 +26,22 @@ NORMS = ("gradient_norm", "update_norm", "parameter_norm")  # what every update 
 
 # (params, microbatch, dropout key or None) -> (total to differentiate, sums that add up over microbatches)
 Loss = Callable[[Any, dict, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Objective(NamedTuple):
+    """What one stage trains for.
+
+    Attributes:
+      loss: summed over a microbatch.
+      count: the name among its sums of what the total is divided by.
+      metrics: sums of a batch -> metrics of the stage, without its name before them.
+      weigh: the batch as the update trains on it.
+    """
+
+    loss: Loss
+    count: str
+    metrics: Callable[[dict[str, jax.Array]], dict[str, jax.Array]]
+    weigh: Callable[[dict], dict] = lambda batch: batch
 
 
 def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Array | None):
@@ -51,20 +68,80 @@ def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.
     return total, {"loss": total, "loss_tokens": wanted.sum(), **spent}
 
 
+def stage(
+    config: ConfigDict,
+    mesh: Mesh,
+    network,
+    data: StageData,
+    objective: Objective,
+    params: Callable[[], dict],
+    evaluate: Callable[[TrainState, dict], tuple[dict[str, float], list[dict]]],
+) -> Stage:
+    """A stage that trains one network, `config.models.model`, on its data.
+
+    Args:
+      config: its section named like the stage has `num_steps` and `optimizer`.
+      network: see networks.Network.
+      params: () -> the parameters before the first update, on the mesh; their buffers are reused.
+      evaluate: see loop.Stage.
+
+    Raises:
+      ValueError: more updates than the data have batches.
+    """
+    name, section = config.stage, config[config.stage]
+    if section.num_steps > data.num_steps:
+        raise ValueError(
+            f"config.{name}.num_steps must be at most the {data.num_steps} batches of the data, got {section.num_steps}"
+        )
+    num_steps = section.num_steps or data.num_steps  # with 0 as many as its epochs have
+    tx = optimizer.make_optimizer(section.optimizer, num_steps)
+    schedule = optimizer.make_schedule(section.optimizer, num_steps)
+    shardings = state_shardings(tx, network.abstract, mesh)
+
+    def step(state, frozen, batch):
+        learning_rate = schedule(state.step)
+        loss, count = objective.loss, objective.count
+        state, sums = update(state, frozen, objective.weigh(batch), loss=loss, count=count, tx=tx, seed=config.seed)
+        own = objective.metrics(sums) | {"learning_rate": learning_rate} | {norm: sums[norm] for norm in NORMS}
+        spent = {"perf/tokens": sums["tokens"], "perf/flops": sums["flops"]}
+        return state, {f"{name}/{key}": value for key, value in own.items()} | spent
+
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def programs():
+        return {"update": (step, (abstract_state(network.abstract, tx, shardings), {}, data.abstract_batch()))}
+
+    def rates(length, step):
+        return {f"{name}/learning_rate": float(optimizer.make_schedule(section.optimizer, length)(step))}
+
+    return Stage(
+        init=lambda: init_state(params(), tx, shardings),
+        frozen=dict,
+        update=step,
+        data=data.train,
+        evaluate=evaluate,
+        programs=programs,
+        num_steps=num_steps,
+        models={"model": network.entry},
+        read=data.read,
+        rates=rates,
+        steps_per_epoch=data.steps_per_epoch,
+    )
+
+
 def update(
-    state: TrainState, frozen: Any, batch: dict, *, loss: Loss, count: str, tx, seed: int, ema_decay: float = 0.0
+    state: TrainState, frozen: Any, batch: dict, *, loss: Loss, count: str, tx, seed: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser update on the mean of `loss` over a batch of microbatches.
 
     Args:
-      state: donated by the caller's jit.
+      state: donated by the caller's jit; it keeps no average of the weights.
       frozen: not used; every stage's update has this signature.
       batch: (M, …) arrays, see data.packing.
       loss: summed over a microbatch.
       count: the name among its sums of what the total is divided by.
       tx: the optimiser.
       seed: of dropout: the key of a microbatch is (seed, step, microbatch).
-      ema_decay: of the average of the weights, where the state keeps one.
 
     Returns:
       The new state and the summed `sums`, with the norms of apply_gradients.
@@ -78,7 +155,7 @@ def update(
     trips = count_nonempty(batch["segments"])
     grads, sums = accumulate_gradients(microbatch_loss, state.params, batch, trips)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums[count], 1.0), grads)
-    state, norms = apply_gradients(state, grads, tx, ema_decay)
+    state, norms = apply_gradients(state, grads, tx, ema_decay=0.0)
     return state, sums | norms
 
 
@@ -116,27 +193,6 @@ def abstract_state(abstract_params: Any, tx, shardings: TrainState) -> TrainStat
     shapes = jax.eval_shape(lambda p: create(p, tx, shardings.ema is not None), abstract_params)
     describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(describe, shapes, shardings)
-
-
-def num_steps(section: ConfigDict, data: StageData) -> int:
-    """Updates of the run: `num_steps` of the stage's section, or with 0 as many as its epochs have."""
-    if not 0 <= section.num_steps <= data.num_steps:
-        raise ValueError(f"num_steps must be at most the {data.num_steps} batches of the data, got {section.num_steps}")
-    return section.num_steps or data.num_steps
-
-
-def rates(name: str, section: ConfigDict) -> Callable[[int, int], dict[str, float]]:
-    """The learning rate of a stage as the loop asks for it, see loop.Stage."""
-    return lambda length, step: {
-        f"{name}/learning_rate": float(optimizer.make_schedule(section.optimizer, length)(step))
-    }
-
-
-def per_epoch(config: ConfigDict, data: StageData) -> None:
-    """Turns -1 (once an epoch) in `config.eval_every` and `config.snapshot_every` into a number of steps."""
-    for name in ("eval_every", "snapshot_every"):
-        if config[name] == -1:
-            config[name] = data.steps_per_epoch
 
 
 def work(config: ModelConfig, segments: jax.Array, positions: jax.Array, passes: float) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
 """One check of a whole configuration before anything is built: keys, types, ranges, divisibility, data sources.
 
-What the configuration names must be there: inputs.py. What needs the models (vocabulary, heads, context) is checked in
-networks.py and stages/ppo.py, what needs the records in data/, all of it before any compute.
+Whether what the configuration names is there: inputs.py. What needs the models (vocabulary, heads, context) is checked
+in networks.py and stages/ppo.py, what needs the records in data/, all of it before any compute.
 """
 
 from jax.sharding import Mesh
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
+from instructgpt_jax.validate.evaluation import check_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
@@ -113,6 +114,7 @@ SECTIONS = {
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
+PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
@@ -149,7 +151,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         for name, rule in DATA.items():
             check(config.get("data", None), name, rule, "config.data")
     if stage == "evaluate":
-        _check_evaluation(config)
+        check_evaluation(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)
@@ -163,6 +165,22 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
     if stage in TRAINED:
         _check_length(config, stage)
+
+
+def validate_pipeline(config: ConfigDict) -> None:
+    """Refuses a pipeline whose stages are not named as they must be; each of them is for `validate`.
+
+    Raises:
+      ValueError: names the key, what it must be and what it is.
+    """
+    if not isinstance(config.get("stages", None), ConfigDict):
+        raise ValueError(f"config.stages must be a section of the configuration, got {config.get('stages', None)!r}")
+    for name, rule in PIPELINE.items():
+        check(config, name, rule, "config")
+    if sorted(config.order) != sorted(config.stages):
+        raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
+    if config.only and config.only not in config.stages:
+        raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
 
 
 def networks_used(config: ConfigDict) -> tuple[str, ...]:
@@ -185,48 +203,19 @@ def _check_networks(config: ConfigDict) -> None:
         for field in ("size", "init_from", "weights"):
             if not isinstance(entry.get(field, ""), str):
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
+        if "architecture" in entry:
+            raise ValueError(f"config.models.{name} must have no architecture, its size or init_from says it, got one")
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
         raise ValueError(
             f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"
         )
-
-
-def _check_evaluation(config: ConfigDict) -> None:
-    """Names that belong together, and what each part of the evaluation needs of the others."""
-    c, path = config.evaluate, "config.evaluate"
-    if sorted(c.order) != sorted(c.models) or not c.order:
-        raise ValueError(f"{path}.order must name {path}.models {sorted(c.models)}, got {tuple(c.order)}")
-    if c.baseline not in c.models:
-        raise ValueError(f"{path}.baseline must be one of {tuple(c.order)}, got {c.baseline!r}")
-    if not c.distributions:
-        raise ValueError(f"{path}.distributions must name at least one set of prompts, got none")
-    names = [*c.order, *c.distributions, *c.tasks, *c.overoptimisation.runs]
-    for name in names:
-        if not name.replace("_", "").replace("-", "").isalnum():  # files are called so
-            raise ValueError(f"names in {path} must be letters, digits, - and _, got {name!r}")
-    prompts = {f"distributions.{name}": c.distributions[name] for name in c.distributions}
-    if any(entry.prefix for entry in c.models.values()):
-        if not c.prefix.candidates or not c.prefix.max_length:
-            given = f"{len(c.prefix.candidates)} and {c.prefix.max_length}"
+    if config.stage == "ppo":
+        value, start = config.models.value, config.models.reward.get("init_from", "")
+        if start and value.get("size", "") and not value.get("init_from", ""):
             raise ValueError(
-                f"{path}.prefix.candidates and max_length must be set for a model with a prefix, got {given}"
+                "config.models.value must be empty, to start from the reward model of config.models.reward.init_from="
+                f"{start!r}, or have an init_from of its own, got size={value.size!r}"
             )
-        prompts["prefix.prompts"] = c.prefix.prompts
-    if c.overoptimisation.runs:
-        prompts["overoptimisation.prompts"] = c.overoptimisation.prompts
-    named = prompts | {f"tasks.{name}": c.tasks[name] for name in c.tasks}
-    for name, given in (named | {"references": c.references, "accuracy": c.accuracy}).items():
-        if not given and name in named:
-            raise ValueError(f"{path}.{name} must name at least one source, got ()")
-        for source in given:
-            try:
-                form = sources.parse(source).form
-            except ValueError as error:
-                raise ValueError(f"{path}.{name}: {error}") from None
-            if c.labelers and form != "simulated" and name in prompts:
-                raise ValueError(f"{path}.labelers=True must have simulated prompts, got {path}.{name}={source!r}")
-    if c.split == "valid" and not config.data.valid_fraction:
-        raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
 
 
 def kinds_read(config: ConfigDict, with_tokenizer: bool = True) -> dict[str, str]:

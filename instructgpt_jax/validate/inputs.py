@@ -44,12 +44,11 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
             _check_tokenizer(wanted)
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
-    shapes = {}
+    shapes, empty = {}, networks.stand_ins(config)
     for name in networks_used(config):
         entry = config.models[name]
-        stands_in = config.stage == "ppo" and not entry.get("init_from", "") and not entry.get("size", "")
-        if expected(entry.get("init_from", "")) and not (stands_in and name in ("ref_policy", "value")):
-            shapes[name] = networks.shape(name, config)
+        if name not in empty and expected(entry.get("init_from", "")):
+            shapes[name] = networks.shape(f"config.models.{name}", entry)
     _check_rows(config, shapes)
 
 

@@ -1,4 +1,4 @@
-"""What a key of a configuration must be, and the check of a key or a section against it; validate.py has the rules."""
+"""What a key of a configuration must be, and the check of a key or a section against it; __init__.py has the rules."""
 
 import math
 from collections.abc import Callable

@@ -15,12 +15,9 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from instructgpt_jax.models.config import ModelConfig
+from instructgpt_jax.models.config import RUNTIME_FIELDS, ModelConfig
 
 REQUIRED = object()
-
-# What a stage sets and a checkpoint does not: precision, memory, noise. The same for every family.
-RUNTIME_FIELDS = ("dtype", "remat", "attention", "residual_dropout", "embedding_dropout", "attention_dropout")
 
 # Keys of any config.json that change neither the logits nor the score. Keys that start with `_` are bookkeeping too.
 IGNORED = frozenset(
