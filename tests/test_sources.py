@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from instructgpt_jax.data import datasets, jsonl, schema, sources
+from instructgpt_jax.data import datasets, jsonl, records, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -72,6 +72,10 @@ def test_demonstrations_as_text_and_as_prompts(tmp_path):
     assert [record["completion"] for record in prompts] == [f"c{i}" for i in range(40)]
     held_out = {record["prompt"] for record in datasets.split(prompts, 0.3)[1]}
     assert held_out == {record["prompt"] for record in datasets.split(text, 0.3)[1]} and held_out
+    odd = sources.load(
+        (write(tmp_path / "o.jsonl", [{"text": f"{i}", "prompt": None} for i in range(9)]),), "pretraining", 0
+    )
+    assert sum(len(side) for side in datasets.split(odd, 0.5)) == 9
     simulated = sources.load(("simulated:demonstrations:5#text=prompt",), "pretraining", 0)
     assert all(record["text"] == record["prompt"] for record in simulated) and len(simulated) == 5
     with pytest.raises(ValueError, match="missing field 'text'"):
@@ -107,6 +111,28 @@ def test_several_sources_are_one_sequence_with_parts(tmp_path):
     assert [(len(part), part.weight) for part in weighted.parts] == [(3, 3.0), (2, 1.0)]
     with pytest.raises(ValueError, match="either every data source or none"):
         sources.load((first + "@3", second), "prompts", 0)
+
+
+def test_a_line_is_parsed_once_and_those_beyond_what_memory_keeps_again(tmp_path, monkeypatch):
+    """Whatever asks: the parts of a source, the split, a pass over the records; all read the same."""
+    names = (write(tmp_path / "a.jsonl", rows(40, "a")), write(tmp_path / "b.jsonl.gz", rows(20, "b")) + "#!1/3#unique")
+    parsed, parse_line = [], schema.parse_line
+    monkeypatch.setattr(schema, "parse_line", lambda line: parsed.append(line) or parse_line(line))
+
+    def read():
+        parsed.clear()
+        sides = datasets.split(sources.load(names, "prompts", 0), 0.3)
+        return [([*side], [side.origin(i) for i in range(len(side))], side.keys.tolist()) for side in sides]
+
+    kept = read()
+    count = sum(len(found) for found, *_ in kept)
+    assert len(parsed) == 60 and 40 < count < 60
+    for found, _, keys in kept:
+        assert [list(records.keys_of(record)) for record in found] == keys
+    monkeypatch.setattr(sources, "_KEPT", 0)
+    assert read() == kept and len(parsed) == 60 + count
+    monkeypatch.setattr(sources, "_KEPT", 200)
+    assert read() == kept and 60 < len(parsed) < 60 + count
 
 
 def test_a_name_with_glob_characters_is_taken_literally(tmp_path):
@@ -273,7 +299,7 @@ def test_a_damaged_gzip_file_is_refused_whatever_is_allowed(tmp_path, damage):
 def test_the_allowance_is_for_all_sources_together_and_the_error_lists_ten(tmp_path):
     first = write(tmp_path / "a.jsonl", ["{", {"prompt": "a"}])
     second = write(tmp_path / "b.jsonl", [{"prompt": "b"}] + ["{"] * 14)
-    with pytest.raises(ValueError, match=r"15 malformed records .* allows 14") as error:
+    with pytest.raises(ValueError, match=r"15 bad records, .* allows 14") as error:
         sources.load((first, second), "prompts", 14)
     assert str(error.value).count(".jsonl:") == 10 and "… and 5 more" in str(error.value)
     records = sources.load((first, second), "prompts", 15)

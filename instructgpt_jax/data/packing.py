@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MAX_BRANCHES = 2**16 - 1  # of a segment: attention may hold their numbers in 16 bits, see models/attention.py
+
 
 class Example(NamedTuple):
     """One sequence of a supervised batch."""
