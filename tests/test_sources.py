@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from instructgpt_jax.data import datasets, jsonl, records, schema, sources
+from instructgpt_jax.data import datasets, jsonl, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -111,28 +111,6 @@ def test_several_sources_are_one_sequence_with_parts(tmp_path):
     assert [(len(part), part.weight) for part in weighted.parts] == [(3, 3.0), (2, 1.0)]
     with pytest.raises(ValueError, match="either every data source or none"):
         sources.load((first + "@3", second), "prompts", 0)
-
-
-def test_a_line_is_parsed_once_and_those_beyond_what_memory_keeps_again(tmp_path, monkeypatch):
-    """Whatever asks: the parts of a source, the split, a pass over the records; all read the same."""
-    names = (write(tmp_path / "a.jsonl", rows(40, "a")), write(tmp_path / "b.jsonl.gz", rows(20, "b")) + "#!1/3#unique")
-    parsed, parse_line = [], schema.parse_line
-    monkeypatch.setattr(schema, "parse_line", lambda line: parsed.append(line) or parse_line(line))
-
-    def read():
-        parsed.clear()
-        sides = datasets.split(sources.load(names, "prompts", 0), 0.3)
-        return [([*side], [side.origin(i) for i in range(len(side))], side.keys.tolist()) for side in sides]
-
-    kept = read()
-    count = sum(len(found) for found, *_ in kept)
-    assert len(parsed) == 60 and 40 < count < 60
-    for found, _, keys in kept:
-        assert [list(records.keys_of(record)) for record in found] == keys
-    monkeypatch.setattr(sources, "_KEPT", 0)
-    assert read() == kept and len(parsed) == 60 + count
-    monkeypatch.setattr(sources, "_KEPT", 200)
-    assert read() == kept and 60 < len(parsed) < 60 + count
 
 
 def test_a_name_with_glob_characters_is_taken_literally(tmp_path):

@@ -4,13 +4,11 @@ import bisect
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from instructgpt_jax import splits
-
-Record = dict[str, Any]  # see data/schema.py
+from instructgpt_jax.data.schema import Record
 
 
 class Records(Sequence):
