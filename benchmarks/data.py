@@ -19,19 +19,21 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from instructgpt_jax.data import batches as batching
 from instructgpt_jax.data import sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.batches import Order, Rows
+from instructgpt_jax.data.encoding import Allowed
 
 PARAMETERS = 1.3e9
 PEAK = 790e12  # bf16 FLOP/s reached by large matrix products on one H200 (data sheet: 989e12)
 UTILISATION = 0.5
-ROWS = dict(row_length=2048, microbatch_rows=8)
+ROWS = Rows(row_length=2048, microbatch_rows=8)
 
 
-def measure(name: str, kind: str, pattern: str, tokenizer, epochs: int, **options) -> float:
+def measure(kind: str, pattern: str, tokenizer, epochs: int, batch_size: int, **options) -> float:
     """Prints and returns real (not padding) tokens a second over reading, encoding and packing `epochs` epochs."""
     began = time.perf_counter()
     records = sources.load((f"jsonl:{pattern}",), kind, 0)
     read = time.perf_counter()
-    batches = getattr(batching, kind)(records, tokenizer, seed=0, num_epochs=epochs, **ROWS, **options)
+    batches = getattr(batching, kind)(records, tokenizer, Order(0, epochs, batch_size), ROWS, **options)
     encoded = time.perf_counter()
     tokens = used_rows = 0
     for index in range(batches.steps_per_epoch * epochs):
@@ -43,8 +45,8 @@ def measure(name: str, kind: str, pattern: str, tokenizer, epochs: int, **option
     first = once / (encoded - began + (packed - encoded) / epochs)
     later = tokens / (packed - encoded)
     print(
-        f"{name:15} {once:10,.0f} tokens  read {read - began:5.2f} s  encode {encoded - read:5.2f} s  "
-        f"pack {(packed - encoded) / epochs:5.2f} s  fill {tokens / used_rows / ROWS['row_length']:.3f}  "
+        f"{kind:15} {once:10,.0f} tokens  read {read - began:5.2f} s  encode {encoded - read:5.2f} s  "
+        f"pack {(packed - encoded) / epochs:5.2f} s  fill {tokens / used_rows / ROWS.row_length:.3f}  "
         f"first epoch {first:11,.0f} tokens/s  later {later:13,.0f} tokens/s"
     )
     return first
@@ -59,20 +61,18 @@ def main() -> None:
     folder = arguments.data
     tokenizer = tokenizers.load(os.path.join(folder, "gpt2_bpe"))
     tokenizer.encode(["start the threads"])
-    print(f"{len(os.sched_getaffinity(0))} cores, GPT-2 byte-level BPE, rows of {ROWS['row_length']} tokens")
-    filters = dict(max_prompt_tokens=1024, skip_bad=10)
+    print(f"{len(os.sched_getaffinity(0))} cores, GPT-2 byte-level BPE, rows of {ROWS.row_length} tokens")
+    allowed = Allowed(max_prompt_tokens=1024, skip_bad=10)
     speeds = [
         measure(
-            "demonstrations", "demonstrations", f"{folder}/demonstrations/*.jsonl.gz", tokenizer, arguments.epochs,
-            batch_size=32, loss_on_prompt=False, **filters,
+            "demonstrations", f"{folder}/demonstrations/*.jsonl.gz", tokenizer, arguments.epochs, 32,
+            allowed=allowed, loss_on_prompt=False,
         ),
         measure(
-            "comparisons", "comparisons", f"{folder}/comparisons/[ho]*.jsonl.gz", tokenizer, arguments.epochs,
-            batch_size=64, max_completions=9, shared_prompt=True, **filters,
+            "comparisons", f"{folder}/comparisons/[ho]*.jsonl.gz", tokenizer, arguments.epochs, 64,
+            allowed=allowed, max_completions=9, shared_prompt=True,
         ),
-        measure(
-            "pretraining", "pretraining", f"{folder}/pretrain/*.jsonl.gz", tokenizer, arguments.epochs, batch_size=32
-        ),
+        measure("pretraining", f"{folder}/pretrain/*.jsonl.gz", tokenizer, arguments.epochs, 32, cache_dir=""),
     ]  # fmt: skip
     consumed = PEAK * UTILISATION / (6 * PARAMETERS)
     print(

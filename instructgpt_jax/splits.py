@@ -11,13 +11,18 @@ def split_of(record: dict[str, Any], split_key: str, valid_share: float, test_sh
     A prompt without a user is its own user: equal prompts stay together. The shares are shares of users; a larger
     `valid_share` only moves users from train to valid.
     """
-    user = record.get("user")
-    name = f"prompt:{record['prompt']}" if user is None else f"user:{user}"
-    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_hash_key(split_key)).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = place_of(record, split_key) / 2**64
     if place < test_share:
         return "test"
     return "valid" if place < test_share + valid_share else "train"
+
+
+def place_of(record: dict[str, Any], split_key: str) -> int:
+    """Where a record's user, or its prompt where it has none, stands between 0 and 2^64: see `split_of`."""
+    user = record.get("user")
+    name = f"prompt:{record['prompt']}" if user is None else f"user:{user}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8, key=_hash_key(split_key)).digest()
+    return int.from_bytes(digest, "big")
 
 
 @functools.cache

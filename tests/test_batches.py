@@ -18,8 +18,11 @@ from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
 from instructgpt_jax.data import batches as batching
-from instructgpt_jax.data import datasets, encoding, feeding, sources
+from instructgpt_jax.data import datasets, encoding, feeding, packing, sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.batches import Mix, Order, Rows
+from instructgpt_jax.data.encoding import Allowed
+from instructgpt_jax.models import flash
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WORDS = "red blue small old river stone bird fox sees finds gives takes near far under over again never".split()
@@ -67,19 +70,25 @@ def world(tmp_path_factory):
 def build(world, kind, process=(0, 1), **changes):
     """The batches of one kind with small settings."""
     files, tokenizer = world
-    options = dict(seed=1, batch_size=8, num_epochs=3, process_index=process[0], process_count=process[1])
-    if kind != "pretraining":
-        options |= dict(max_prompt_tokens=0, skip_bad=0)
-    if kind != "prompts":
-        options |= dict(row_length=64, microbatch_rows=4)
-    if kind == "demonstrations":
-        options |= dict(loss_on_prompt=False)
-    elif kind == "comparisons":
-        options |= dict(max_completions=4, shared_prompt=True)
-    elif kind == "prompts":
-        options |= dict(max_prompt_length=40)
-    records = sources.load((files[kind],), kind, 0)
-    return getattr(batching, kind)(records, tokenizer, **(options | changes))
+    order = Order(seed=1, num_epochs=3, batch_size=8, process_index=process[0], process_count=process[1])
+    rows, allowed = Rows(row_length=64, microbatch_rows=4), Allowed(max_prompt_tokens=0, skip_bad=0)
+    order, rows, allowed = (
+        given._replace(**{field: changes.pop(field) for field in given._fields if field in changes})
+        for given in (order, rows, allowed)
+    )
+    options = {
+        "demonstrations": dict(rows=rows, allowed=allowed, loss_on_prompt=False),
+        "comparisons": dict(rows=rows, allowed=allowed, max_completions=4, shared_prompt=True),
+        "prompts": dict(allowed=allowed, max_prompt_length=40),
+        "pretraining": dict(rows=rows, cache_dir=""),
+    }[kind]
+    records = sources.load((files[kind],), kind, allowed.skip_bad)
+    return getattr(batching, kind)(records, tokenizer, order, **(options | changes))
+
+
+def encoded_of(batches):
+    """What epochs are counted by."""
+    return next(iter(batches.read.values()))
 
 
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining")
@@ -129,8 +138,9 @@ def test_comparisons_keep_ranks_ties_groups_and_skip_all_tied(world):
     batches = build(world, "comparisons", seed=None)
     records = [r for r in map(json.loads, open(files["comparisons"][6:]))]
     usable = [r for r in records if len(set(r["ranking"])) > 1]
-    assert batches.left_out == {"all completions tied": len(records) - len(usable)} and len(usable) < len(records)
-    assert batches.num_examples == len(usable)
+    read = batches.read["comparisons"]
+    assert read.left_out == {"all completions tied": len(records) - len(usable)} and len(usable) < len(records)
+    assert len(read.examples) == len(usable)
     found = sorted(
         (tuple(ranks[ranks > 0]), int(group))
         for batch in (batches[i] for i in range(len(batches)))
@@ -145,6 +155,25 @@ def test_comparisons_keep_ranks_ties_groups_and_skip_all_tied(world):
         for row, column in [batch["ends"][m, slot, k]]
     }
     assert eos == {tokenizer.eos_id}  # the score is read at EOS
+
+
+def test_texts_are_encoded_where_no_tokens_of_them_are_kept(world, tmp_path, monkeypatch):
+    _, tokenizer = world
+    kept = {"prompt": "red", "completions": ["fox", "bird"], "ranking": [1, 2], "tokens": [[3, 4], [5]]}
+    other = kept | {"completions": ["stone", "river"], "tokenizer": "of another"}
+    texts, encode = [], tokenizer.encode
+    monkeypatch.setattr(type(tokenizer), "encode", lambda _, given: texts.extend(given) or encode(given))
+    records = [kept | {"tokenizer": tokenizer.hash}, other, other | {"tokens": None}]
+    world = {"comparisons": write(tmp_path / "kept.jsonl", records)}, tokenizer
+    [first, *others] = build(world, "comparisons", batch_size=2).read["comparisons"].examples
+    eos, written = tokenizer.eos_id, [ids.tolist() for ids in encode(["stone", "river"])]
+    assert [ids.tolist() for ids in first.completions] == [[3, 4, eos], [5, eos]]
+    assert [[ids.tolist() for ids in one.completions] for one in others] == [[[*ids, eos] for ids in written]] * 2
+    assert texts.count("stone") == texts.count("river") == 2 and not {"fox", "bird"} & set(texts)
+    again = encoding.completions(records, tokenizer)
+    assert [[ids.tolist() for ids in one] for one in again] == [
+        [ids.tolist() for ids in one.completions] for one in (first, *others)
+    ]
 
 
 def test_prompts_are_padded_on_the_right(world):
@@ -175,7 +204,7 @@ def test_every_example_once_an_epoch_each_in_another_order(world, kind):
         e for b in (build(world, kind, seed=None),) for i in range(len(b)) for e in contents(b[i]) if e[0] != -1
     )
     batches = build(world, kind, batch_size=1, num_epochs=2)
-    count = batches.num_examples
+    count = len(encoded_of(batches).examples)
     assert len(once) == count and len(batches) == 2 * count and batches.steps_per_epoch == count
     epochs = [[contents(batches[i])[0] for i in range(e * count, (e + 1) * count)] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == once
@@ -200,7 +229,7 @@ def test_two_processes_see_each_record_of_an_epoch_once(world, kind):
     seen = collections.Counter(e for b in two for i in range(len(b)) for e in contents(b[i]))
     whole = build(world, kind, batch_size=1, num_epochs=1)
     every = collections.Counter(e for i in range(len(whole)) for e in contents(whole[i]))
-    odd = whole.num_examples % 2  # the one left over has no partner: an epoch of pairs
+    odd = len(encoded_of(whole).examples) % 2  # the one left over has no partner: an epoch of pairs
     assert sum((every - seen).values()) == odd and not seen - every
 
 
@@ -240,21 +269,21 @@ sys.path.insert(0, "tests")
 number, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, number)
-import test_pipeline
+import test_batches
 from instructgpt_jax import sharding
-from instructgpt_jax.data import feeding, pipeline
-world = test_pipeline.make_world(folder / str(number))
+from instructgpt_jax.data import feeding
+world = test_batches.make_world(folder / str(number))
 assert feeding.process_slice(sharding.make_mesh(dict(data=1, fsdp=1, tensor=4))) == (0, 1)
 for axes in ((2, 2, 1), (1, 2, 2)):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, axes)))
     where = feeding.process_slice(mesh)
     assert where == (number, 2)
-    batches = test_pipeline.build(world, "comparisons", where)
+    batches = test_batches.build(world, "comparisons", where)
     batch = next(feeding.iterate(batches, mesh, 2))
     held = {(name, s.index[1].start or 0): s.data for name, array in batch.items() for s in array.addressable_shards}
     np.savez(folder / f"{axes[0]}_{number}.npz", **{f"{name}/{start}": piece for (name, start), piece in held.items()})
 if number == 0:
-    (folder / "resumed.json").write_text(json.dumps(test_pipeline.resumed(world, 17, 100)))
+    (folder / "resumed.json").write_text(json.dumps(test_batches.resumed(world, 17, 100)))
 """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -283,9 +312,8 @@ def test_the_next_100_batches_after_a_restore_in_a_new_process(world, two_proces
 
 
 def mixed(world, fraction_of, fraction=0.25, **changes):
-    records = sources.load((world[0]["pretraining"],), "pretraining", 0)
-    changes = dict(pretraining_fraction=fraction, pretraining_fraction_of=fraction_of, num_epochs=4) | changes
-    return build(world, "demonstrations", pretraining=records, **changes)
+    mix = Mix(sources.load((world[0]["pretraining"],), "pretraining", 0), fraction, fraction_of, cache_dir="")
+    return build(world, "demonstrations", **(dict(mix=mix, num_epochs=4) | changes))
 
 
 @pytest.mark.parametrize("fraction_of", ["loss", "examples"])
@@ -323,17 +351,17 @@ def test_a_share_of_the_tokens(world):
     assert sum(max(mask) == 2 for mask in masks) / len(masks) < 0.05  # of the examples they are few
 
 
-def test_a_share_needs_its_text(world):
-    with pytest.raises(ValueError, match="pretraining_fraction must be below 1 and come with pretraining records"):
-        build(world, "demonstrations", pretraining_fraction=0.25)
+def test_a_share_is_a_part_of_what_is_shuffled(world):
+    for wrong in (dict(fraction=1.0), dict(seed=None)):
+        with pytest.raises(ValueError, match="pretraining_fraction must be above 0 and below 1, with a seed, got "):
+            mixed(world, "loss", **wrong)
 
 
 def test_weights_of_sources(world, tmp_path):
     _, tokenizer = world
     files = [write(tmp_path / f"{n}.jsonl", [{"prompt": f"{n} {i}"} for i in range(40)]) for n in "ab"]
     records = sources.load((f"{files[0]}@3", f"{files[1]}@1"), "prompts", 0)
-    options = dict(batch_size=8, max_prompt_length=20, max_prompt_tokens=0, skip_bad=0)
-    batches = batching.prompts(records, tokenizer, seed=0, num_epochs=1, **options)
+    batches = batching.prompts(records, tokenizer, Order(0, 1, 8), Allowed(0, 0), max_prompt_length=20)
     assert len(batches) == 10
     for i in range(10):
         assert (batches[i]["index"] < 40).sum() == 6
@@ -425,9 +453,14 @@ def test_bad_records_are_named_and_counted(world, tmp_path):
     ):
         build(long, "demonstrations", batch_size=1)
     batches = build(long, "demonstrations", batch_size=1, skip_bad=1)
-    assert batches.num_examples == 1 and batches.left_out == {"bad": 1}
+    assert len(encoded_of(batches).examples) == 1 and encoded_of(batches).left_out == {"bad": 1}
+    damaged = write(tmp_path / "damaged.jsonl", [rows[0], rows[1], "no object"])
+    both = r"2 bad records, config.data.skip_bad allows 1:\n .*damaged.jsonl:3: a record must be .*\n .*:2: prompt and"
+    with pytest.raises(ValueError, match=both):  # what counts is what is listed
+        build((files | {"demonstrations": damaged}, tokenizer), "demonstrations", batch_size=1, skip_bad=1)
     batches = build(long, "demonstrations", batch_size=1, max_prompt_tokens=20)
-    assert batches.num_examples == 1 and batches.left_out == {"prompt longer than 20 tokens": 1}
+    assert len(encoded_of(batches).examples) == 1
+    assert encoded_of(batches).left_out == {"prompt longer than 20 tokens": 1}
     with pytest.raises(ValueError, match="prompts.jsonl:1: a prompt must have at most max_prompt_length=2 tokens, got"):
         build(world, "prompts", max_prompt_length=2)
     with pytest.raises(
@@ -448,85 +481,11 @@ def test_sizes_that_cannot_work_are_refused(world):
         build(world, "prompts", (0, 3))
     with pytest.raises(ValueError, match="at least batch_size=200 examples in all epochs, got 159"):
         build(world, "prompts", batch_size=200)
+    with pytest.raises(ValueError, match="max_completions must be at most 65535 with a shared prompt, got 65536"):
+        build(world, "comparisons", max_completions=1 << flash.BRANCH_BITS)
+    assert packing.MAX_BRANCHES + 1 == 1 << flash.BRANCH_BITS
     with pytest.raises(IndexError, match=r"batch index must be in 0\.\.18, got 19"):
         build(world, "prompts")[19]
-
-
-def test_split_keeps_prompts_together_and_in_place(world, tmp_path):
-    prompts = [f"question {i}" for i in range(400)]
-    small = sources.load((write(tmp_path / "s.jsonl", [{"prompt": p} for p in prompts[:200]]),), "prompts", 0)
-    twice = [{"prompt": p, "completion": c} for p in prompts for c in "ab"]
-    large = sources.load((write(tmp_path / "l.jsonl", twice),), "demonstrations", 0)
-    sides = [[{r["prompt"] for r in half} for half in datasets.split(records, 0.2)] for records in (small, large)]
-    assert not sides[1][0] & sides[1][1]
-    assert sides[0][0] <= sides[1][0] and sides[0][1] <= sides[1][1]
-    assert 50 < len(sides[1][1]) < 110 and sum(map(len, sides[1])) == 400
-    train, valid = datasets.split(large, 0.2)
-    assert len(train) + len(valid) == 800
-    assert train.origin(0).endswith(f"l.jsonl:{1 + twice.index(train[0])}")
-    assert len(datasets.split(large, 0.0)[1]) == 0
-
-
-def test_validation_has_no_prompt_that_training_has(tmp_path):
-    """Users are held out whole, and a prompt of theirs that others or nobody wrote too is no held-out prompt."""
-    rng = np.random.default_rng(0)
-    popular = [f"question {i}" for i in range(60)]
-    records = [{"prompt": popular[rng.integers(60)], "user": f"u{i % 40}"} for i in range(300)]
-    records += [{"prompt": prompt} for prompt in popular[:30]]
-    records += [{"prompt": f"own {i}", "user": f"u{i % 40}"} for i in range(80)]
-    loaded = sources.load((write(tmp_path / "p.jsonl", records),), "prompts", 0)
-    train, valid = datasets.split(loaded, 0.2)
-    held_out = {f"u{i}" for i in range(40)} - {record.get("user") for record in train}
-    assert held_out and {record["user"] for record in valid if "user" in record} <= held_out
-    assert not {record["prompt"] for record in train} & {record["prompt"] for record in valid}
-    lost = len(records) - len(train) - len(valid)
-    assert lost > 0 and valid.left_out == {"prompt that is in training too, by another user": lost}
-    tokenizer = tokenizers.train(["question own 1 2 3"] * 9, 300, tmp_path / "bpe")
-    options = dict(max_prompt_length=40, max_prompt_tokens=0, skip_bad=0)
-    sets = [{"prompts": encoding.prompts(side, tokenizer, **options)} for side in (train, valid)]
-    told = datasets.described(sets)["prompts"]
-    assert told["records"] == len(records) == told["examples"] + told["validation"] + sum(told["left_out"].values())
-
-
-def test_prompts_that_an_earlier_stage_trained_on_are_counted(tmp_path):
-    """Demonstrations without users are split by prompt, prompts by user: some are on different sides."""
-    demonstrations = [{"prompt": f"question {i}", "completion": "x"} for i in range(200)]
-    earlier = {"demonstrations": [write(tmp_path / "d.jsonl", demonstrations)], "valid_fraction": 0.3}
-    earlier |= {"skip_bad": 0, "data_dir": ""}
-    asked = [{"prompt": f"question {i}", "user": f"u{i % 20}"} for i in range(100, 300)]
-    _, valid = datasets.split(sources.load((write(tmp_path / "p.jsonl", asked),), "prompts", 0), 0.3)
-    trained_on = datasets.split(sources.load((*earlier["demonstrations"],), "demonstrations", 0), 0.3)[0]
-    trained_on = {record["prompt"] for record in trained_on}
-    assert datasets.count_trained_on(valid, earlier) == sum(record["prompt"] in trained_on for record in valid) > 5
-    with pytest.raises(ValueError, match="gone.jsonl must name at least one file"):
-        datasets.count_trained_on(valid, earlier | {"demonstrations": [f"jsonl:{tmp_path}/gone.jsonl"]})
-
-
-def test_data_of_a_stage_from_its_config(world, tmp_path):
-    from ml_collections import ConfigDict
-
-    files, tokenizer = world
-    folder = str(pathlib.Path(files["prompts"][6:]).parent / "bpe")
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "data": {kind: (files[kind],) for kind in KINDS}
-            | dict(tokenizer=folder, skip_bad=0, data_dir="", cache_dir="", max_prompt_tokens=0, valid_fraction=0.2),
-            "options": dict(batch_size=8, num_epochs=2, row_length=64, microbatch_rows=8, loss_on_prompt=False)
-            | dict(pretraining_fraction=0.1, pretraining_fraction_of="loss")
-            | dict(max_completions=4, shared_prompt=True, max_prompt_length=40)
-            | dict(held_out_groups=()),
-        }
-    )
-    mesh = sharding.make_mesh(dict(data=-1, fsdp=2, tensor=1))
-    for kind in KINDS:
-        data = datasets.load(config, config.options, kind, mesh)
-        batch = next(data.train(1))
-        want = data.train_batches[1]
-        jax.tree.map(np.testing.assert_array_equal, batch, want)
-        assert jax.tree.map(lambda x: x.shape, data.abstract_batch()) == jax.tree.map(lambda x: x.shape, batch)
-        assert len(list(data.valid["valid"]())) == len(data.valid_batches) > 0
-        assert data.num_steps == len(data.train_batches) and data.vocab_size == tokenizer.vocab_size
 
 
 @pytest.mark.parametrize("data", [2, 1])
@@ -546,8 +505,7 @@ def test_two_real_processes_build_one_global_batch(world, two_processes, data):
 
 def test_real_data(shared_data):
     tokenizer = tokenizers.load(shared_data / "gpt2_bpe")
-    options = dict(seed=0, num_epochs=1, max_prompt_tokens=1024)
-    rows = dict(row_length=2048, microbatch_rows=8)
+    order, rows, allowed = Order(0, 1, 32), Rows(2048, 8), Allowed(1024, 3)
     for name, kind, extra in (
         ("comparisons/oasst_kwise", "comparisons", dict(max_completions=9, shared_prompt=True)),
         ("comparisons/gsm8k*", "comparisons", dict(max_completions=4, shared_prompt=False)),
@@ -558,17 +516,13 @@ def test_real_data(shared_data):
     ):
         source = f"jsonl:{shared_data}/{name.rstrip('*')}*.jsonl.gz"
         records = sources.load((source,), kind, 0)
-        batches = getattr(batching, kind)(
-            records, tokenizer, batch_size=32, skip_bad=3, process_index=0, process_count=1, **options, **rows, **extra
-        )
-        assert batches.num_examples + sum(batches.left_out.values()) == len(records)
+        batches = getattr(batching, kind)(records, tokenizer, order, rows, allowed, **extra)
+        assert len(batches.read[kind].examples) + sum(batches.read[kind].left_out.values()) == len(records)
         texts = {records[i]["prompt"] for i in range(len(records))}
         batch = batches[len(batches) - 1]
         m, row = np.argwhere(batch["segments"] == 1)[0][:2]
         first = batch["tokens"][m, row][batch["segments"][m, row] == 1]
         assert any(tokenizer.decode(first).startswith(prompt) for prompt in texts)
-    tied = batching.comparisons(
-        sources.load((f"jsonl:{shared_data}/comparisons/gsm8k*.jsonl.gz",), "comparisons", 0),
-        tokenizer, batch_size=32, max_completions=4, shared_prompt=True, skip_bad=0, **options, **rows,
-    )  # fmt: skip
-    assert tied.left_out["all completions tied"] > 0
+    solutions = sources.load((f"jsonl:{shared_data}/comparisons/gsm8k*.jsonl.gz",), "comparisons", 0)
+    tied = batching.comparisons(solutions, tokenizer, order, rows, allowed, max_completions=4, shared_prompt=True)
+    assert tied.read["comparisons"].left_out["all completions tied"] > 0

@@ -104,8 +104,8 @@ def test_the_reward_model_reads_what_ppo_will_score(base, collected):
     """Sampled tokens, an end of text behind those that ended alone: in training and in the evaluation's scores."""
     tokenizer = tokenizers.load(base / "tokenizer")
     records = sources.load((f"jsonl:{collected}/comparisons.jsonl",), "comparisons", 0)
-    options = dict(row_length=256, process_rows=8, max_completions=4, shared_prompt=True, max_prompt_tokens=0)
-    encoded = encoding.comparisons(records, tokenizer, skip_bad=0, **options)
+    options = dict(row_length=256, process_rows=8, max_completions=4, shared_prompt=True)
+    encoded = encoding.comparisons(records, tokenizer, encoding.Allowed(0, 0), **options)
     for example, number in zip(encoded.examples, encoded.records, strict=True):
         record = records[int(number)]
         want = [t + [tokenizer.eos_id] * e for t, e in zip(record["tokens"], record["ended"], strict=True)]
@@ -151,9 +151,9 @@ def test_kept_tokens_beyond_the_vocabulary_are_a_bad_record(base, tmp_path):
     record["tokenizer"] = tokenizer.hash
     (tmp_path / "c.jsonl").write_text(json.dumps(record) + "\n")
     records = sources.load((f"jsonl:{tmp_path}/c.jsonl",), "comparisons", 0)
-    options = dict(row_length=64, process_rows=8, max_completions=4, shared_prompt=True, max_prompt_tokens=0)
+    options = dict(row_length=64, process_rows=8, max_completions=4, shared_prompt=True)
     with pytest.raises(ValueError, match=r"c\.jsonl:1: tokens must be ids of the tokenizer, below \d+, got 100000"):
-        encoding.comparisons(records, tokenizer, skip_bad=0, **options)
+        encoding.comparisons(records, tokenizer, encoding.Allowed(0, 0), **options)
 
 
 def test_a_complete_workdir_is_left_alone(base, collected, capsys):

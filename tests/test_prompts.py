@@ -16,9 +16,7 @@ LABELLED = pathlib.Path(__file__).with_name("pii_labelled.jsonl")
 SETTINGS = dict(
     prefix_chars=40,
     max_per_user=3,
-    split_key="key",
-    valid_share=0.3,
-    test_share=0.1,
+    split=prompts.Split("key", 0.3, 0.1),
     max_tokens=12,
     count_tokens=lambda texts: [len(text.split()) for text in texts],
     language_sample=100,
@@ -215,11 +213,11 @@ def test_prepare_reports_what_each_step_dropped():
         "over 12 tokens": 5,
     }
     assert report["read"] == len(records) and report["steps"][-1]["left"] == len(records) - sum(dropped.values())
-    splits = {name: getattr(prepared, name) for name in ("train", "valid", "test")}
-    assert report["splits"] == {name: len(split) for name, split in splits.items()}
+    sides = {name: getattr(prepared, name) for name in ("train", "valid", "test")}
+    assert report["splits"] == {name: len(side) for name, side in sides.items()}
     assert sum(report["splits"].values()) == report["steps"][-1]["left"] and all(report["splits"].values())
     assert report["steps"][2]["kinds"] == {"email": len(in_train)}
-    users = [{record["user"] for record in split} for split in splits.values()]
+    users = [{record["user"] for record in side} for side in sides.values()]
     assert not (users[0] & users[1] or users[0] & users[2] or users[1] & users[2])
     assert sum(report["languages"].values()) == pytest.approx(1)
     assert not any(pii.find(record["prompt"]) for record in prepared.train)
@@ -237,7 +235,7 @@ def test_more_data_leaves_every_user_where_they_were():
 def test_prepare_of_nothing_and_of_wrong_shares():
     assert prompts.prepare([], **SETTINGS).report["languages"] == {}
     with pytest.raises(ValueError, match="must leave a training share"):
-        prompts.prepare([], **(SETTINGS | {"valid_share": 0.9}))
+        prompts.prepare([], **(SETTINGS | {"split": prompts.Split("key", 0.9, 0.1)}))
     with pytest.raises(ValueError, match="prefix_chars must be at least 1"):
         prompts.prepare([], **(SETTINGS | {"prefix_chars": 0}))
     with pytest.raises(ValueError, match="max_per_user must be at least 1"):

@@ -312,7 +312,7 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
     tok = tokenizer.load(config.data.tokenizer)
     records = sources.load(tuple(config.data.demonstrations), "demonstrations", 0)
     train, _ = datasets.split(records, config.data.valid_fraction)
-    chosen = datasets.sample(train, config.reward.bias_examples, config.seed)
+    chosen = datasets.draw(train, config.reward.bias_examples, config.seed)
     assert len(chosen) == 20 < len(train)
     prompts, responses = np.zeros((20, 48), np.int32), np.zeros((20, 48), np.int32)
     lengths, mask = np.zeros(20, np.int32), np.zeros((20, 48), bool)

@@ -161,7 +161,7 @@ def test_the_prompt_pipeline_has_work_to_do():
         raw,
         prefix_chars=60,
         max_per_user=200,
-        **simulated.SPLIT,
+        split=prompts.Split(**simulated.SPLIT),
         max_tokens=200,
         count_tokens=lambda texts: [len(text.split()) for text in texts],
         language_sample=1,

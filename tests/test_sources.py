@@ -72,6 +72,10 @@ def test_demonstrations_as_text_and_as_prompts(tmp_path):
     assert [record["completion"] for record in prompts] == [f"c{i}" for i in range(40)]
     held_out = {record["prompt"] for record in datasets.split(prompts, 0.3)[1]}
     assert held_out == {record["prompt"] for record in datasets.split(text, 0.3)[1]} and held_out
+    odd = sources.load(
+        (write(tmp_path / "o.jsonl", [{"text": f"{i}", "prompt": None} for i in range(9)]),), "pretraining", 0
+    )
+    assert sum(len(side) for side in datasets.split(odd, 0.5)) == 9
     simulated = sources.load(("simulated:demonstrations:5#text=prompt",), "pretraining", 0)
     assert all(record["text"] == record["prompt"] for record in simulated) and len(simulated) == 5
     with pytest.raises(ValueError, match="missing field 'text'"):
@@ -273,7 +277,7 @@ def test_a_damaged_gzip_file_is_refused_whatever_is_allowed(tmp_path, damage):
 def test_the_allowance_is_for_all_sources_together_and_the_error_lists_ten(tmp_path):
     first = write(tmp_path / "a.jsonl", ["{", {"prompt": "a"}])
     second = write(tmp_path / "b.jsonl", [{"prompt": "b"}] + ["{"] * 14)
-    with pytest.raises(ValueError, match=r"15 malformed records .* allows 14") as error:
+    with pytest.raises(ValueError, match=r"15 bad records, .* allows 14") as error:
         sources.load((first, second), "prompts", 14)
     assert str(error.value).count(".jsonl:") == 10 and "… and 5 more" in str(error.value)
     records = sources.load((first, second), "prompts", 15)

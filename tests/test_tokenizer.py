@@ -210,19 +210,19 @@ def test_special_text_in_every_kind_of_record(family, tmp_path):
         (bare,) = ours.encode([held])
         begun, ended = [*ours.start, *bare], [*bare, ours.eos_id]
         assert not ids_of(ours, special) & set(bare.tolist())
-        same = dict(max_prompt_tokens=0, skip_bad=0)
+        every = encoding.Allowed(max_prompt_tokens=0, skip_bad=0)
         made = encoding.demonstrations(
             records_of("demonstrations", {"prompt": held, "completion": held}, folder),
-            ours, row_length=500, loss_on_prompt=False, **same,
+            ours, every, row_length=500, loss_on_prompt=False,
         )  # fmt: skip
         np.testing.assert_array_equal(made.examples[0].tokens, begun + ended)
         made = encoding.comparisons(
             records_of("comparisons", {"prompt": held, "completions": [held, "No."], "ranking": [1, 2]}, folder),
-            ours, row_length=500, process_rows=9, max_completions=2, shared_prompt=True, **same,
+            ours, every, row_length=500, process_rows=9, max_completions=2, shared_prompt=True,
         )  # fmt: skip
         np.testing.assert_array_equal(made.examples[0].prompt, begun)
         np.testing.assert_array_equal(made.examples[0].completions[0], ended)
-        made = encoding.prompts(records_of("prompts", {"prompt": held}, folder), ours, max_prompt_length=500, **same)
+        made = encoding.prompts(records_of("prompts", {"prompt": held}, folder), ours, every, max_prompt_length=500)
         np.testing.assert_array_equal(made.examples[0], begun)
         records = records_of("pretraining", {"text": held}, folder)
         for cache in ("", str(folder / "cache")):

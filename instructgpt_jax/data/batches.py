@@ -5,24 +5,76 @@ is one long list of example numbers; batch `i` is the `i`-th cut of `batch_size`
 of the cut and packs it. So the state of an iterator is one integer, a run may be continued with another number of
 processes on the same examples, and the batches of several processes hold together what one process would have had.
 
-`batch_size` counts the examples of the global batch (demonstrations, comparison prompts, prompts, pretraining
-sequences), `microbatch_rows` the rows of a global microbatch. A process is told its slice as `process_index` of
-`process_count`, from `feeding.process_slice(mesh)`: processes that hold the same rows (tensor parallelism across hosts)
-get the same slice. `data/datasets.py` makes these calls from a config.
+`data/datasets.py` makes these calls from a config.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
-from instructgpt_jax.data import encoding, packing
+from instructgpt_jax.data import encoding, packing, sources
 
 ROWS = PartitionSpec(None, sharding.BATCH)  # (M, B, T) and (M, G, …): rows, and the comparisons of a microbatch
 EXAMPLES = PartitionSpec(sharding.BATCH)  # (B, …)
+
+
+class Order(NamedTuple):
+    """Which examples the batches hold, in what order, and which of them this process has.
+
+    seed: of the shuffle; None gives the examples once in their order, the last batch possibly smaller.
+    num_epochs: None = for ever.
+    batch_size: examples of the global batch: demonstrations, comparison prompts, prompts, pretraining sequences.
+    process_index, process_count: this process's slice of a batch, from `feeding.process_slice(mesh)`: processes that
+      hold the same rows (tensor parallelism across hosts) have the same slice.
+    """
+
+    seed: int | None
+    num_epochs: int | None
+    batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def largest_slice(self) -> int:
+        """The most examples of a batch that a process has."""
+        return -(-self.batch_size // self.process_count)
+
+
+class Rows(NamedTuple):
+    """The rows that examples are packed into: T tokens each, and how many a global microbatch has."""
+
+    row_length: int
+    microbatch_rows: int
+
+    def of_process(self, order: Order) -> int:
+        """How many rows of a microbatch a process has."""
+        count = order.process_count
+        if self.microbatch_rows < 1 or self.microbatch_rows % count:
+            raise ValueError(
+                f"microbatch_rows must be a positive multiple of the {count} processes, got {self.microbatch_rows}"
+            )
+        return self.microbatch_rows // count
+
+
+class Mix(NamedTuple):
+    """Pretraining text among demonstrations (the policy that starts RLHF has a tenth: the paper, appendix C.3).
+
+    records: of text.
+    fraction: its share, above 0 and below 1.
+    fraction_of: what the share is of: 'examples', 'tokens' (loss tokens over the run), or 'loss', where every batch
+      holds the same number of texts, about that share of its examples, and the stage weighs the two kinds.
+    cache_dir: where encoded text is kept, see `encoding.pretraining`.
+    """
+
+    records: sources.Records
+    fraction: float
+    fraction_of: str
+    cache_dir: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +83,14 @@ class Batches:
 
     Attributes:
       source: the batches, dicts of numpy int32 arrays: a Grain data set.
-      num_examples: examples of one epoch.
       steps_per_epoch: whole batches of one epoch, at least 1; batches run on across the end of an epoch.
-      left_out: reason -> number of records left out.
       spec: how every array of a batch lies on the mesh.
-      groups: names of the labeler groups that `groups` of a batch of comparisons indexes.
-      read: kind of data -> its examples.
+      read: kind of data -> its examples; the first is what epochs are counted by.
     """
 
     source: Sequence
-    num_examples: int
     steps_per_epoch: int
-    left_out: dict[str, int]
     spec: PartitionSpec
-    groups: tuple[str, ...]
     read: dict[str, encoding.Encoded]
 
     def __len__(self) -> int:
@@ -57,77 +103,54 @@ class Batches:
 
 
 def demonstrations(
-    records,
+    records: sources.Records,
     tokenizer,
-    *,
-    seed: int | None,
-    batch_size: int,
-    row_length: int,
-    microbatch_rows: int,
-    num_epochs: int | None,
+    order: Order,
+    rows: Rows,
+    allowed: encoding.Allowed,
     loss_on_prompt: bool,
-    max_prompt_tokens: int,
-    skip_bad: int,
-    pretraining=None,
-    pretraining_fraction: float = 0.0,
-    pretraining_fraction_of: str = "loss",
-    cache_dir: str = "",
-    process_index: int = 0,
-    process_count: int = 1,
+    mix: Mix | None = None,
 ) -> Batches:
-    """Batches of prompt + completion + EOS, with a share of pretraining sequences.
+    """Batches of prompt + completion + EOS, with a share of texts, which are kind 2 in `loss_mask`.
 
     Args:
-      records: `sources.Records` of demonstrations.
-      seed: of the shuffle; None gives the examples once in their order, the last batch possibly smaller.
-      num_epochs: over the demonstrations; None = for ever.
       loss_on_prompt: prompt tokens are loss tokens too.
-      max_prompt_tokens: longer prompts are left out; 0 keeps all.
-      skip_bad: records that may be left out because they do not fit a row.
-      pretraining, pretraining_fraction: records of text, and their share (the policy that starts RLHF has 0.1: the
-        paper, appendix C.3). Not available with `seed=None`.
-      pretraining_fraction_of: what the share is of: 'examples', 'tokens' (loss tokens over the run), or 'loss', where
-        every batch holds the same number of texts, about that share of its examples, and the stage weighs the two
-        kinds. Texts are kind 2 in `loss_mask`.
-      cache_dir: where encoded text is kept, see `encoding.pretraining`.
+      mix: text to mix in, None = none; `order` must have a seed then.
     """
-    local_rows = _local_rows(microbatch_rows, process_count)
+    local_rows = rows.of_process(order)
+    if mix and (order.seed is None or not 0 < mix.fraction < 1):
+        raise ValueError(
+            f"pretraining_fraction must be above 0 and below 1, with a seed, got {mix.fraction!r}, {order.seed!r}"
+        )
     encoded = encoding.demonstrations(
-        records,
-        tokenizer,
-        row_length=row_length,
-        loss_on_prompt=loss_on_prompt,
-        max_prompt_tokens=max_prompt_tokens,
-        skip_bad=skip_bad,
+        records, tokenizer, allowed, row_length=rows.row_length, loss_on_prompt=loss_on_prompt
     )
-    numbers, own, text = _numbers(encoded, seed, num_epochs), batch_size, None
-    if not pretraining_fraction:
-        cuts = _cuts(numbers, batch_size, seed is not None)
+    own, read, count = order.batch_size, {"demonstrations": encoded}, len(encoded.examples)
+    if mix is None:
+        cuts = _cuts(_numbers(encoded, order), order)
     else:
-        if pretraining is None or seed is None or not 0 < pretraining_fraction < 1:
-            raise ValueError(
-                "pretraining_fraction must be below 1 and come with pretraining records and a seed, "
-                f"got {pretraining_fraction!r}, {pretraining!r}, {seed!r}"
-            )
-        text = encoding.pretraining(pretraining, tokenizer, row_length=row_length, cache_dir=cache_dir)
-        texts = _numbers(text, seed, None, offset=len(encoded.examples))
-        if pretraining_fraction_of == "loss":
-            cuts, own = _with_texts(numbers, texts, pretraining_fraction, batch_size)
-        else:
-            share = pretraining_fraction
-            if pretraining_fraction_of == "tokens":
-                share = _share_of_examples(share, encoded.examples, row_length - 1)
-            cuts = _cuts(grain.MapDataset.mix([numbers, texts], [1 - share, share]), batch_size, whole=True)
-            own = (1 - share) * batch_size
-    count = len(encoded.examples)
+        text = encoding.pretraining(mix.records, tokenizer, row_length=rows.row_length, cache_dir=mix.cache_dir)
+        cuts, own = _mixed(encoded, text, mix, order)
+        read["pretraining"] = text
 
-    def pack(chosen):
-        examples = [encoded.examples[i] if i < count else text.examples[i - count]._replace(kind=2) for i in chosen]
-        return packing.pack_examples(examples, row_length, microbatches, local_rows)
+    def example(number):
+        if number < count:
+            return encoded.examples[number]
+        return text.examples[number - count]._replace(kind=2)
 
-    microbatches = packing.num_microbatches(_largest_slice(batch_size, process_count), local_rows)
-    read = {"demonstrations": encoded} | ({"pretraining": text} if text else {})
-    return _batches(cuts, read, own, pack, batch_size, process_index, process_count, ROWS)
+    return _batches(cuts, read, own, _packed(example, rows.row_length, local_rows, order), order, ROWS)
+
+
+def _mixed(encoded: encoding.Encoded, text: encoding.Encoded, mix: Mix, order: Order) -> tuple[grain.MapDataset, float]:
+    """The numbers of each batch, those of texts behind all others, and how many others a batch has on average."""
+    numbers = _numbers(encoded, order)
+    texts = _numbers(text, order._replace(num_epochs=None), offset=len(encoded.examples))
+    if mix.fraction_of == "loss":
+        return _with_texts(numbers, texts, mix.fraction, order)
+    share = mix.fraction
+    if mix.fraction_of == "tokens":
+        share = _share_of_examples(share, encoded.examples, len(text.examples[0].tokens) - 1)
+    return _cuts(grain.MapDataset.mix([numbers, texts], [1 - share, share]), order), (1 - share) * order.batch_size
 
 
 def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], text_tokens: int) -> float:
@@ -141,104 +164,84 @@ def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], 
 
 
 def _with_texts(
-    numbers: grain.MapDataset, texts: grain.MapDataset, fraction: float, batch_size: int
+    numbers: grain.MapDataset, texts: grain.MapDataset, fraction: float, order: Order
 ) -> tuple[grain.MapDataset, int]:
     """Batches with the same number of texts in each, spread over it, and the number of demonstrations in each."""
-    count = max(1, round(fraction * batch_size))
-    if count >= batch_size:
+    count = max(1, round(fraction * order.batch_size))
+    own = order.batch_size - count
+    if own <= 0:
         raise ValueError(
-            f"batch_size must hold demonstrations and texts (pretraining_fraction={fraction}), got {batch_size}"
+            f"batch_size must hold demonstrations and texts (pretraining_fraction={fraction}), got {order.batch_size}"
         )
-    places = np.arange(count) * (batch_size - count) // count
+    places = np.arange(count) * own // count
     beside = texts.batch(count)
-    cuts = _cuts(numbers, batch_size - count, whole=True)
-    return cuts.map_with_index(lambda i, cut: np.insert(cut, places, beside[i])), batch_size - count
+    cuts = _cuts(numbers, order._replace(batch_size=own))
+    return cuts.map_with_index(lambda i, cut: np.insert(cut, places, beside[i])), own
 
 
 def comparisons(
-    records,
+    records: sources.Records,
     tokenizer,
-    *,
-    seed: int | None,
-    batch_size: int,
-    row_length: int,
-    microbatch_rows: int,
-    num_epochs: int | None,
+    order: Order,
+    rows: Rows,
+    allowed: encoding.Allowed,
     max_completions: int,
     shared_prompt: bool,
-    max_prompt_tokens: int,
-    skip_bad: int,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Batches:
-    """Batches of comparisons, all completions of a prompt in one microbatch; `batch_size` counts prompts.
+    """Batches of comparisons, all completions of a prompt in one microbatch.
 
     Args:
       max_completions: K of the arrays, at least the completions of any record.
       shared_prompt: the encoding, see `packing.pack_comparisons`.
-      The others as in `demonstrations`.
     """
-    rows = _local_rows(microbatch_rows, process_count)
+    if shared_prompt and max_completions > packing.MAX_BRANCHES:
+        raise ValueError(
+            f"max_completions must be at most {packing.MAX_BRANCHES} with a shared prompt, got {max_completions}"
+        )
+    local_rows = rows.of_process(order)
     encoded = encoding.comparisons(
         records,
         tokenizer,
-        row_length=row_length,
-        process_rows=rows,
+        allowed,
+        row_length=rows.row_length,
+        process_rows=local_rows,
         max_completions=max_completions,
         shared_prompt=shared_prompt,
-        max_prompt_tokens=max_prompt_tokens,
-        skip_bad=skip_bad,
     )
-    examples = _largest_slice(batch_size, process_count)
-    microbatches = packing.num_comparison_microbatches(examples, rows, max_completions)
-    slots = -(-examples // rows) * rows  # a multiple of the rows, so that it splits over the same devices
+    examples = order.largest_slice
+    microbatches = packing.num_comparison_microbatches(examples, local_rows, max_completions)
+    slots = -(-examples // local_rows) * local_rows  # a multiple of the rows, so that it splits over the same devices
 
     def pack(chosen):
         return packing.pack_comparisons(
             [encoded.examples[i] for i in chosen],
-            row_length,
+            rows.row_length,
             microbatches,
-            rows,
+            local_rows,
             slots,
             max_completions,
             shared_prompt,
-            first_row=process_index * rows,
+            first_row=order.process_index * local_rows,
         )
 
-    numbers = _numbers(encoded, seed, num_epochs)
-    cuts, read = _cuts(numbers, batch_size, seed is not None), {"comparisons": encoded}
-    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, ROWS)
+    cuts = _cuts(_numbers(encoded, order), order)
+    return _batches(cuts, {"comparisons": encoded}, order.batch_size, pack, order, ROWS)
 
 
 def prompts(
-    records,
-    tokenizer,
-    *,
-    seed: int | None,
-    batch_size: int,
-    max_prompt_length: int,
-    num_epochs: int | None,
-    max_prompt_tokens: int,
-    skip_bad: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    records: sources.Records, tokenizer, order: Order, allowed: encoding.Allowed, max_prompt_length: int
 ) -> Batches:
     """Batches of `prompts` (B, Q) int32 right-padded with 0, `prompt_lengths` (B,), and `index` (B,) of the record.
 
+    Without a seed the last batch is filled with copies of the first prompt, whose `index` is -1.
+
     Args:
       max_prompt_length: Q; a longer prompt is a bad record.
-      The others as in `demonstrations`. With `seed=None` the last batch is filled with copies of the first prompt,
-      whose `index` is -1.
     """
+    batch_size, process_count = order.batch_size, order.process_count
     if batch_size % process_count:
         raise ValueError(f"batch_size must be a multiple of the {process_count} processes, got {batch_size}")
-    encoded = encoding.prompts(
-        records,
-        tokenizer,
-        max_prompt_length=max_prompt_length,
-        max_prompt_tokens=max_prompt_tokens,
-        skip_bad=skip_bad,
-    )
+    encoded = encoding.prompts(records, tokenizer, allowed, max_prompt_length=max_prompt_length)
     rows = batch_size // process_count
 
     def pack(chosen):
@@ -251,43 +254,37 @@ def prompts(
             tokens[row, : lengths[row]] = encoded.examples[number]
         return {"prompts": tokens, "prompt_lengths": lengths, "index": index}
 
-    numbers = _numbers(encoded, seed, num_epochs)
-    cuts, read = _cuts(numbers, batch_size, seed is not None), {"prompts": encoded}
-    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, EXAMPLES)
+    cuts = _cuts(_numbers(encoded, order), order)
+    return _batches(cuts, {"prompts": encoded}, batch_size, pack, order, EXAMPLES)
 
 
-def pretraining(
-    records,
-    tokenizer,
-    *,
-    seed: int | None,
-    batch_size: int,
-    row_length: int,
-    microbatch_rows: int,
-    num_epochs: int | None,
-    cache_dir: str = "",
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Batches:
-    """Batches of `row_length` tokens of running text, one sequence a row in the order of the shuffle."""
-    local_rows = _local_rows(microbatch_rows, process_count)
-    encoded = encoding.pretraining(records, tokenizer, row_length=row_length, cache_dir=cache_dir)
-    microbatches = packing.num_microbatches(_largest_slice(batch_size, process_count), local_rows)
+def pretraining(records: sources.Records, tokenizer, order: Order, rows: Rows, cache_dir: str) -> Batches:
+    """Batches of `row_length` tokens of running text, one sequence a row in the order of the shuffle.
 
-    def pack(chosen):
-        return packing.pack_examples([encoded.examples[i] for i in chosen], row_length, microbatches, local_rows)
-
-    numbers = _numbers(encoded, seed, num_epochs)
-    cuts, read = _cuts(numbers, batch_size, seed is not None), {"pretraining": encoded}
-    return _batches(cuts, read, batch_size, pack, batch_size, process_index, process_count, ROWS)
+    Args:
+      cache_dir: where encoded text is kept, see `encoding.pretraining`.
+    """
+    local_rows = rows.of_process(order)
+    encoded = encoding.pretraining(records, tokenizer, row_length=rows.row_length, cache_dir=cache_dir)
+    pack = _packed(encoded.examples.__getitem__, rows.row_length, local_rows, order)
+    cuts = _cuts(_numbers(encoded, order), order)
+    return _batches(cuts, {"pretraining": encoded}, order.batch_size, pack, order, ROWS)
 
 
-def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None, offset: int = 0) -> grain.MapDataset:
+def _packed(
+    example: Callable[[int], packing.Example], row_length: int, local_rows: int, order: Order
+) -> Callable[[Sequence[int]], dict[str, np.ndarray]]:
+    """Numbers of examples -> their packed rows."""
+    microbatches = packing.num_microbatches(order.largest_slice, local_rows)
+    return lambda chosen: packing.pack_examples([example(i) for i in chosen], row_length, microbatches, local_rows)
+
+
+def _numbers(encoded: encoding.Encoded, order: Order, offset: int = 0) -> grain.MapDataset:
     """The example numbers (from `offset` on) of all epochs, each shuffled anew; sources mixed by their weights.
 
     With weights an epoch is as many examples as there are, drawn in those proportions.
     """
-    count = len(encoded.examples)
+    count, seed, num_epochs = len(encoded.examples), order.seed, order.num_epochs
     if seed is None:
         return grain.MapDataset.range(offset, offset + count)
     weights = [weight for _, weight in encoded.parts]
@@ -303,13 +300,14 @@ def _numbers(encoded: encoding.Encoded, seed: int | None, num_epochs: int | None
     return mixed if num_epochs is None else mixed[: num_epochs * count]
 
 
-def _cuts(numbers: grain.MapDataset, batch_size: int, whole: bool) -> grain.MapDataset:
-    """The numbers of each batch; the last one may be smaller, unless all shall be `whole`."""
-    if whole and len(numbers) < batch_size:
+def _cuts(numbers: grain.MapDataset, order: Order) -> grain.MapDataset:
+    """The numbers of each batch; in order without a seed, where the last one may be smaller."""
+    whole = order.seed is not None
+    if whole and len(numbers) < order.batch_size:
         raise ValueError(
-            f"the data must have at least batch_size={batch_size} examples in all epochs, got {len(numbers)}"
+            f"the data must have at least batch_size={order.batch_size} examples in all epochs, got {len(numbers)}"
         )
-    return numbers.batch(batch_size, drop_remainder=whole)
+    return numbers.batch(order.batch_size, drop_remainder=whole)
 
 
 def _batches(
@@ -317,26 +315,10 @@ def _batches(
     read: dict[str, encoding.Encoded],
     own: float,
     pack: Callable[[np.ndarray], dict[str, np.ndarray]],
-    batch_size: int,
-    process_index: int,
-    process_count: int,
+    order: Order,
     spec: PartitionSpec,
 ) -> Batches:
     """Packs this process's slice of each cut; on average `own` examples of a batch are of the first kind of `read`."""
-    low, high = (p * batch_size // process_count for p in (process_index, process_index + 1))
-    batches = cuts.map(lambda cut: pack(cut[low:high]))
-    encoded = next(iter(read.values()))
-    count = len(encoded.examples)
-    return Batches(batches, count, max(1, int(count // own)), encoded.left_out, spec, encoded.groups, read)
-
-
-def _largest_slice(batch_size: int, process_count: int) -> int:
-    return -(-batch_size // process_count)
-
-
-def _local_rows(microbatch_rows: int, process_count: int) -> int:
-    if microbatch_rows < 1 or microbatch_rows % process_count:
-        raise ValueError(
-            f"microbatch_rows must be a positive multiple of the {process_count} processes, got {microbatch_rows}"
-        )
-    return microbatch_rows // process_count
+    low, high = (p * order.batch_size // order.process_count for p in (order.process_index, order.process_index + 1))
+    count = len(next(iter(read.values())).examples)
+    return Batches(cuts.map(lambda cut: pack(cut[low:high])), max(1, int(count // own)), spec, read)

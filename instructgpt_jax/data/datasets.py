@@ -1,7 +1,6 @@
-"""The data of a stage, as its config names them: sources, split, tokenizer and pipeline in one call."""
+"""The data of a stage, as its config names them: sources, split, tokenizer and batches in one call."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,18 +8,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax import splits
 from instructgpt_jax.data import batches, encoding, feeding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.batches import Batches, Order, Rows
 
 
 class StageData(NamedTuple):
     """What a stage needs of its data."""
 
     tokenizer: tokenizers.Tokenizer
-    vocab_size: int  # what a model's vocabulary must hold
-    train_batches: batches.Batches
-    valid_batches: batches.Batches | None  # in order, once through; None without validation records
+    train_batches: Batches
     train: Callable[[int], Iterator]  # global batches from that step on
     valid: dict[str, Callable[[], Iterator]]  # "valid": once through the validation batches; "held_out": those groups'
     groups: dict[str, tuple[str, ...]]  # of comparisons: labeler groups in each set of `valid`
@@ -37,69 +34,96 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
     Args:
       config: `seed` and `data`, which has `tokenizer`, sources of each kind under its name, `data_dir`, `cache_dir`,
         `skip_bad`, `max_prompt_tokens` and `valid_fraction`.
-      options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), and the arguments of the function
-        of `data/batches.py` called `kind`: `row_length` and `microbatch_rows`, but for prompts `max_prompt_length`;
-        for demonstrations `loss_on_prompt`, `pretraining_fraction` and `pretraining_fraction_of`; for comparisons
-        `max_completions`, `shared_prompt` and `held_out_groups`.
+      options: `config.<stage>`, which has `batch_size`, `num_epochs` (0 = for ever), what the function below that is
+        called `kind` reads, and for comparisons `held_out_groups`.
       kind: "demonstrations", "comparisons", "prompts" or "pretraining".
       mesh: which processes hold which rows.
     """
     data = config.data
-    process_index, process_count = feeding.process_slice(mesh)
-    tokenizer = tokenizers.load(data.tokenizer)
-    records = sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
-    train, valid = split(records, data.valid_fraction)
+    build, tokenizer = BUILD[kind], tokenizers.load(data.tokenizer)
+    found = read(data, kind)
+    train, valid = split(found, data.valid_fraction)
     held_out = ()
     if kind == "comparisons" and options.held_out_groups:
-        train, valid, held_out = hold_out(records, train, valid, tuple(options.held_out_groups))
-    same = dict(batch_size=options.batch_size, process_index=process_index, process_count=process_count)
-    if kind != "pretraining":
-        same |= dict(max_prompt_tokens=data.max_prompt_tokens, skip_bad=data.skip_bad)
-    if kind != "prompts":
-        same |= dict(row_length=options.row_length, microbatch_rows=options.microbatch_rows)
-    only_train = {}
-    if kind == "demonstrations":
-        build = batches.demonstrations
-        same |= dict(loss_on_prompt=options.loss_on_prompt)
-        if options.pretraining_fraction:
-            text = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
-            only_train = dict(
-                pretraining=split(text, data.valid_fraction)[0],
-                pretraining_fraction=options.pretraining_fraction,
-                pretraining_fraction_of=options.pretraining_fraction_of,
-                cache_dir=data.cache_dir,
-            )
-    elif kind == "comparisons":
-        build = batches.comparisons
-        same |= dict(max_completions=options.max_completions, shared_prompt=options.shared_prompt)
-    elif kind == "prompts":
-        build = batches.prompts
-        same |= dict(max_prompt_length=options.max_prompt_length)
-    else:
-        build = batches.pretraining
-        same |= dict(cache_dir=data.cache_dir)
-    training = build(train, tokenizer, seed=config.seed, num_epochs=options.num_epochs or None, **same, **only_train)
-    try:
-        validation = build(valid, tokenizer, seed=None, num_epochs=1, **same) if len(valid) else None
-    except ValueError as error:
-        raise ValueError(f"validation data (config.data.valid_fraction={data.valid_fraction}): {error}") from error
-    in_order = {"valid": validation} if validation else {}
+        train, valid, held_out = hold_out(found, train, valid, tuple(options.held_out_groups))
+    once = in_order(options, mesh)
+    shuffled = once._replace(seed=config.seed, num_epochs=options.num_epochs or None)
+    training = build(train, tokenizer, shuffled, data, options)
+    sets = {}
+    if len(valid):
+        try:
+            sets["valid"] = build(valid, tokenizer, once, data, options)
+        except ValueError as error:
+            raise ValueError(f"validation data (config.data.valid_fraction={data.valid_fraction}): {error}") from error
     if held_out:
-        in_order["held_out"] = build(held_out, tokenizer, seed=None, num_epochs=1, **same)
+        sets["held_out"] = build(held_out, tokenizer, once, data, options)
     return StageData(
         tokenizer=tokenizer,
-        vocab_size=tokenizer.vocab_size,
         train_batches=training,
-        valid_batches=validation,
         train=lambda start: feeding.iterate(training, mesh, start),
-        valid={name: functools.partial(feeding.iterate, batches, mesh, 0) for name, batches in in_order.items()},
-        groups={name: batches.groups for name, batches in in_order.items()},
+        valid={name: functools.partial(feeding.iterate, one, mesh, 0) for name, one in sets.items()},
+        groups={name: one.read[kind].groups for name, one in sets.items()},
         num_steps=len(training),
         steps_per_epoch=training.steps_per_epoch,
         abstract_batch=lambda: abstract(training, mesh),
-        read=described([batches.read for batches in (training, *in_order.values())]),
+        read=described([one.read for one in (training, *sets.values())]),
         valid_records=valid,
     )
+
+
+def read(data, kind: str) -> sources.Records:
+    """All records of a kind of data that `config.data` names."""
+    return sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
+
+
+def in_order(options, mesh: Mesh) -> Order:
+    """Once through, unshuffled: this process's slice of batches of `options.batch_size`."""
+    return Order(None, 1, options.batch_size, *feeding.process_slice(mesh))
+
+
+# One builder for each kind of data: (records, tokenizer, order, config.data, config.<stage>) -> Batches.
+
+
+def demonstrations(records: sources.Records, tokenizer, order: Order, data, options) -> Batches:
+    """By `row_length`, `microbatch_rows` and `loss_on_prompt`; with a seed, `pretraining_fraction` of them is text."""
+    mix = None
+    if options.pretraining_fraction and order.seed is not None:
+        text, _ = split(read(data, "pretraining"), data.valid_fraction)
+        mix = batches.Mix(text, options.pretraining_fraction, options.pretraining_fraction_of, data.cache_dir)
+    return batches.demonstrations(records, tokenizer, order, _rows(options), allowed(data), options.loss_on_prompt, mix)
+
+
+def comparisons(records: sources.Records, tokenizer, order: Order, data, options) -> Batches:
+    """By `row_length`, `microbatch_rows`, `max_completions` and `shared_prompt`."""
+    rows, shared = _rows(options), options.shared_prompt
+    return batches.comparisons(records, tokenizer, order, rows, allowed(data), options.max_completions, shared)
+
+
+def prompts(records: sources.Records, tokenizer, order: Order, data, options) -> Batches:
+    """By `max_prompt_length`."""
+    return batches.prompts(records, tokenizer, order, allowed(data), options.max_prompt_length)
+
+
+def pretraining(records: sources.Records, tokenizer, order: Order, data, options) -> Batches:
+    """By `row_length` and `microbatch_rows`."""
+    return batches.pretraining(records, tokenizer, order, _rows(options), data.cache_dir)
+
+
+BUILD = {
+    "demonstrations": demonstrations,
+    "comparisons": comparisons,
+    "prompts": prompts,
+    "pretraining": pretraining,
+}
+
+
+def _rows(options) -> Rows:
+    return Rows(options.row_length, options.microbatch_rows)
+
+
+def allowed(data) -> encoding.Allowed:
+    """Which records `config.data` lets be left out."""
+    return encoding.Allowed(data.max_prompt_tokens, data.skip_bad)
 
 
 def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
@@ -155,24 +179,14 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"config.data.valid_fraction must be in [0, 1), got {valid_fraction!r}")
     if not valid_fraction:
-        return records, _subset(records, np.zeros(len(records), bool))
-    valid, about = np.zeros(len(records), bool), np.zeros(len(records), np.uint64)
-    for i in range(len(records)):
-        record = records[i]
-        who = {"user": record.get("user"), "prompt": record.get("prompt", record.get("text"))}
-        valid[i] = splits.split_of(who, "instructgpt_jax", valid_fraction, 0.0) == "valid"
-        about[i] = _digest(record)
+        return records, records.subset(np.zeros(len(records), bool))
+    places, about = records.keys.T
+    valid = places / 2**64 < valid_fraction
     held_out = valid & ~np.isin(about, about[~valid])
-    validation = _subset(records, held_out)
+    validation = records.subset(held_out)
     if lost := int(valid.sum() - held_out.sum()):
         validation.left_out = {"prompt that is in training too, by another user": lost}
-    return _subset(records, ~valid), validation
-
-
-def _digest(record: dict) -> int:
-    """64 bits of the prompt of a record, or of its text where it has none."""
-    text = record.get("prompt", record.get("text"))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return records.subset(~valid), validation
 
 
 def count_trained_on(valid: sources.Records, earlier: dict) -> int:
@@ -188,8 +202,7 @@ def count_trained_on(valid: sources.Records, earlier: dict) -> int:
     """
     records = sources.load(tuple(earlier["demonstrations"]), "demonstrations", earlier["skip_bad"], earlier["data_dir"])
     train, _ = split(records, earlier["valid_fraction"])
-    trained = {_digest(record) for record in train}
-    return sum(_digest(record) in trained for record in valid)
+    return int(np.isin(valid.keys[:, 1], train.keys[:, 1]).sum())
 
 
 def hold_out(
@@ -197,38 +210,19 @@ def hold_out(
 ) -> tuple[sources.Records, sources.Records, sources.Records]:
     """Training and validation comparisons without those of some labeler groups, and those, less prompts trained on."""
 
-    def keep(records, wanted):
-        return _subset(records, np.array([wanted(records[i]) for i in range(len(records))], bool))
+    def held(records):
+        return np.array([encoding.group_name(record) in groups for record in records], bool)
 
-    def is_held(record):
-        return encoding.group_name(record) in groups
-
-    train, valid = (keep(side, lambda record: not is_held(record)) for side in (train, valid))
-    seen = {train[i]["prompt"] for i in range(len(train))}
-    held = keep(records, lambda record: is_held(record) and record["prompt"] not in seen)
-    for name, side in (("the other", train), ("these", held)):
+    train, valid = (side.subset(~held(side)) for side in (train, valid))
+    held_out = records.subset(held(records) & ~np.isin(records.keys[:, 1], train.keys[:, 1]))
+    for name, side in (("the other", train), ("these", held_out)):
         if not len(side):
             raise ValueError(f"config.reward.held_out_groups must leave {name} groups comparisons, got {groups}")
-    return train, valid, held
+    return train, valid, held_out
 
 
-def sample(records: sources.Records, count: int, seed: int) -> sources.Records:
+def draw(records: sources.Records, count: int, seed: int) -> sources.Records:
     """At most `count` of the records, drawn without replacement, in their order."""
     keep = np.zeros(len(records), bool)
     keep[np.random.default_rng(seed).permutation(len(records))[:count]] = True
-    return _subset(records, keep)
-
-
-def _subset(records: sources.Records, keep: np.ndarray) -> sources.Records:
-    def of(numbers, base):
-        return sources.Records(len(numbers), lambda i: base[numbers[i]], lambda i: base.origin(numbers[i]))
-
-    subset = of(np.flatnonzero(keep), records)
-    parts, start = [], 0
-    for part in records.parts:
-        parts.append(of(np.flatnonzero(keep[start : start + len(part)]), part))
-        parts[-1].weight = part.weight
-        start += len(part)
-    subset.parts, subset.skipped, subset.weight = tuple(parts), records.skipped, records.weight
-    subset.left_out = records.left_out
-    return subset
+    return records.subset(keep)

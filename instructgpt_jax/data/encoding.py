@@ -18,6 +18,13 @@ from instructgpt_jax.data import packing, sources
 _CHUNK = 1024  # records encoded at once
 
 
+class Allowed(NamedTuple):
+    """Which records may be left out: `config.data` has both numbers."""
+
+    max_prompt_tokens: int  # longer prompts are (the paper, appendix C: 1,024); 0 keeps all
+    skip_bad: int  # bad records that may be, those that `sources.load` left out among them
+
+
 class Encoded(NamedTuple):
     """The examples of a data set that can be trained on."""
 
@@ -31,9 +38,7 @@ class Encoded(NamedTuple):
     fingerprint: str = ""  # of the examples in their order
 
 
-def demonstrations(
-    records, tokenizer, *, row_length: int, loss_on_prompt: bool, max_prompt_tokens: int, skip_bad: int
-) -> Encoded:
+def demonstrations(records, tokenizer, allowed: Allowed, *, row_length: int, loss_on_prompt: bool) -> Encoded:
     """prompt + completion + EOS as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`."""
     eos = np.array([tokenizer.eos_id], np.int32)
 
@@ -45,24 +50,23 @@ def demonstrations(
         _check_fits(len(prompt), len(completion) + 1, row_length)
         return packing.Example(tokens, 1 if loss_on_prompt else len(prompt))
 
-    return _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+    return _encode(records, tokenizer, allowed, texts, example)
 
 
 def comparisons(
     records,
     tokenizer,
+    allowed: Allowed,
     *,
     row_length: int,
     process_rows: int,
     max_completions: int,
     shared_prompt: bool,
-    max_prompt_tokens: int,
-    skip_bad: int,
 ) -> Encoded:
     """`packing.Comparison`s of the completions as `completions` has them; prompts with all tied are left out."""
 
     def texts(record):
-        return [record["prompt"], *record["completions"]]
+        return [record["prompt"], *_unsampled(record, tokenizer)]
 
     def example(record, prompt, *encoded):
         completions = _as_sampled(record, encoded, tokenizer)
@@ -83,7 +87,7 @@ def comparisons(
         return packing.Comparison(prompt, completions, record["ranking"], group)
 
     met = {}  # name -> number in the order of arrival
-    encoded = _encode(records, tokenizer, texts, example, max_prompt_tokens, skip_bad)
+    encoded = _encode(records, tokenizer, allowed, texts, example)
     names = sorted(met)
     places = {number: names.index(name) for name, number in met.items()} | {-1: -1}
     examples = [example._replace(group=places[example.group]) for example in encoded.examples]
@@ -96,13 +100,23 @@ def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
     The tokens are those that were sampled, where the record keeps `tokens` of this very tokenizer, else those of the
     text. EOS stands behind a completion that ended: all of a record do, unless its `ended` says otherwise.
     """
-    encoded = iter(tokenizer.encode([text for record in records for text in record["completions"]]))
-    return [_as_sampled(record, [next(encoded) for _ in record["completions"]], tokenizer) for record in records]
+    texts = [_unsampled(record, tokenizer) for record in records]
+    encoded = iter(tokenizer.encode([text for group in texts for text in group]))
+    return [
+        _as_sampled(record, [next(encoded) for _ in group], tokenizer)
+        for record, group in zip(records, texts, strict=True)
+    ]
+
+
+def _unsampled(record: dict, tokenizer) -> list[str]:
+    """The completions to encode of one comparison: none where it keeps their tokens."""
+    sampled = record.get("tokens") is not None and record["tokenizer"] == tokenizer.hash
+    return [] if sampled else record["completions"]
 
 
 def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer) -> list[np.ndarray]:
-    """The completions of one comparison, see `completions`; `encoded` are those of its texts."""
-    if "tokens" in record and record["tokenizer"] == tokenizer.hash:
+    """The completions of one comparison, see `completions`; `encoded` are those of `_unsampled`."""
+    if not encoded:
         encoded = [np.array(ids, np.int32) for ids in record["tokens"]]
         largest = max((int(ids.max()) for ids in encoded if len(ids)), default=0)
         if largest >= tokenizer.vocab_size:
@@ -126,7 +140,7 @@ def group_name(record: dict) -> str:
     return str(group)
 
 
-def prompts(records, tokenizer, *, max_prompt_length: int, max_prompt_tokens: int, skip_bad: int) -> Encoded:
+def prompts(records, tokenizer, allowed: Allowed, *, max_prompt_length: int) -> Encoded:
     """Each prompt as a (length,) int32 array."""
 
     def example(record, prompt):
@@ -136,7 +150,7 @@ def prompts(records, tokenizer, *, max_prompt_length: int, max_prompt_tokens: in
             )
         return prompt
 
-    return _encode(records, tokenizer, lambda record: [record["prompt"]], example, max_prompt_tokens, skip_bad)
+    return _encode(records, tokenizer, allowed, lambda record: [record["prompt"]], example)
 
 
 def _check_fits(prompt: int, completion: int, row_length: int) -> None:
@@ -146,7 +160,7 @@ def _check_fits(prompt: int, completion: int, row_length: int) -> None:
         )
 
 
-def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_tokens: int, skip_bad: int) -> Encoded:
+def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Callable) -> Encoded:
     """Encodes all records.
 
     Args:
@@ -154,8 +168,6 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
       texts: record -> its texts, the prompt first.
       example: (record, tokens of each text) -> an example, or the reason why the record is no use; raises ValueError
         for a bad record.
-      max_prompt_tokens: longer prompts are left out (the paper, appendix C: 1,024); 0 keeps all.
-      skip_bad: bad records allowed, those that `records` itself left out included.
     """
     examples, kept, bad, left_out = [], [], [], dict(records.left_out)
     for first in range(0, len(records), _CHUNK):
@@ -165,8 +177,8 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
         tokens = iter(tokenizer.encode([text for group in texts_of for text in group[1:]]))
         for number, (record, group) in enumerate(zip(chunk, texts_of, strict=True), first):
             prompt, *rest = next(begun), *(next(tokens) for _ in group[1:])
-            if max_prompt_tokens and len(prompt) > max_prompt_tokens:
-                made = f"prompt longer than {max_prompt_tokens} tokens"
+            if allowed.max_prompt_tokens and len(prompt) > allowed.max_prompt_tokens:
+                made = f"prompt longer than {allowed.max_prompt_tokens} tokens"
             elif not len(prompt):
                 bad.append(f"{records.origin(number)}: prompt must have at least one token")
                 continue
@@ -181,7 +193,8 @@ def _encode(records, tokenizer, texts: Callable, example: Callable, max_prompt_t
             else:
                 examples.append(made)
                 kept.append(number)
-    sources.refuse_or_list(bad, "bad record", skip_bad, len(records.skipped))
+    if bad:
+        sources.refuse_or_list([*records.skipped, *bad], allowed.skip_bad)
     if not examples:
         raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
     kept = np.array(kept, np.int64)
@@ -269,8 +282,8 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
     if not cache_dir:
         return np.concatenate(list(_encode_documents(records, tokenizer)))
     key = hashlib.sha256(tokenizer.hash.encode())
-    for i in range(len(records)):
-        text = records[i]["text"].encode()
+    for record in records:
+        text = record["text"].encode()
         key.update(len(text).to_bytes(8, "little") + text)
     folder = pathlib.Path(cache_dir)
     path = folder / f"{key.hexdigest()[:32]}.uint32"

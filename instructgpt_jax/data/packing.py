@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MAX_BRANCHES = 2**16 - 1  # of a segment: attention may hold their numbers in 16 bits, see models/attention.py
+
 
 class Example(NamedTuple):
     """One sequence of a supervised batch."""
@@ -163,7 +165,7 @@ def pack_comparisons(
       microbatches: M, from `num_comparison_microbatches`.
       rows: B, rows of a microbatch packed here (one process's slice).
       slots: G, room for the comparisons of a microbatch.
-      max_completions: K.
+      max_completions: K, at most `MAX_BRANCHES` with a shared prompt.
       shared_prompt: the encoding.
       first_row: number within the global microbatch of the first row packed here.
     Returns:

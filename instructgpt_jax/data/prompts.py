@@ -143,14 +143,20 @@ def _fill(example: str, query: str, response: str) -> str:
     return head + query + tail.removesuffix("{response}") + response
 
 
+class Split(NamedTuple):
+    """Which users are in which split, as `splits.split_of` takes it."""
+
+    split_key: str  # any text; keep it for ever, another one shuffles users between the splits
+    valid_share: float  # of users; about 0.32 gives the paper's ratio of prompts (table 6)
+    test_share: float  # of users; about 0.06 gives the paper's ratio (table 9)
+
+
 def prepare(
     records: Iterable[Record],
     *,
     prefix_chars: int,
     max_per_user: int,
-    split_key: str,
-    valid_share: float,
-    test_share: float,
+    split: Split,
     max_tokens: int,
     count_tokens: Callable[[list[str]], Sequence[int]],
     language_sample: int,
@@ -161,17 +167,16 @@ def prepare(
       records: prompts, the earlier ones preferred.
       prefix_chars: two prompts that share so many first characters are duplicates (the paper gives no number).
       max_per_user: the paper's 200.
-      split_key: any text; keep it for ever, another one shuffles users between the splits.
-      valid_share: share of users; about 0.32 gives the paper's ratio of prompts (table 6).
-      test_share: share of users; about 0.06 gives the paper's ratio (table 9).
+      split: who is in which split.
       max_tokens: the paper's 1,024.
       count_tokens: lengths in tokens of a list of texts.
       language_sample: prompts that the language classifier sees.
     Returns:
       The three splits and the report: `read`, `steps` (each with `dropped` and `left`), `splits`, `languages`.
     """
-    if not (valid_share >= 0 and test_share >= 0 and valid_share + test_share < 1):
-        raise ValueError(f"valid_share and test_share must leave a training share, got {valid_share!r}, {test_share!r}")
+    valid, test = split.valid_share, split.test_share
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ValueError(f"valid_share and test_share must leave a training share, got {valid!r}, {test!r}")
     records = list(records)
     report: dict[str, Any] = {
         "read": len(records),
@@ -188,7 +193,7 @@ def prepare(
     note(f"over {max_per_user} a user", len(kept), len(capped))
     sets = {"train": [], "valid": [], "test": []}
     for record in capped:
-        sets[split_of(record, split_key, valid_share, test_share)].append(record)
+        sets[split_of(record, *split)].append(record)
     before = len(sets["train"])
     sets["train"], kinds = drop_pii(sets["train"])
     note("personal information (train)", len(capped), len(capped) - before + len(sets["train"]), kinds=kinds)
@@ -229,9 +234,7 @@ def _run(args: argparse.Namespace) -> None:
         records,
         prefix_chars=args.prefix_chars,
         max_per_user=args.max_per_user,
-        split_key=args.split_key,
-        valid_share=args.valid_share,
-        test_share=args.test_share,
+        split=Split(args.split_key, args.valid_share, args.test_share),
         max_tokens=args.max_tokens,
         count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
         language_sample=args.language_sample,

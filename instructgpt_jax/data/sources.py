@@ -6,8 +6,9 @@ records; a record is a dict as `data/schema.py` describes it. It reads and check
 simulated record before it returns, so that bad input stops a run before any compute is spent.
 
 * `jsonl:GLOB`: UTF-8, one JSON object a line, plain or gzip; blank lines are skipped. The pattern is a local path or a
-  `gs://` address (the extra `gcs`), files are read in the order of their names. A plain local file is memory-mapped, so
-  only its line index is held in memory; a compressed or remote file is held whole.
+  `gs://` address (the extra `gcs`), files are read in the order of their names. The first 16 MiB of lines of a source
+  stay in memory as records, so they are parsed once. Those behind are parsed again when they are asked for, and take 48
+  bytes of memory each where the file is plain and local: it is mapped. A compressed or remote one is then held whole.
 * `tfds:NAME[/CONFIG][:SPLIT]`: a data set prepared as ArrayRecord under `config.data.data_dir` (empty: `$TFDS_DATA_DIR`
   or the default of TFDS), the split `train` when none is named, with the slicing of TFDS (`train[:1%]`). No TensorFlow
   is needed. The first record is checked here, each other one when it is read: a remote data set is too large to read
@@ -28,9 +29,7 @@ With no weights the sources are read as one, one after another. With weights (th
 mixed in those proportions by `data/batches.py`.
 """
 
-import bisect
-import functools
-import itertools
+import array
 import math
 import os
 import re
@@ -41,10 +40,12 @@ import numpy as np
 from absl import logging
 
 from instructgpt_jax.data import jsonl, schema
+from instructgpt_jax.data.records import Records, about, concatenate, keys_of
 from instructgpt_jax.splits import part_of
 
 EXTRA_FIELDS = "extra_fields_json"  # how data/build.py stores the optional fields of a record
-_LISTED = 10  # malformed records listed in an error
+_LISTED = 10  # bad records listed in an error
+_KEPT = 16 << 20  # bytes of lines of a source that stay in memory as records
 _OPTION = re.compile(r"(?:(?P<but>!?)(?P<part>\d+)/(?P<parts>\d+)|(?P<unique>unique)|(?P<new>\w+)=(?P<old>\w+))")
 _TFDS_NAME = re.compile(r"(?P<name>\w+(?:/[\w.\-]+)*(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 
@@ -56,45 +57,6 @@ class Source(NamedTuple):
     name: str  # what stands between the form and the options
     weight: float | None
     options: tuple[str, ...] = ()
-
-
-class Records(Sequence):
-    """Random access to the valid records of one or several sources.
-
-    Attributes:
-      parts: one `Records` a source (itself alone for a single source).
-      weight: the `@WEIGHT` of a single source, None without one.
-      skipped: "file:line: reason" of each malformed record that `skip_bad` let pass.
-      left_out: reason -> number of good records that are not among these.
-    """
-
-    def __init__(self, length: int, get: Callable[[int], schema.Record], origin: Callable[[int], str]):
-        self._length, self._get, self._origin = length, get, origin
-        self.parts: tuple[Records, ...] = (self,)
-        self.weight: float | None = None
-        self.skipped: tuple[str, ...] = ()
-        self.left_out: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> schema.Record:
-        return self._get(self._checked(index))
-
-    def origin(self, index: int) -> str:
-        """Where record `index` stands: "file:line", or "source[index]" where there are no lines."""
-        return self._origin(self._checked(index))
-
-    def _checked(self, index: int) -> int:
-        index = int(index)
-        if not -self._length <= index < self._length:
-            raise IndexError(f"record index must be below {self._length}, got {index}")
-        return index % self._length
-
-
-class _Bad(NamedTuple):
-    origin: str
-    reason: str
 
 
 def parse(source: str) -> Source:
@@ -148,25 +110,21 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
     parsed = [parse(source) for source in sources]
     if len({source.weight is None for source in parsed}) == 2:
         raise ValueError(f"either every data source or none must have a weight, got {tuple(sources)!r}")
-    parts, bad = [], []
+    parts = []
     for source in parsed:
-        rename = functools.partial(_rename, options=source.options)
         if source.form == "jsonl":
-            part, bad_here = _load_jsonl(source.name, kind, rename)
+            part = _load_jsonl(source, kind)
         elif source.form == "tfds":
-            part, bad_here = _load_tfds(source.name, kind, data_dir, rename), []
+            part = _load_tfds(source, kind, data_dir)
         else:
-            part, bad_here = _load_simulated(source.name, kind, rename)
-        part = _choose(part, source.options)
+            part = _load_simulated(source, kind)
         part.weight = source.weight
-        part.skipped = tuple(f"{b.origin}: {b.reason}" for b in bad_here)
         parts.append(part)
-        bad += part.skipped
-    refuse_or_list(bad, f"malformed record of kind {kind}", skip_bad)
+    refuse_or_list([line for part in parts for line in part.skipped], skip_bad)
     for source, part in zip(sources, parts, strict=True):
         if not len(part):
             raise ValueError(f"data source {source!r} has no valid record of kind {kind}")
-    return parts[0] if len(parts) == 1 else _concatenate(parts)
+    return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
 def _rename(record: schema.Record, options: tuple[str, ...]) -> schema.Record:
@@ -177,100 +135,86 @@ def _rename(record: schema.Record, options: tuple[str, ...]) -> schema.Record:
     return record
 
 
-def _choose(records: Records, options: tuple[str, ...]) -> Records:
-    """The records that `#I/N` and `#unique` leave."""
-    chosen = [match for match in map(_OPTION.fullmatch, options) if not match["new"]]
-    if not chosen:
-        return records
-    parts = [match for match in chosen if match["part"]]
-    keep, seen = [], set()
-    for i in range(len(records)):
-        record = records[i]
-        text = record.get("prompt", record.get("text"))
-        if any((part_of(text, int(m["parts"])) == int(m["part"])) == bool(m["but"]) for m in parts):
-            continue
-        if any(match["unique"] for match in chosen):
-            if text in seen:
-                continue
-            seen.add(text)
-        keep.append(i)
-    return Records(len(keep), lambda i: records[keep[i]], lambda i: records.origin(keep[i]))
+def _chooser(options: tuple[str, ...]) -> Callable[[schema.Record], bool]:
+    """Whether `#I/N` and `#unique` leave a record; asked of all records of a source in their order, once each."""
+    matches = [_OPTION.fullmatch(option) for option in options]
+    parts = [(int(match["part"]), int(match["parts"]), bool(match["but"])) for match in matches if match["part"]]
+    unique, seen = any(match["unique"] for match in matches), set()
+
+    def chosen(record: schema.Record) -> bool:
+        text = about(record)
+        if any((part_of(text, count) == part) == but for part, count, but in parts):
+            return False
+        if not unique:
+            return True
+        new = text not in seen
+        seen.add(text)
+        return new
+
+    return chosen
 
 
-def refuse_or_list(bad: list[str], what: str, skip_bad: int, before: int = 0) -> None:
+def refuse_or_list(bad: Sequence[str], skip_bad: int) -> None:
     """Lists bad records as a warning, or as an error where they are more than `config.data.skip_bad` allows.
 
     Args:
       bad: "file:line: reason" of each.
-      what: they are, one of them.
-      before: how many of those that are allowed were met earlier.
     """
     if not bad:
         return
     listed = "".join(f"\n  {line}" for line in bad[:_LISTED])
     if len(bad) > _LISTED:
         listed += f"\n  … and {len(bad) - _LISTED} more"
-    count = len(bad) + before
-    summary = f"{count} {what.replace('record', 'records') if count > 1 else what}"
-    if count > skip_bad:
+    summary = f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}"
+    if len(bad) > skip_bad:
         raise ValueError(f"{summary}, config.data.skip_bad allows {skip_bad}:{listed}")
     logging.warning("%s left out (config.data.skip_bad = %d):%s", summary, skip_bad, listed)
 
 
-def _concatenate(parts: list[Records]) -> Records:
-    starts = [0, *itertools.accumulate(len(part) for part in parts)]
-
-    def locate(index):
-        which = bisect.bisect_right(starts, index) - 1
-        return parts[which], index - starts[which]
-
-    def get(index):
-        part, inner = locate(index)
-        return part[inner]
-
-    def origin(index):
-        part, inner = locate(index)
-        return part.origin(inner)
-
-    records = Records(starts[-1], get, origin)
-    records.parts = tuple(parts)
-    records.skipped = tuple(line for part in parts for line in part.skipped)
-    return records
-
-
-def _load_jsonl(pattern: str, kind: str, rename: Callable) -> tuple[Records, list[_Bad]]:
-    """Indexes the valid lines of every file of `pattern`."""
-    paths = jsonl.match(pattern)
-    buffers, spans, bad = [], [], []
+def _load_jsonl(source: Source, kind: str) -> Records:
+    """The valid and chosen lines of every file of a pattern."""
+    paths, chosen = jsonl.match(source.name), _chooser(source.options)
+    kept, buffers, bad, size = [], [], [], 0
+    spans, keys = array.array("q"), array.array("Q")
     for number, path in enumerate(paths):
-        buffer = jsonl.read(path)
-        found = 0
+        buffer, empty = jsonl.read(path), True
         for line, start, end in jsonl.lines(buffer):
-            found += 1
+            empty = False
             try:
-                schema.validate(rename(schema.parse_line(buffer[start:end])), kind)
+                record = _rename(schema.parse_line(buffer[start:end]), source.options)
+                schema.validate(record, kind)
             except ValueError as error:
-                bad.append(_Bad(f"{path}:{line}", str(error)))
-            else:
-                spans.append((number, line, start, end))
-        if not found:
-            bad.append(_Bad(f"{path}:1", "the file is empty"))
-        buffers.append(buffer)
-    index = np.array(spans, np.int64).reshape(-1, 4)  # file, line, start and end (bytes)
+                bad.append(f"{path}:{line}: {error}")
+                continue
+            if chosen(record):
+                spans.extend((number, line, start, end))
+                keys.extend(keys_of(record))
+                size += end - start
+                if size <= _KEPT:
+                    kept.append(record)
+        if empty:
+            bad.append(f"{path}:1: the file is empty")
+        buffers.append(buffer if size > _KEPT else b"")
+    index = np.asarray(spans).reshape(-1, 4)  # file, line, start and end (bytes)
 
     def get(i):
+        if i < len(kept):
+            return kept[i]
         number, _, start, end = index[i].tolist()
-        return rename(schema.parse_line(buffers[number][start:end]))
+        return _rename(schema.parse_line(buffers[number][start:end]), source.options)
 
     def origin(i):
         return f"{paths[index[i, 0]]}:{index[i, 1]}"
 
-    return Records(len(index), get, origin), bad
+    records = Records(len(index), get, origin, np.asarray(keys).reshape(-1, 2))
+    records.skipped = tuple(bad)
+    return records
 
 
-def _load_tfds(spec: str, kind: str, data_dir: str, rename: Callable) -> Records:
+def _load_tfds(source: Source, kind: str, data_dir: str) -> Records:
     import tensorflow_datasets as tfds  # a second of import time that JSONL runs do not pay
 
+    spec = source.name
     match = _TFDS_NAME.fullmatch(spec)
     if not match:
         raise ValueError(f"a tfds source must be tfds:NAME[/CONFIG][:SPLIT], got {'tfds:' + spec!r}")
@@ -302,7 +246,7 @@ def _load_tfds(spec: str, kind: str, data_dir: str, rename: Callable) -> Records
         try:
             if EXTRA_FIELDS in record:
                 record |= schema.parse_line(record.pop(EXTRA_FIELDS).encode())
-            record = rename(record)
+            record = _rename(record, source.options)
             schema.validate(record, kind)
         except ValueError as error:
             raise ValueError(f"{origin(i)}: {error}") from None
@@ -311,6 +255,8 @@ def _load_tfds(spec: str, kind: str, data_dir: str, rename: Callable) -> Records
     records = Records(len(rows), get, origin)
     if len(rows):
         get(0)
+    if any("=" not in option for option in source.options):
+        records = records.subset(np.fromiter(map(_chooser(source.options), records), bool, len(records)))
     return records
 
 
@@ -327,16 +273,20 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _load_simulated(name: str, kind: str, rename: Callable) -> tuple[Records, list[_Bad]]:
+def _load_simulated(source: Source, kind: str) -> Records:
     from instructgpt_jax import simulated
 
-    rows = simulated.records(name)
-    bad, keep = [], []
-    for i, row in enumerate(rows):
+    chosen, kept, numbers, bad = _chooser(source.options), [], [], []
+    for i, row in enumerate(simulated.records(source.name)):
         try:
-            schema.validate(rename(row), kind)
+            record = _rename(row, source.options)
+            schema.validate(record, kind)
         except ValueError as error:
-            bad.append(_Bad(f"simulated:{name}[{i}]", str(error)))
-        else:
-            keep.append(i)
-    return Records(len(keep), lambda i: rename(rows[keep[i]]), lambda i: f"simulated:{name}[{keep[i]}]"), bad
+            bad.append(f"simulated:{source.name}[{i}]: {error}")
+            continue
+        if chosen(record):
+            kept.append(record)
+            numbers.append(i)
+    records = Records(len(kept), kept.__getitem__, lambda i: f"simulated:{source.name}[{numbers[i]}]")
+    records.skipped = tuple(bad)
+    return records

@@ -64,8 +64,8 @@ def load(config: ConfigDict, tokenizer) -> Data:
         found = records(names, "prompts") if names else []
         if not len(found):
             return []
-        lengths = dict(max_prompt_length=c.max_prompt_length, max_prompt_tokens=config.data.max_prompt_tokens)
-        kept = encoding.prompts(found, tokenizer, **lengths, skip_bad=config.data.skip_bad)
+        allowed = datasets.allowed(config.data)
+        kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, process, rollout, sharding, simulated
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import datasets, encoding, padding, sources
+from instructgpt_jax.data import datasets, encoding, padding
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.simulated import world
 from instructgpt_jax.training import resume
@@ -50,14 +50,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         process.say(f"collect: complete in {folder}, nothing to do")
         return
 
-    records = sources.load(tuple(config.data.prompts), "prompts", config.data.skip_bad, config.data.data_dir)
-    prompts = encoding.prompts(
-        records,
-        tokenizer,
-        max_prompt_length=c.max_prompt_length,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        skip_bad=config.data.skip_bad,
-    )
+    records = datasets.read(config.data, "prompts")
+    allowed = datasets.allowed(config.data)
+    prompts = encoding.prompts(records, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
     resume.tell_data(datasets.described([{"prompts": prompts}]), folder)
     chosen = choose(len(prompts.examples), c.num_prompts, config.seed)
     wanted = {name: [] for name in policies}  # (prompt, completion) by the policy that writes it

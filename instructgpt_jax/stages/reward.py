@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, process
-from instructgpt_jax.data import batches as batching
-from instructgpt_jax.data import datasets, feeding, sources
+from instructgpt_jax.data import datasets, feeding
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.data.batches import Batches
 from instructgpt_jax.evaluation import rewards
 from instructgpt_jax.reward import batch_scores, comparison_loss, sum_of_scores
 from instructgpt_jax.sharding import replicated
@@ -75,7 +75,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     return stage._replace(finish=finish, read=stage.read | also)
 
 
-def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> batching.Batches | None:
+def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> Batches | None:
     """Up to `config.reward.bias_examples` training demonstrations, drawn by the seed; None where the data name none.
 
     Read before training, so that a bad record stops the run then and not after it.
@@ -83,20 +83,7 @@ def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> batching.Batch
     section, data = config.reward, config.data
     if not data.demonstrations:
         return None
-    records = sources.load(tuple(data.demonstrations), "demonstrations", data.skip_bad, data.data_dir)
-    train, _ = datasets.split(records, data.valid_fraction)
-    process_index, process_count = feeding.process_slice(mesh)
-    return batching.demonstrations(
-        datasets.sample(train, section.bias_examples, config.seed),
-        tokenizer,
-        seed=None,
-        batch_size=section.batch_size,
-        row_length=section.row_length,
-        microbatch_rows=section.microbatch_rows,
-        num_epochs=1,
-        loss_on_prompt=False,
-        max_prompt_tokens=data.max_prompt_tokens,
-        skip_bad=data.skip_bad,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    train, _ = datasets.split(datasets.read(data, "demonstrations"), data.valid_fraction)
+    drawn = datasets.draw(train, section.bias_examples, config.seed)
+    options = ConfigDict({**section, "loss_on_prompt": False, "pretraining_fraction": 0.0})
+    return datasets.demonstrations(drawn, tokenizer, datasets.in_order(section, mesh), data, options)
