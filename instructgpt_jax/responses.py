@@ -69,7 +69,7 @@ class Response(NamedTuple):
     logprobs: np.ndarray
 
 
-def sampler(
+def sampler_of(
     network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int | None = None
 ) -> Sampler:
     """The Sampler of a section of the configuration.

@@ -39,7 +39,7 @@ def params(tokenizer):
 def respond(tokenizer, params, prompts=PROMPTS, index=range(10), batches=tuple(ONE_WIDTH), shards=1, **changes):
     """The response to each prompt."""
     mesh = make_mesh(dict(data=1, fsdp=shards, tensor=1), jax.devices()[:shards])
-    found, asked = {}, responses.sampler(CONFIG, tokenizer, OPTIONS, seed=0)
+    found, asked = {}, responses.sampler_of(CONFIG, tokenizer, OPTIONS, seed=0)
     with jax.set_mesh(mesh):
         for batch, some in responses.answer(asked, params, prompts, index, batches, mesh, **changes):
             found |= zip(batch.places, some, strict=True)
@@ -127,7 +127,7 @@ def test_measures_are_of_real_prompts_and_the_first_are_shown(tokenizer, monkeyp
         score = next(scores)
         return {"kl": -score, "score": score}
 
-    sampler = responses.sampler(CONFIG, tokenizer, OPTIONS, seed=0)
+    sampler = responses.sampler_of(CONFIG, tokenizer, OPTIONS, seed=0)
     found, samples = responses.answer_and_measure(sampler, {}, [batch, batch], measures, 3, iteration=5)
     assert asked == [("p", "l", "i", 5)] * 2
     np.testing.assert_array_equal(found["score"], [1.0, 2.0, 4.0, 5.0])

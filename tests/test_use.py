@@ -103,7 +103,7 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
         tokenizer = tokenizers.load(config.data.tokenizer)
         assert 1 <= row["n"] <= 8 and len(samples) == min(4, row["n"])
         batch = next(iter(scorer._data.valid["valid"]()))
-        sampler = responses.sampler(policy.config, tokenizer, config.select, config.seed)  # whatever the wave
+        sampler = responses.sampler_of(policy.config, tokenizer, config.select, config.seed)  # whatever the wave
         asked = batch["prompts"], batch["prompt_lengths"], batch["index"]
         answers = jax.device_get(responses.answer_batch(sampler, policy.load(), *asked, 0)).episodes
 

@@ -62,7 +62,7 @@ class Examiner:
         widest = c.max_prompt_length + c.prefix.max_length * bool(prefix)
         rows = [padding.rows(wanted, self._mesh) for wanted in (c.batch_size, -(-c.batch_size // padding.NARROW))]
         batches = padding.by_width([len(ids) for ids in seen], widest, *rows)  # about as many tokens in both
-        sampler = responses.sampler(network, self.tokenizer, c, self._seed)
+        sampler = responses.sampler_of(network, self.tokenizer, c, self._seed)
         iteration = zlib.crc32(stream.encode()) & 0x7FFFFFFF
         answers: list[dict] = [{}] * len(prompts)
         for batch, found in responses.answer(sampler, params, seen, range(len(seen)), batches, self._mesh, iteration):

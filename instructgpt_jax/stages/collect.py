@@ -65,7 +65,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     written = {}  # (prompt, completion) -> its Response
     for name, policy in policies.items():
         process.end_if_stopped()
-        sampler = responses.sampler(policy.config, tokenizer, c, config.seed)
+        sampler = responses.sampler_of(policy.config, tokenizer, c, config.seed)
         written |= complete(c, sampler, networks.freeze(policy), prompts.examples, wanted[name], mesh, name)
 
     collected = []

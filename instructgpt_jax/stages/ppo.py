@@ -186,7 +186,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    sampler = responses.sampler(algorithm.policy, data.tokenizer, c, config.seed, algorithm.wave)
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, algorithm.wave)
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
 

@@ -143,7 +143,8 @@ def completion_scores(
     config = ConfigDict({"data": {"tokenizer": name}, "models": {"model": {"init_from": init_from}}})
     text = tokenizer.load(name)
     network = networks.build("model", config, "scalar", mesh, text.vocab_size, seed=0)
-    params, texts = networks.freeze(network), responses.completions(records, text)
+    params = networks.freeze(network)
+    texts = responses.completions(records, text)
     scores = responses.score(network.config, params, *texts, mesh, BATCH, row_length, microbatch_rows).tolist()
     left = iter(scores)
     return [[next(left) for _ in record["completions"]] for record in records]

@@ -92,7 +92,7 @@ def make_answer(
     network = networks.build("model", config, "lm", mesh, tokenizer.vocab_size, config.seed)
     params = networks.freeze(network)
     limit = network.config.max_length - c.response_length
-    sampler = responses.sampler(network.config, tokenizer, c, config.seed)
+    sampler = responses.sampler_of(network.config, tokenizer, c, config.seed)
 
     def encode(prompts: list[Prompt]) -> list[np.ndarray]:
         for prompt in prompts:
