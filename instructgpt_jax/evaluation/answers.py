@@ -20,7 +20,7 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
-from instructgpt_jax.sharding import constrain
+from instructgpt_jax.sharding import replicated
 
 
 class Examiner:
@@ -35,6 +35,7 @@ class Examiner:
     def __init__(self, config: ConfigDict, tokenizer: Tokenizer, frozen: dict[str, Network], mesh: Mesh):
         self._options, self._seed = config.evaluate, config.seed
         self.tokenizer, self._mesh, self._networks = tokenizer, mesh, frozen
+        self._program = jax.jit(self._measures_of, out_shardings=replicated(mesh))  # one for all policies
 
     @functools.cached_property
     def _frozen(self) -> dict[str, dict]:
@@ -84,9 +85,14 @@ class Examiner:
         texts = responses.on_mesh(prompts, [one.tokens for one in found], shape, self._mesh)
         logprobs, _ = padding.pad([one.logprobs for one in found], rows, c.response_length)
         logprobs = padding.put(logprobs, self._mesh)
-        configs = tuple((name, network.config) for name, network in self._networks.items())
-        packing = c.row_length, c.microbatch_rows
-        return jax.device_get(measure(configs, packing, c.temperature, self.tokenizer, self._frozen, texts, logprobs))
+        return jax.device_get(self._program(self._frozen, texts, logprobs))
+
+    def _measures_of(self, frozen: dict, texts: Episodes, logprobs: jax.Array) -> dict[str, jax.Array]:
+        """responses.measures_of; the reference is a distribution over the ids of the tokenizer, as the policy is."""
+        c, shapes = self._options, {name: network.config for name, network in self._networks.items()}
+        packed = ep.pack(texts, c.row_length, c.microbatch_rows)
+        allowed = self.tokenizer.allowed(shapes["ref_policy"].vocab_size)
+        return responses.measures_of(shapes, frozen, texts, packed, logprobs, c.temperature, allowed)
 
     def score(self, name: str, records: Sequence[dict]) -> np.ndarray:
         """(N,) float32 scores by the frozen network `name` of the completions of comparisons, one record after another.
@@ -99,27 +105,3 @@ class Examiner:
         networks.check_context("prompt and completion of config.evaluate.accuracy", row_length, network)
         params = self._frozen[name]
         return responses.score(network, params, *texts, self._mesh, c.batch_size, row_length, c.microbatch_rows)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def measure(
-    networks: tuple,
-    packing: tuple[int, int],
-    temperature: float,
-    tokenizer: Tokenizer,
-    frozen: dict,
-    texts: Episodes,
-    logprobs: jax.Array,
-) -> dict[str, jax.Array]:
-    """responses.measures_of B answers, whole on every device.
-
-    Args:
-      networks: (name, ModelConfig) of the frozen networks.
-      packing: `row_length` and `microbatch_rows`.
-      tokenizer: of the answers: the reference is a distribution over its ids, as the policy is.
-    """
-    shapes = dict(networks)
-    allowed = tokenizer.allowed(shapes["ref_policy"].vocab_size)
-    packed = ep.pack(texts, *packing)
-    found = responses.measures_of(shapes, frozen, texts, packed, logprobs, temperature, allowed)
-    return {name: constrain(x, None) for name, x in found.items()}
