@@ -26,7 +26,7 @@ import optax
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import rl
+from instructgpt_jax import responses, rl
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.rollout import generate
@@ -34,8 +34,9 @@ from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
 from instructgpt_jax.training.supervised import language_model_loss
 
-SHUFFLE = 2**31 - 1  # the stream of the minibatches; sampling uses the numbers of the iterations
-VALIDATION = 2**31 - 2  # the "iteration" that samples answers to validation prompts
+# Streams of random numbers beside those of the iterations, which sampling uses.
+SHUFFLE = 2**31 - 1  # that of the minibatches
+VALIDATION = 2**31 - 2  # that of answers to validation prompts: only the policy changes between evaluations
 
 
 class PPOState(flax.struct.PyTreeNode):
@@ -104,17 +105,14 @@ def update(ppo: Algorithm, state: PPOState, frozen: dict, batch: dict) -> tuple[
       The state after one more step, and the iteration's metrics.
     """
     episodes, logprobs = rollout(ppo, state.policy.params, batch, state.step)
-    experience_, metrics = experience(ppo, state, frozen, episodes, logprobs)
-    return learn(ppo, state, experience_, batch.get("pretraining"), metrics)
+    prepared, metrics = experience(ppo, state, frozen, episodes, logprobs)
+    return learn(ppo, state, prepared, batch.get("pretraining"), metrics)
 
 
-def rollout(
-    ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array, episodes: jax.Array | None = None
-) -> tuple[Episodes, jax.Array]:
+def rollout(ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array) -> tuple[Episodes, jax.Array]:
     """Step 1. Returns the episodes and the (B, R) log-probabilities their tokens were sampled with.
 
-    Args:
-      iteration, episodes: which random numbers are used; `episodes` (B,) int32, by default the places in the batch.
+    Which random numbers are used is said by `iteration` and the places in the batch.
     """
     prompts, lengths = batch["prompts"], batch["prompt_lengths"]
     tokens, logprobs, mask = generate(
@@ -127,7 +125,6 @@ def rollout(
         ppo.config.temperature,
         eos_id=ppo.eos_id,
         iteration=iteration,
-        episodes=episodes,
         wave=ppo.wave,
         allowed=ppo.allowed,
     )
@@ -334,29 +331,15 @@ def experience_work(ppo: Algorithm, packed: ep.Packed) -> Metrics:
     return {"perf/tokens": policy["tokens"], "perf/flops": flops}
 
 
-class Validation(NamedTuple):
-    """Answers to validation prompts: episodes, (B,) float32 scores and KL from the reference (sum over tokens), and
-    (B,) bool `real`, False for rows that only fill the batch."""
-
-    episodes: Episodes
-    score: jax.Array
-    kl: jax.Array
-    real: jax.Array
-
-
-def validate(ppo: Algorithm, params: Any, frozen: dict, batch: dict) -> Validation:
-    """Answers prompts with the same randomness every time, so that only the policy changes between evaluations.
-
-    The random numbers are of the prompt, `batch["index"]`: those of two batches differ.
-    """
-    episodes, logprobs = rollout(ppo, params, batch, jnp.int32(VALIDATION), batch["index"])
+def measure(ppo: Algorithm, params: Any, frozen: dict, answers: responses.Answers) -> Metrics:
+    """`score` and `kl` of B answers of the policy `params`, see responses.measures_of."""
+    episodes, logprobs, _ = answers
     packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
-    ref_logprobs = policy_logprobs(ppo, frozen["ref_policy"], episodes, packed)
     if not samples_are_old(ppo):
         logprobs = policy_logprobs(ppo, params, episodes, packed)
-    k1, _, _ = rl.kl_estimates(logprobs, ref_logprobs, episodes.response_mask)
-    score = ep.scores(ppo.reward, frozen["reward"], episodes, packed)
-    return Validation(episodes, score, k1.sum(axis=1), batch["index"] >= 0)
+    networks = {"ref_policy": ppo.policy, "reward": ppo.reward}
+    temperature, allowed = ppo.config.temperature, ppo.allowed
+    return responses.measures_of(networks, frozen, episodes, packed, logprobs, temperature, allowed)
 
 
 def start(ppo: Algorithm, policy: Any, value: Any) -> PPOState:

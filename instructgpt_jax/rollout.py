@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import Cache, ModelConfig
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
 
@@ -129,41 +128,6 @@ def generate(
     rollout = jax.lax.map(run_wave, waves)
     back = jnp.argsort(order)
     return jax.tree.map(lambda x: whole(x).reshape(B, -1)[back], rollout)
-
-
-def respond(
-    config: ModelConfig,
-    params: dict,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    episodes: jax.Array,
-    options,
-    seed: int,
-    tokenizer: Tokenizer,
-    *,
-    iteration: int | jax.Array = 0,
-    wave: int | None = None,
-) -> Rollout:
-    """`generate` with the `response_length`, `temperature`, `top_k` and `top_p` of a section of the configuration.
-
-    Only ids that a token of the tokenizer has are sampled, and its EOS ends a response.
-    """
-    return generate(
-        config,
-        params,
-        prompts,
-        lengths,
-        options.response_length,
-        seed,
-        options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        eos_id=tokenizer.eos_id,
-        iteration=iteration,
-        episodes=episodes,
-        wave=wave,
-        allowed=tokenizer.allowed(config.vocab_size),
-    )
 
 
 def sample(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0):

@@ -1,5 +1,6 @@
 """Fixtures of the suite: eight fake devices on the CPU, and the folder of real public data where there is one."""
 
+import functools
 import os
 import pathlib
 import shutil
@@ -25,6 +26,18 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set INSTRUCTGPT_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """For small runs of the command line: one of the suite's eight devices compiles them sooner."""
+    import jax
+
+    from instructgpt_jax import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -1,13 +1,12 @@
 """Stage `collect`: who writes and who ranks, the same every time, and a later stage of the pipeline reads it."""
 
-import functools
 import json
 
 import jax
 import pytest
 
 from configs import common, pretrain_tiny, reward_6b
-from instructgpt_jax import main, sharding, simulated
+from instructgpt_jax import main, simulated
 from instructgpt_jax.data import encoding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.sharding import make_mesh
@@ -15,14 +14,7 @@ from instructgpt_jax.stages import collect
 from instructgpt_jax.validate import validate
 
 PROMPTS = 30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These runs are small: one of the suite's eight devices compiles them sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,7 @@ from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.stages import evaluate
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These runs are small: one of the suite's eight devices compiles them sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Real stages that go on: with data that changed, with networks whose sources are gone or damaged."""
 
-import functools
 import json
 import re
 import shutil
@@ -18,13 +17,7 @@ from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.training import checkpoint, metrics, resume
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These runs are small: one of the suite's eight devices compiles them sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

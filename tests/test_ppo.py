@@ -28,7 +28,7 @@ import pytest
 import tiny_ppo
 from tiny_ppo import EOS, POLICY, SCALAR
 
-from instructgpt_jax import models, ppo
+from instructgpt_jax import models, ppo, responses
 from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.sharding import BATCH, make_mesh, param_shardings
 from instructgpt_jax.stages import ppo as ppo_stage
@@ -362,25 +362,21 @@ def test_first_minibatch_in_bfloat16():
     assert 1e-4 < metrics["rollout/logprob_gap"] < 0.1
     assert metrics["policy/ratio_first"] <= 1e-5
     assert metrics["objective/kl"] == 0.0 and metrics["objective/kl_k3"] == 0.0
-    validation = jax.jit(functools.partial(ppo.validate, algorithm))(
-        state.policy.params, frozen, batch | {"index": jnp.array([*range(7), -1])}
-    )
-    np.testing.assert_array_equal(validation.kl, 0.0)
-    np.testing.assert_array_equal(validation.real, [True] * 7 + [False])
+    answers = responses.Answers(*phases[0](state.policy.params, batch, state.step), jnp.arange(8))
+    measured = jax.jit(functools.partial(ppo.measure, algorithm))(state.policy.params, frozen, answers)
+    np.testing.assert_array_equal(measured["kl"], 0.0)
 
 
-def test_validation_prompts_draw_by_their_number():
-    """The same prompts in two batches, of other numbers: other answers; of the same numbers: the same ones."""
-    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(), POLICY, SCALAR, SCALAR)
-    state, frozen = tiny_ppo.start(algorithm)
-    batch = tiny_ppo.batch(algorithm.config)
-    validate = jax.jit(functools.partial(ppo.validate, algorithm))
-    first, again, second = (
-        validate(state.policy.params, frozen, batch | {"index": jnp.arange(start, start + 8)}) for start in (0, 0, 8)
-    )
-    same = (np.asarray(first.episodes.responses) == np.asarray(second.episodes.responses)).all(axis=1)
-    np.testing.assert_array_equal(first.episodes.responses, again.episodes.responses)
-    assert same.sum() <= 1
+@pytest.mark.parametrize("name", ["temperature", "more ids than tokens"])
+def test_answers_are_measured_as_an_iteration_measures_its_episodes(name):
+    """By the reward model, and against the reference at the temperature and over the ids of the sampling."""
+    algorithm, phases, state, frozen, batch = case(name)
+    answers = responses.Answers(*phases[0](state.policy.params, batch, state.step), jnp.arange(len(batch["prompts"])))
+    measured = jax.jit(functools.partial(ppo.measure, algorithm))(state.policy.params, frozen, answers)
+    metrics = after(name)[2]
+    assert abs(metrics["objective/kl"]) > 1e-3
+    np.testing.assert_allclose(measured["kl"].mean(), metrics["objective/kl"], rtol=1e-5)
+    np.testing.assert_allclose(measured["score"].mean(), metrics["objective/score"], rtol=1e-5)
 
 
 def test_heads_stay_in_float32_when_frozen():

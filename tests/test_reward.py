@@ -16,7 +16,9 @@ from configs import common
 from instructgpt_jax import main, models, networks, reward, sharding
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
+from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.responses import score_batch
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.stages import reward_folds, reward_start
 from instructgpt_jax.stages import sft as sft_stage
@@ -146,21 +148,6 @@ def test_packed_comparisons_equal_one_sequence_a_row(row_length, rows, shared_pr
     ):
         scale = float(jnp.abs(want).max())
         np.testing.assert_allclose(got, want, atol=1e-6 + 2e-5 * scale, err_msg=jax.tree_util.keystr(path))
-
-
-def test_score_reads_the_last_token_and_includes_the_bias():
-    params = models.init(CONFIG, jax.random.key(1))
-    params["scalar_head"]["bias"] = jnp.float32(-1.5)
-    rng = np.random.default_rng(3)
-    prompts, responses = rng.integers(1, 50, (5, 6)), rng.integers(1, 50, (5, 4))
-    lengths, response_lengths = np.array([6, 1, 3, 5, 2]), np.array([4, 2, 1, 3, 4])
-    mask = np.arange(4) < response_lengths[:, None]
-    found = jax.jit(reward.score, static_argnums=(0, 6, 7))(CONFIG, params, prompts, lengths, responses, mask, 24, 2)
-    sequences = [np.concatenate([prompts[i, : lengths[i]], responses[i, : response_lengths[i]]]) for i in range(5)]
-    tokens = np.stack([np.pad(s, (0, 10 - len(s))) for s in sequences])
-    hidden = models.hidden(CONFIG, params, tokens, np.broadcast_to(np.arange(10), (5, 10)), None)
-    want = [hidden[i, len(s) - 1] @ params["scalar_head"]["kernel"] - 1.5 for i, s in enumerate(sequences)]
-    np.testing.assert_allclose(found, want, atol=3e-6)
 
 
 def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, trained):
@@ -308,22 +295,22 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
     config, stage, state, workdir = trained
     bias = float(state.params["scalar_head"]["bias"])
     assert bias != 0.0
-    # The same demonstrations, one at a time through score().
+    # The same demonstrations, as any texts are scored.
     tok = tokenizer.load(config.data.tokenizer)
     records = sources.load(tuple(config.data.demonstrations), "demonstrations", 0)
     train, _ = datasets.split(records, config.data.valid_fraction)
     chosen = datasets.draw(train, config.reward.bias_examples, config.seed)
     assert len(chosen) == 20 < len(train)
-    prompts, responses = np.zeros((20, 48), np.int32), np.zeros((20, 48), np.int32)
+    prompts, completions = np.zeros((20, 48), np.int32), np.zeros((20, 48), np.int32)
     lengths, mask = np.zeros(20, np.int32), np.zeros((20, 48), bool)
     for i, record in enumerate(chosen):
         prompt, completion = tok.encode([record["prompt"], record["completion"]])
         completion = [*completion, tok.eos_id]
-        prompts[i, : len(prompt)], responses[i, : len(completion)] = prompt, completion
+        prompts[i, : len(prompt)], completions[i, : len(completion)] = prompt, completion
         lengths[i], mask[i, : len(completion)] = len(prompt), True
     model = models.ModelConfig(**stage.models["model"]["architecture"])
     with jax.set_mesh(jax.tree.leaves(state.params)[0].sharding.mesh):
-        scores = reward.score(model, state.params, prompts, lengths, responses, mask, 96, 20)
+        scores = score_batch(model, state.params, Episodes(prompts, lengths, completions, mask), 96, 20)
     assert abs(float(scores.mean())) < 2e-6
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["reward/bias"] == pytest.approx(bias)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
-from instructgpt_jax import episodes as ep
-from instructgpt_jax import errors, main, models, networks, run_tokenizer, sharding, sweep
+from instructgpt_jax import errors, main, models, networks, responses, run_tokenizer, sharding, sweep
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -23,14 +22,7 @@ from instructgpt_jax.stages import select as select_stage
 from instructgpt_jax.training import checkpoint, metrics
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """These runs are small: one of the suite's eight devices compiles them sooner."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
-        yield
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def run(config, workdir, **changes):
@@ -110,10 +102,12 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
         row, samples = scorer.score(policy.load())
         reward = abstract(config, "reward", mesh, "scalar")
         params = reward.load()
-    tokenizer = tokenizers.load(config.data.tokenizer)
-    assert 1 <= row["n"] <= 8 and len(samples) == min(4, row["n"])
-    batch = next(iter(scorer._data.valid["valid"]()))
-    answers, scores = jax.device_get(scorer._answer(policy.load(), params, batch))
+        tokenizer = tokenizers.load(config.data.tokenizer)
+        assert 1 <= row["n"] <= 8 and len(samples) == min(4, row["n"])
+        batch = next(iter(scorer._data.valid["valid"]()))
+        sampler = responses.sampler_of(policy.config, tokenizer, config.select, config.seed)  # whatever the wave
+        asked = batch["prompts"], batch["prompt_lengths"], batch["index"]
+        answers = jax.device_get(responses.answer_batch(sampler, policy.load(), *asked, 0)).episodes
 
     @jax.jit
     def score(params, tokens, segments):
@@ -126,10 +120,10 @@ def test_select_scores_as_the_reward_model_does_without_packing(runs):
         sequence = np.concatenate([prompt, response])
         tokens = np.pad(sequence, (0, 128 - len(sequence)))[None]
         segments = (np.arange(128) < len(sequence))[None].astype(np.int32)
-        np.testing.assert_allclose(score(params, tokens, segments)[0, len(sequence) - 1], scores[number], atol=1e-5)
-        assert samples[number]["score"] == pytest.approx(float(scores[number]), abs=1e-5)
+        want = float(score(params, tokens, segments)[0, len(sequence) - 1])
+        assert samples[number]["score"] == pytest.approx(want, abs=1e-5)
         assert samples[number]["prompt"] == tokenizer.decode(prompt)
-    assert isinstance(answers, ep.Episodes)
+        assert samples[number]["response"] == tokenizer.decode(response[response != tokenizer.eos_id])
 
 
 def test_select_makes_a_damaged_choice_again(runs, selected, tmp_path, capsys):

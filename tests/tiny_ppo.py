@@ -104,10 +104,10 @@ def phases(algorithm: ppo.Algorithm):
 
 def iterate(phases, state, frozen, batch):
     """One iteration in three programs, as the stage runs it."""
-    rollout_, experience_, learn_ = phases
-    episodes, logprobs = rollout_(state.policy.params, batch, state.step)
-    experience, metrics = experience_(state, frozen, episodes, logprobs)
-    return learn_(state, experience, batch.get("pretraining"), metrics)
+    rollout, experience, learn = phases
+    episodes, logprobs = rollout(state.policy.params, batch, state.step)
+    prepared, metrics = experience(state, frozen, episodes, logprobs)
+    return learn(state, prepared, batch.get("pretraining"), metrics)
 
 
 def counter(config: ModelConfig, token: int, strength: float) -> dict:

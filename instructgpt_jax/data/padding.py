@@ -1,6 +1,7 @@
 """Sequences of tokens as full batches of one shape, so that one program serves all of them."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,18 +13,31 @@ from instructgpt_jax import sharding
 NARROW = 3  # most prompts are short: those up to a third of the longest go through a narrower program
 
 
+class Batch(NamedTuple):
+    """Sequences that go through a program together.
+
+    places: of the sequences in their list, at most `rows`.
+    rows, width: the shape that they are padded to.
+    """
+
+    places: Sequence[int]
+    rows: int
+    width: int
+
+
 def cuts(count: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover `range(count)`."""
     return (slice(low, min(low + size, count)) for low in range(0, count, size))
 
 
-def by_width(lengths: Sequence[int], widest: int) -> dict[int, list[int]]:
-    """Numbers of the sequences, the shortest first, by the width of the batches that they go through."""
+def by_width(lengths: Sequence[int], widest: int, rows: int, rows_of_widest: int) -> Iterator[Batch]:
+    """Batches of sequences of similar length: the shortest first, in two shapes, see NARROW."""
     narrow, order = -(-widest // NARROW), sorted(range(len(lengths)), key=lambda number: lengths[number])
-    return {
-        narrow: [number for number in order if lengths[number] <= narrow],
-        widest: [number for number in order if lengths[number] > narrow],
-    }
+    for size, width, wanted in (
+        (rows, narrow, [number for number in order if lengths[number] <= narrow]),
+        (rows_of_widest, widest, [number for number in order if lengths[number] > narrow]),
+    ):
+        yield from (Batch(wanted[cut], size, width) for cut in cuts(len(wanted), size))
 
 
 def fill(array: np.ndarray, rows: int) -> np.ndarray:
@@ -32,11 +46,11 @@ def fill(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def pad(sequences: Sequence[np.ndarray], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences (…,) int32 right-padded with 0 to (rows, width), and their lengths (rows,); filled as by `fill`."""
-    tokens = np.zeros((len(sequences), width), np.int32)
-    for row, ids in enumerate(sequences):
-        tokens[row, : len(ids)] = ids
-    return fill(tokens, rows), fill(np.array([len(ids) for ids in sequences], np.int32), rows)
+    """Sequences (length,) right-padded with 0 to (rows, width), and their lengths (rows,); filled as by `fill`."""
+    padded = np.zeros((len(sequences), width), sequences[0].dtype)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    return fill(padded, rows), fill(np.array([len(sequence) for sequence in sequences], np.int32), rows)
 
 
 def rows(wanted: int, mesh: Mesh) -> int:

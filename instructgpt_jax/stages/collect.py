@@ -7,9 +7,8 @@ what PPO will score: an answer that was cut has no end of text, and another segm
 A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
 
-import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, process, rollout, sharding, simulated
+from instructgpt_jax import networks, process, responses, simulated
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, encoding, padding
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -60,25 +59,24 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for k in range(count_completions(number, *c.completions, config.seed)):
             wanted[sorted(policies)[(number + k) % len(policies)]].append((number, k))
 
-    def answer(network, params, prompts, lengths, episodes):
-        return rollout.respond(network, params, prompts, lengths, episodes, c, config.seed, tokenizer)
-
-    answer = jax.jit(answer, static_argnums=0, out_shardings=sharding.replicated(mesh))
-    written = {}  # (text, ended, tokens) of each
+    written = {}  # (prompt, completion) -> its Response
     for name, policy in policies.items():
-        write = functools.partial(answer, policy.config, networks.freeze(policy))
-        for item, ids in complete(c, write, prompts.examples, wanted[name], mesh, name):
-            ended = bool(ids[-1] == tokenizer.eos_id)
-            tokens = ids[:-1] if ended else ids
-            written[item] = tokenizer.decode(tokens), ended, tokens.tolist()
+        process.end_if_stopped()
+        sampler = responses.sampler_of(policy.config, tokenizer, c, config.seed)
+        written |= complete(c, sampler, networks.freeze(policy), prompts.examples, wanted[name], mesh, name)
 
     collected = []
     for number in chosen:
         record = records[int(prompts.records[number])]
         count = count_completions(number, *c.completions, config.seed)
-        texts, ended, tokens = zip(*(written[number, k] for k in range(count)), strict=True)
+        found = [written[number, k] for k in range(count)]
         kept = {field: record[field] for field in KEPT if field in record}
-        kept |= {"completions": list(texts), "ended": list(ended), "tokens": list(tokens), "tokenizer": tokenizer.hash}
+        kept |= {
+            "completions": [one.text for one in found],
+            "ended": [one.ended for one in found],
+            "tokens": [one.tokens[: len(one.tokens) - one.ended].tolist() for one in found],  # without the end of text
+            "tokenizer": tokenizer.hash,
+        }
         collected.append(kept)
     if jax.process_index() > 0:
         return
@@ -101,36 +99,33 @@ def count_completions(number: int, low: int, high: int, seed: int) -> int:
 
 
 def complete(
-    c: ConfigDict, answer: Callable, prompts: list[np.ndarray], items: list[tuple[int, int]], mesh: Mesh, name: str
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """The (item, ids) that one policy writes.
+    c: ConfigDict,
+    sampler: responses.Sampler,
+    params: dict,
+    prompts: list[np.ndarray],
+    items: list[tuple[int, int]],
+    mesh: Mesh,
+    name: str,
+) -> Iterator[tuple[tuple[int, int], responses.Response]]:
+    """Each item with what one policy writes.
 
     Args:
       c: config.collect.
-      answer: (prompts, lengths, episodes) -> rollout.Rollout.
       prompts: (length,) int32 arrays.
-      items: (prompt, completion) that it writes; they say which random numbers are used, so that the text does not
-        depend on what is sampled beside it.
+      items: (prompt, completion) that it writes.
+      name: of the policy, for people.
     """
+    asked = [prompts[number] for number, _ in items]
+    index = [number * c.completions[1] + k for number, k in items]
+    batches = padding.by_width([len(ids) for ids in asked], c.max_prompt_length, c.batch_size, c.batch_size)
     done, told = 0, 0
-    for width, cut in _batches(items, prompts, c):
+    for batch, found in responses.answer(sampler, params, asked, index, batches, mesh):
         process.end_if_stopped()
-        tokens, lengths = padding.pad([prompts[number] for number, _ in cut], c.batch_size, width)
-        episodes = padding.fill(np.array([number * c.completions[1] + k for number, k in cut], np.int32), c.batch_size)
-        found = answer(*padding.put((tokens, lengths, episodes), mesh))
-        responses, mask = jax.device_get((found.tokens, found.mask))
-        yield from zip(cut, (ids[real] for ids, real in zip(responses, mask, strict=True)), strict=False)
-        done += len(cut)
+        yield from zip((items[place] for place in batch.places), found, strict=True)
+        done += len(found)
         if done - told >= len(items) / TOLD or done == len(items):
             told = done
             process.say(f"collect {done}/{len(items)} completions by {name}")
-
-
-def _batches(items: list, prompts: list[np.ndarray], c: ConfigDict) -> Iterator[tuple[int, list]]:
-    """(width of the prompts, items) of each batch, prompts of similar length together."""
-    for width, group in padding.by_width([len(prompts[number]) for number, _ in items], c.max_prompt_length).items():
-        for cut in padding.cuts(len(group), c.batch_size):
-            yield width, [items[i] for i in group[cut]]
 
 
 def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:

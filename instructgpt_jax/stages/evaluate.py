@@ -83,7 +83,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report["chance"] = {task: language.chance(records) for task, records in data.tasks.items()}
     report["curves"] = data.curves
     report["overoptimisation"] = examine_snapshots(config, nets, examiner, data, mesh, parts)
-    report["samples"] = sample(config, data, answers)
+    report["samples"] = side_by_side(config, data, answers)
     report["perf"] = perf(config, time.perf_counter() - started)
     if jax.process_index() == 0:
         reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder)
@@ -303,7 +303,7 @@ def snapshots(
         yield step, networks.build("config.models.policy", entry, "lm", mesh, tokenizer, config.seed)
 
 
-def sample(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:
+def side_by_side(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:
     """The first prompts of each distribution with the answers of all policies side by side."""
     c, found = config.evaluate, []
     for distribution, prompts in data.prompts.items():

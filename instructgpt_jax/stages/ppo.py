@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, ppo, run_tokenizer
+from instructgpt_jax import networks, ppo, responses, run_tokenizer
 from instructgpt_jax.data import datasets, feeding
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Batches
@@ -122,26 +122,6 @@ def pretraining_data(config: ConfigDict, mesh: Mesh) -> datasets.StageData:
     return datasets.load(config, options, "pretraining", mesh)
 
 
-def summarise(answers: list, tokenizer, num_samples: int) -> tuple[dict[str, float], list[dict]]:
-    """Means over validation prompts, and the first few answers as a table.
-
-    Args:
-      answers: ppo.Validation of each batch, on the host.
-    """
-    rows = ((v.score[v.real], v.kl[v.real], v.episodes.response_mask[v.real].sum(axis=1)) for v in answers)
-    score, kl, length = (np.concatenate(x) for x in zip(*rows, strict=True))
-    metrics = {"valid/score": score.mean(), "valid/kl": kl.mean(), "valid/length": length.mean()}
-    samples = []
-    for answer in answers:
-        for row in np.flatnonzero(answer.real)[: num_samples - len(samples)]:
-            episode = jax.tree.map(lambda x: x[row], answer.episodes)  # noqa: B023
-            prompt = tokenizer.decode(episode.prompts[: episode.prompt_lengths])
-            response = tokenizer.decode(episode.responses[episode.response_mask])
-            sample = {"prompt": prompt, "response": response, "score": float(answer.score[row])}
-            samples.append(sample | {"kl": float(answer.kl[row])})
-    return metrics, samples
-
-
 class Phases(NamedTuple):
     """`rollout`, `experience` and `learn` of one algorithm, jitted one by one; learn donates the state."""
 
@@ -192,8 +172,9 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    # Whole on every device, so that every process can read the answers.
-    validate = jax.jit(functools.partial(ppo.validate, algorithm), out_shardings=replicated(mesh))
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, algorithm.wave)
+    # Whole on every device, so that every process can read them.
+    measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
 
     def init():
         parameters = nets["policy"].load(), nets["value"].load()
@@ -209,11 +190,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         if not data.valid or not c.eval_batches:
             return {}, []
         params = state.policy.params if state.policy.ema is None else state.policy.ema
-        answers = []
-        with contextlib.closing(data.valid["valid"]()) as prompts:
-            for batch in itertools.islice(prompts, c.eval_batches):
-                answers.append(jax.device_get(validate(params, frozen, batch)))
-        return summarise(answers, data.tokenizer, c.num_samples)
+        with contextlib.closing(data.valid["valid"]()) as batches:
+            prompts = itertools.islice(batches, c.eval_batches)
+            of = functools.partial(measure, params, frozen)
+            found, samples = responses.answer_and_measure(sampler, params, prompts, of, c.num_samples, ppo.VALIDATION)
+        return {f"valid/{name}": found[name].mean() for name in ("score", "kl", "length")}, samples
 
     def rates(iterations, step):
         optimizers = {"policy": c.policy_optimizer, "value": c.value_optimizer}

@@ -14,17 +14,15 @@ that part, so that every comparison is scored once by a model that never saw its
 import json
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from scipy import stats
 
-from instructgpt_jax import networks, process, reward, run_tokenizer
+from instructgpt_jax import networks, process, responses, run_tokenizer
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import encoding, padding, sources, tokenizer
+from instructgpt_jax.data import encoding, sources, tokenizer
 from instructgpt_jax.evaluation import rewards
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.training import loop, metrics
@@ -140,23 +138,8 @@ def completion_scores(
     text = tokenizer.load(run_tokenizer.beside(init_from))
     network = networks.build("config.models.model", {"init_from": init_from}, "scalar", mesh, text, seed=0)
     params = networks.freeze(network)
-    completions = encoding.completions(records, text)
-    prompts = text.encode_prompts([record["prompt"] for record in records])
-    prompts = [ids for ids, texts in zip(prompts, completions, strict=True) for _ in texts]
-    ends = [ids for texts in completions for ids in texts]
-    Q, R = max(map(len, prompts)), max(map(len, ends))
-
-    @jax.jit
-    def score(params, prompts, lengths, completions, completion_lengths):
-        mask = jnp.arange(R)[None] < completion_lengths[:, None]
-        rows = max(row_length, Q + R), microbatch_rows
-        return reward.score(network.config, params, prompts, lengths, completions, mask, *rows)
-
-    scores = []
-    for cut in padding.cuts(len(ends), BATCH):
-        arrays = (*padding.pad(prompts[cut], BATCH, Q), *padding.pad(ends[cut], BATCH, R))
-        found = jax.device_get(score(params, *padding.put(arrays, mesh)))
-        scores += found[: cut.stop - cut.start].tolist()
+    texts = responses.completions(records, text)
+    scores = responses.score(network.config, params, *texts, mesh, BATCH, row_length, microbatch_rows).tolist()
     left = iter(scores)
     return [[next(left) for _ in record["completions"]] for record in records]
 

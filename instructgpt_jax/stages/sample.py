@@ -14,14 +14,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import errors, networks, paths, run_tokenizer, sharding
-from instructgpt_jax.data import jsonl, schema, sources
+from instructgpt_jax import errors, networks, paths, responses, run_tokenizer
+from instructgpt_jax.data import jsonl, padding, schema, sources
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.rollout import respond
 
 RULE = "-" * 80  # between printed answers
 SHORTEST = 16  # columns that prompts are padded to at least; then powers of two, so that few programs are compiled
@@ -94,15 +92,7 @@ def make_answer(
     network = networks.build("config.models.model", config.models.model, "lm", mesh, tokenizer, config.seed)
     params = networks.freeze(network)
     limit = network.config.max_length - c.response_length
-    by_row = NamedSharding(mesh, P(sharding.BATCH))
-    batch_size = c.batch_size
-
-    answer_batch = jax.jit(
-        lambda params, prompts, lengths, episodes: respond(
-            network.config, params, prompts, lengths, episodes, c, config.seed, tokenizer
-        ),
-        out_shardings=sharding.replicated(mesh),
-    )
+    sampler = responses.sampler_of(network.config, tokenizer, c, config.seed)
 
     def encode(prompts: list[Prompt]) -> list[np.ndarray]:
         for prompt in prompts:
@@ -120,20 +110,12 @@ def make_answer(
     def answer(prompts: list[Prompt], first: int) -> Iterator[dict]:
         encoded = encode(prompts)
         width = min(limit, max(SHORTEST, 1 << (max(map(len, encoded)) - 1).bit_length()))
-        for low in range(0, len(prompts), batch_size):
-            chosen = encoded[low : low + batch_size]
-            tokens = np.zeros((batch_size, width), np.int32)
-            lengths = np.ones(batch_size, np.int32)  # rows without a prompt answer one token and are dropped
-            for row, prompt in enumerate(chosen):
-                tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-            numbers = np.arange(first + low, first + low + batch_size, dtype=np.int32)
-            arrays = jax.device_put((tokens, lengths, numbers), by_row)
-            responses, _, mask = jax.device_get(answer_batch(params, *arrays))
-            for prompt, response, real in zip(prompts[low:], responses, mask, strict=False):
-                ids = response[real]
-                ended = bool(ids[-1] == tokenizer.eos_id)
-                text = tokenizer.decode(ids[:-1] if ended else ids)
-                yield {"prompt": prompt.text, "response": text, "ended": ended}
+        cuts = padding.cuts(len(prompts), c.batch_size)
+        batches = (padding.Batch(range(cut.start, cut.stop), c.batch_size, width) for cut in cuts)
+        numbers = range(first, first + len(prompts))
+        for batch, found in responses.answer(sampler, params, encoded, numbers, batches, mesh):
+            for place, one in zip(batch.places, found, strict=True):
+                yield {"prompt": prompts[place].text, "response": one.text, "ended": one.ended}
 
     return answer
 

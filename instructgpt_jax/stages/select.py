@@ -15,15 +15,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import episodes as ep
-from instructgpt_jax import networks, process
+from instructgpt_jax import networks, process, responses
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
-from instructgpt_jax.rollout import respond
-from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import checkpoint, metrics, resume
 
 
@@ -97,44 +93,22 @@ class Scorer:
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
         self.reward, self.read = reward, self._data.read
         networks.tell_trained_on("select", config.models.model.init_from, self._data.valid_records)
-        self._reward = networks.freeze(reward)
-
-        def answer(params: dict, reward_params: dict, batch: dict):
-            """Episodes, and the (B,) scores of their responses."""
-            prompts, lengths = batch["prompts"], batch["prompt_lengths"]
-            tokenizer, wave = self._data.tokenizer, config.rollout.wave or None
-            tokens, _, mask = respond(
-                policy, params, prompts, lengths, batch["index"], c, config.seed, tokenizer, wave=wave
-            )
-            answers = Episodes(prompts, lengths, tokens, mask)
-            packed = ep.pack(answers, c.row_length, c.microbatch_rows)
-            return answers, ep.scores(reward.config, reward_params, answers, packed)
-
-        self._answer = jax.jit(answer, out_shardings=replicated(mesh))
-        self._real = jax.jit(lambda batch: batch["index"] >= 0, out_shardings=replicated(mesh))
+        self._sampler = responses.sampler_of(policy, self._data.tokenizer, c, config.seed, config.rollout.wave or None)
+        self._reward, self._reward_params = reward.config, networks.freeze(reward)
 
     def score(self, params: dict) -> tuple[dict, list[dict]]:
         """Mean score, its standard error, mean length and number of answers; and the first few of them."""
-        scores, lengths, samples = [], [], []
+        c = self._options
         with contextlib.closing(self._data.valid["valid"]()) as batches:
-            for batch in itertools.islice(batches, self._options.num_batches):
-                answers, score = jax.device_get(self._answer(params, self._reward, batch))
-                real = np.flatnonzero(jax.device_get(self._real(batch)))  # the last batch is filled up with copies
-                scores.append(score[real])
-                lengths.append(answers.response_mask.sum(axis=1)[real])
-                for row in real[: self._options.num_samples - len(samples)]:
-                    samples.append(self._sample(jax.tree.map(lambda x: x[row], answers), score[row]))  # noqa: B023
-        scores, lengths = np.concatenate(scores), np.concatenate(lengths)
-        n = len(scores)
-        row = {"score": scores.mean(), "standard_error": scores.std() / np.sqrt(n), "length": lengths.mean(), "n": n}
-        return {key: float(value) for key, value in row.items()}, samples
+            prompts = itertools.islice(batches, c.num_batches)
+            found, samples = responses.answer_and_measure(self._sampler, params, prompts, self._measure, c.num_samples)
+        scores, n = found["score"], len(found["score"])
+        row = {"score": scores.mean(), "standard_error": scores.std() / np.sqrt(n), "length": found["length"].mean()}
+        return {key: float(value) for key, value in (row | {"n": n}).items()}, samples
 
-    def _sample(self, episode: Episodes, score: float) -> dict:
-        tokenizer = self._data.tokenizer
-        prompt = episode.prompts[len(tokenizer.start) : episode.prompt_lengths]
-        response = episode.responses[episode.response_mask]
-        response = response[:-1] if response[-1] == tokenizer.eos_id else response
-        return {"prompt": tokenizer.decode(prompt), "response": tokenizer.decode(response), "score": float(score)}
+    def _measure(self, answers: responses.Answers) -> dict[str, jax.Array]:
+        rows = self._options.row_length, self._options.microbatch_rows
+        return {"score": responses.score_batch(self._reward, self._reward_params, answers.episodes, *rows)}
 
 
 def _losses(source: str, steps: list[int]) -> dict[int, float]:

@@ -1,0 +1,287 @@
+"""The one way to have prompts answered and texts scored, for every stage.
+
+`answer` has prompts of the host answered, batch by batch; `answer_and_measure` has the validation prompts of a data set
+answered, and other networks say what they think of it. `score` has a reward model read texts. A program is compiled
+once for an architecture and a shape, whichever stage asks and whatever the weights. What it returns lies whole on every
+device, so that every process of a job can read it.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from instructgpt_jax import episodes as ep
+from instructgpt_jax import rollout
+from instructgpt_jax.data import encoding, padding
+from instructgpt_jax.data.tokenizer import Tokenizer
+from instructgpt_jax.episodes import Episodes, Packed
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.sharding import constrain
+
+SCALARS = {"score": "reward", "judge": "judge"}  # how the scalar of a network is called
+MEASURES = (*SCALARS, "kl")  # in the order in which a line of samples has them
+
+
+class Sampler(NamedTuple):
+    """How a policy answers: all that a program is compiled for, see `rollout.generate`."""
+
+    network: ModelConfig
+    tokenizer: Tokenizer
+    seed: int
+    response_length: int
+    temperature: float
+    top_k: int
+    top_p: float
+    wave: int | None
+
+
+class Answers(NamedTuple):
+    """Sampled answers to a batch of prompts.
+
+    episodes: the prompts and the responses.
+    logprobs: (B, R) float32, see rollout.Rollout.
+    index: (B,) int32 of the prompts, see `answer_batch`.
+    """
+
+    episodes: Episodes
+    logprobs: jax.Array
+    index: jax.Array
+
+
+class Response(NamedTuple):
+    """An answer as the host has it.
+
+    text: without the end-of-text token.
+    ended: whether the policy ended it; else it was cut.
+    tokens: (length,) int32 that were sampled, the end-of-text token included: what a reward model reads.
+    logprobs: (length,) float32 of the tokens, see rollout.Rollout.
+    """
+
+    text: str
+    ended: bool
+    tokens: np.ndarray
+    logprobs: np.ndarray
+
+
+def sampler_of(
+    network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int | None = None
+) -> Sampler:
+    """The Sampler of a section of the configuration.
+
+    Args:
+      network: of the policy.
+      options: `response_length` and `temperature`, and `top_k` and `top_p` but for PPO, which samples from all tokens.
+      seed, wave: see rollout.generate.
+    """
+    chosen = options.response_length, options.temperature, options.get("top_k", 0), options.get("top_p", 1.0)
+    return Sampler(network.replace(remat="none"), tokenizer, seed, *chosen, wave)  # remat is of backward passes
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def answer(
+    sampler: Sampler,
+    params: dict,
+    prompts: Sequence[np.ndarray],
+    index: Sequence[int],
+    batches: Iterable[padding.Batch],
+    mesh: Mesh,
+    iteration: int = 0,
+) -> Iterator[tuple[padding.Batch, list[Response]]]:
+    """Each batch with the responses to its prompts, as they come.
+
+    Args:
+      params: of the policy.
+      prompts: (length,) int32 each.
+      index: of each prompt. It says, with seed and iteration, which random numbers are used, so that a response does
+        not depend on what is sampled beside it.
+      batches: places in `prompts`, and the shapes of the programs.
+      iteration: another one, other responses.
+    """
+    for batch in batches:
+        tokens, lengths = padding.pad([prompts[place] for place in batch.places], batch.rows, batch.width)
+        numbers = padding.fill(np.array([index[place] for place in batch.places], np.int32), batch.rows)
+        found = answer_batch(sampler, params, *padding.put((tokens, lengths, numbers), mesh), np.int32(iteration))
+        yield batch, read(sampler.tokenizer, jax.device_get(found), range(len(batch.places)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answer_batch(
+    sampler: Sampler, params: dict, prompts: jax.Array, lengths: jax.Array, index: jax.Array, iteration: jax.Array
+) -> Answers:
+    """Samples a response to each of (B, Q) prompts.
+
+    Only ids that a token of the tokenizer has are sampled, and its EOS ends a response.
+
+    Args:
+      params: of the policy, as trained or frozen.
+      prompts, lengths: (B, Q) int32, right-padded with anything; (B,) int32.
+      index: (B,) int32, the identity of each prompt for its random numbers.
+      iteration: () int32.
+    """
+    tokens, logprobs, mask = rollout.generate(
+        sampler.network,
+        params,
+        prompts,
+        lengths,
+        sampler.response_length,
+        sampler.seed,
+        sampler.temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        eos_id=sampler.tokenizer.eos_id,
+        iteration=iteration,
+        episodes=index,
+        wave=sampler.wave,
+        allowed=sampler.tokenizer.allowed(sampler.network.vocab_size),
+    )
+    return _whole(Answers(Episodes(prompts, lengths, tokens, mask), logprobs, index))
+
+
+def read(tokenizer: Tokenizer, answers: Answers, rows: Iterable[int]) -> list[Response]:
+    """Some rows of answers that the host holds. No text has an end-of-text token."""
+    found = []
+    for row in rows:
+        mask = answers.episodes.response_mask[row]
+        tokens = answers.episodes.responses[row][mask]
+        ended = bool(tokens[-1] == tokenizer.eos_id)
+        text = tokenizer.decode(tokens[:-1] if ended else tokens)
+        found.append(Response(text, ended, tokens, answers.logprobs[row][mask]))
+    return found
+
+
+def answer_and_measure(
+    sampler: Sampler,
+    params: dict,
+    batches: Iterable[dict],
+    measures: Callable[[Answers], dict[str, jax.Array]],
+    num_samples: int,
+    iteration: int = 0,
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Has the prompts of a data set answered, always with the same random numbers, and the answers measured.
+
+    Args:
+      params, iteration: see `answer`.
+      batches: on the mesh, `prompts`, `prompt_lengths` and `index`, which is -1 in rows that only fill a batch.
+      measures: MEASURES of a batch of answers, some or all, (B,) float32 and whole on every device.
+      num_samples: how many answers to return as text.
+
+    Returns:
+      `length` in tokens and the measures of every answer, (N,) arrays; `prompt`, `response` and the measures of the
+      first answers.
+    """
+    found, samples, tokenizer = [], [], sampler.tokenizer
+    for batch in batches:
+        arrays = batch["prompts"], batch["prompt_lengths"], batch["index"]
+        answers = answer_batch(sampler, params, *arrays, np.int32(iteration))
+        answers, measured = jax.device_get((answers, measures(answers)))
+        prompts, lengths, _, mask = answers.episodes
+        real = np.flatnonzero(answers.index >= 0)
+        found.append({name: x[real] for name, x in ({"length": mask.sum(axis=1)} | measured).items()})
+        shown = real[: num_samples - len(samples)]
+        for row, response in zip(shown, read(tokenizer, answers, shown), strict=True):
+            prompt = tokenizer.decode(prompts[row, len(tokenizer.start) : lengths[row]])
+            numbers = {name: float(measured[name][row]) for name in MEASURES if name in measured}
+            samples.append({"prompt": prompt, "response": response.text} | numbers)
+    return {name: np.concatenate([x[name] for x in found]) for name in found[0]}, samples
+
+
+# What networks say of them --------------------------------------------------------------------------------------------
+
+
+def measures_of(
+    networks: dict[str, ModelConfig],
+    frozen: dict,
+    episodes: Episodes,
+    packed: Packed,
+    logprobs: jax.Array,
+    temperature: float,
+    allowed: np.ndarray | None,
+) -> dict[str, jax.Array]:
+    """`score`, `judge` where there is one, and `kl` of B answers, (B,) float32 each.
+
+    KL is the sum over the response tokens of logprob - ref_logprob.
+
+    Args:
+      networks, frozen: shapes and parameters of `reward`, `ref_policy` and perhaps `judge`.
+      packed: the episodes.
+      logprobs: (B, R) of the response tokens under the policy.
+      temperature: of both policies; 0 is 1, see rollout.Rollout.
+      allowed: (V,) bool, the ids that both are distributions over; None = all.
+    """
+    asked = {name: key for name, key in SCALARS.items() if key in networks}
+    found = {name: ep.scores(networks[key], frozen[key], episodes, packed) for name, key in asked.items()}
+    reference, params = networks["ref_policy"], frozen["ref_policy"]
+    head = lambda rows: ep.row_logprobs(reference, params, rows, temperature or 1.0, allowed=allowed)  # noqa: E731
+    ref_logprobs = ep.forward_episodes(head, episodes, packed)
+    return found | {"kl": jnp.where(episodes.response_mask, logprobs - ref_logprobs, 0.0).sum(axis=1)}
+
+
+def score(
+    network: ModelConfig,
+    params: dict,
+    prompts: Sequence[np.ndarray],
+    responses: Sequence[np.ndarray],
+    mesh: Mesh,
+    rows: int,
+    row_length: int,
+    microbatch_rows: int,
+) -> np.ndarray:
+    """(N,) float32: the scalar of a reward model at the end of each text.
+
+    Args:
+      network, params: the reward model, frozen.
+      prompts, responses: (length,) int32, N of each; a response has its end-of-text token where it ended.
+      rows: texts that are read at once.
+      row_length, microbatch_rows: of the packed rows; made longer where a prompt and a response are.
+    """
+    rows, found = padding.rows(rows, mesh), []
+    Q, R = max(map(len, prompts)), max(map(len, responses))
+    for cut in padding.cuts(len(prompts), rows):
+        texts = on_mesh(prompts[cut], responses[cut], (rows, Q, R), mesh)
+        scores = score_batch(network, params, texts, max(row_length, Q + R), microbatch_rows)
+        found.append(jax.device_get(scores)[: cut.stop - cut.start])
+    return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def score_batch(
+    network: ModelConfig, params: dict, episodes: Episodes, row_length: int, microbatch_rows: int
+) -> jax.Array:
+    """(B,) float32: the reward of each response, bias included, read at its last token.
+
+    Args:
+      row_length, microbatch_rows: of the packed rows it runs in; row_length holds Q + R.
+    """
+    ep.check(episodes)
+    return constrain(ep.scores(network, params, episodes, ep.pack(episodes, row_length, microbatch_rows)), None)
+
+
+def on_mesh(
+    prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], shape: tuple[int, int, int], mesh: Mesh
+) -> Episodes:
+    """Texts of the host on the mesh, padded to (B, Q) prompts and (B, R) responses where `shape` is (B, Q, R)."""
+    B, Q, R = shape
+    prompts, prompt_lengths = padding.pad(prompts, B, Q)
+    responses, lengths = padding.pad(responses, B, R)
+    return padding.put(Episodes(prompts, prompt_lengths, responses, np.arange(R) < lengths[:, None]), mesh)
+
+
+def completions(records: Sequence[dict], tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and completions of comparisons as `score` reads them: a prompt for each completion, record by record."""
+    ends = encoding.completions(records, tokenizer)
+    begun = tokenizer.encode_prompts([record["prompt"] for record in records])
+    prompts = [ids for ids, texts in zip(begun, ends, strict=True) for _ in texts]
+    return prompts, [ids for texts in ends for ids in texts]
+
+
+def _whole(arrays):
+    """Every array whole on every device."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), arrays)
