@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import flax.struct
 import jax
@@ -80,6 +81,34 @@ def test_donated_buffers_do_not_reach_a_save_in_progress(tmp_path):
         restored = checkpoints.restore(abstract)
     assert float(live["n"]) == 6.0
     assert np.unique(np.asarray(restored["w"])).tolist() == [1.0] and float(restored["n"]) == 1.0
+
+
+def test_runs_beside_each_other_save_at_once(tmp_path):
+    """Stages of a pipeline are threads of one process, and may save the same step in the same moment."""
+    together, wrong = threading.Barrier(4), []
+
+    def run(name):
+        try:
+            with checkpoint.Checkpoints(tmp_path / name, 1, "", "min") as checkpoints:
+                for step in range(1, 6):
+                    together.wait(60)
+                    tree = {f"{name}{i}": jnp.full(10, step) for i in range(8)}
+                    checkpoints.save(step, tree, {}, {})
+                    checkpoints.snapshot(step, tree, {})
+        except Exception as error:
+            wrong.append(error)
+            together.abort()
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    for name in "abcd":
+        saved = {f"{name}{i}": jax.ShapeDtypeStruct((10,), jnp.int32, sharding=jnp.zeros(1).sharding) for i in range(8)}
+        with checkpoint.Checkpoints(tmp_path / name, 1, "", "min") as checkpoints:
+            assert checkpoints.restore(saved)[f"{name}7"].tolist() == [5] * 10
 
 
 @pytest.mark.parametrize("mode, best", [("min", 2), ("max", 4)])

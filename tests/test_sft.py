@@ -57,7 +57,7 @@ def test_packed_rows_equal_one_sequence_a_row(row_length, rows):
     params = models.init(CONFIG, jax.random.key(1))
 
     def loss(params, microbatch, key):
-        return pretrain.language_model_loss(CONFIG, params, microbatch, None)
+        return supervised.language_model_loss(CONFIG, params, microbatch, None)
 
     @functools.partial(jax.jit, compiler_options=tiny_supervised.QUICK)
     def packed(state, batch):

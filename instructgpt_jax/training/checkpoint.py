@@ -34,8 +34,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from instructgpt_jax import process
 from instructgpt_jax.sharding import path_name
-from instructgpt_jax.training import metrics as reports
 from instructgpt_jax.training.integrity import COMMITTED, STATE, damage, reason
 
 PyTree = Any
@@ -90,7 +90,7 @@ class Checkpoints:
             if error is None or isinstance(error, SystemExit):
                 raise
             if str(failed) != str(error):
-                reports.say(str(failed))
+                process.say(str(failed))
 
     @property
     def latest(self) -> int | None:
@@ -113,9 +113,10 @@ class Checkpoints:
         self.wait()  # for the save before, whose failure has its own step
         self._saving = step
         with self._naming("saved"):
-            self._checkpointer.save_checkpointables_async(
-                step, {STATE: state}, force=True, custom_metadata=metadata, metrics=best or None
-            )
+            with _saving_context():
+                self._checkpointer.save_checkpointables_async(
+                    step, {STATE: state}, force=True, custom_metadata=metadata, metrics=best or None
+                )
 
     def snapshot(self, step: int, state: PyTree, metadata: dict) -> None:
         """Saves the state without its optimisers' part as `snapshots/<step>`, and waits until it is written.
@@ -124,7 +125,9 @@ class Checkpoints:
         """
         path = self._workdir / SNAPSHOTS / str(step)
         try:
-            ocp.save_checkpointables(path, {STATE: without_optimizer(state)}, overwrite=True, custom_metadata=metadata)
+            with _saving_context():
+                kept = {STATE: without_optimizer(state)}
+                ocp.save_checkpointables(path, kept, overwrite=True, custom_metadata=metadata)
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(f"the snapshot of step {step} could not be saved: {reason(error)}") from error
 
@@ -152,7 +155,7 @@ class Checkpoints:
                 f"({listed}); nothing was deleted: put the files back, or take a new --workdir"
             )
         for n, why in damaged.items():
-            reports.say(f"checkpoint {n} in {self._workdir} is damaged ({why}): going on from step {step}")
+            process.say(f"checkpoint {n} in {self._workdir} is damaged ({why}): going on from step {step}")
         try:
             state = self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
         except Exception as error:  # Orbax raises bare ones
@@ -189,6 +192,15 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             which = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
             raise OSError(f"{which} could not be {what}: {reason(error, outer)}") from error
+
+
+def _saving_context() -> ocp.Context:
+    """Directories are made before a save's call returns.
+
+    In the background Orbax waits for them by the number of the process's newest save, which is another one's where two
+    stages save at once in threads of their own: they would write into folders that are not there yet.
+    """
+    return ocp.Context(async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False))
 
 
 def abstract_like(tree: PyTree) -> PyTree:
