@@ -107,7 +107,7 @@ def _scale(ax, which: str, scale: Scale) -> None:
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_label_text(scale.label)
     if which == "x":
-        ax.locator_params(axis="x", nbins=5)  # the labels of more would touch
+        ax.locator_params(axis="x", nbins=6)  # the labels of more would touch
     if scale.mark is not None:
         draw = ax.axvline if which == "x" else ax.axhline
         draw(scale.mark, color=color("muted"), linewidth=1.2, dashes=DASHES[1], zorder=1)

@@ -202,11 +202,8 @@ def _by_size(report: dict, name: str, title: str, caption: str, where: list[tupl
         for distribution, group in where
     ]
     names = [model for model in report["models"] if any(model in values for values in found)]
-    lines, sizes = words.lines(report, names), {size: size for size in words.sizes(report, names)}
-    for model in names:
-        if report["models"][model].get("parameters"):
-            one = report["models"][model]
-            sizes[one["size"]] = f"{one['size']}\n{words.parameters(one['parameters'])}"
+    lines, sizes = words.lines(report, names), words.sizes(report, names)
+    sizes = {size: f"{size}\n{words.parameters(count)}" if count else size for size, count in sizes.items()}
     scale = Scale("mean rating, 1 to 7", limits=(0.9, 7.1))
     if quantity == "win_rate":
         top = max(value["high"] for values in found for value in values.values())

@@ -62,7 +62,7 @@ class _View:
     def __init__(self, report: dict):
         self.models, self.names = report["models"], words.model_names(report)
         self.baseline = report.get("baseline", "")
-        self.sizes = words.sizes(report, self.models)
+        self.sizes = list(words.sizes(report, self.models))
         plain = [(name, "") for name in words.distributions(report)] or [("", "")]
         distribution, group = (words.measured(report, "win_rate") or plain)[0]
         self.rows = report.get("results", {}).get(distribution, {})

@@ -100,10 +100,10 @@ def colors(report: dict) -> dict[str, str]:
     return {name: line.color for line in lines(report, list(report["models"])) for name in line.models.values()}
 
 
-def sizes(report: dict, names: Iterable[str]) -> list[str]:
-    """The sizes of the models `names`, smallest first."""
+def sizes(report: dict, names: Iterable[str]) -> dict[str, float]:
+    """The sizes of the models `names` and their numbers of parameters, smallest first."""
     found = {report["models"][name]["size"]: report["models"][name].get("parameters", 0) for name in names}
-    return sorted(found, key=found.get)
+    return dict(sorted(found.items(), key=lambda size: size[1]))
 
 
 def model_names(report: dict) -> dict[str, str]:
