@@ -64,6 +64,8 @@ def rows(ax, rows: list[Row], scale: Scale, bars: bool = False) -> None:
     ax.margins(x=0.08)
     ax.grid(axis="y", visible=not bars)
     _scale(ax, "x", scale)
+    if bars:
+        ax.set_xlim(left=0)  # also where all of them are 0
 
 
 def calibration(ax, bins: list[dict]) -> None:
