@@ -3,8 +3,12 @@
 import copy
 import html.parser
 import json
+import pathlib
 import re
+import shutil
+import subprocess
 import sys
+import tomllib
 
 import matplotlib
 import numpy as np
@@ -77,6 +81,10 @@ def written(tmp_path_factory):
     return folder, text, Reader(text)
 
 
+def figure(report: dict, name: str) -> style.Figure:
+    return next(one for one in figures.all_figures(report) if one.name == name)
+
+
 def part(*keys: str) -> dict:
     """The example with only these sections."""
     return {key: value for key, value in example().items() if key in HEAD + keys}
@@ -110,6 +118,41 @@ def test_page_escapes_text(written):
     assert "<script>alert(3)</script>\u2404" in whole and "fox & hare" in whole and "Name 3 <animals>." in whole
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_text_of_anybody_is_text_wherever_it_stands(tmp_path):
+    report, bad = example(), "</style><script>document.title = 'run'</script><img src=x onerror=\"document.title=1\">"
+    bad += "'\"&amp;{{ 7 * 7 }}\x00\x1b\r\ud800$\\frac$"
+    shown = bad.replace("\x00", "\u2400").replace("\x1b", "\u241b").replace("\r", "\u240d").replace("\ud800", "?")
+    report["title"] = report["samples"][0]["prompt"] = report["samples"][0]["reference"] = bad
+    report["models"]["sft_small"]["label"] = report["prefix"]["candidates"][0]["text"] = bad
+    report["samples"][0]["responses"]["sft_small"]["text"] = report["perf"]["device"] = bad
+    report["language"][bad] = {"tasks": {bad: interval(0.5, 0.1)}}
+    report["curves"][bad] = report["curves"].pop("pretrain")
+    reports.write(report, tmp_path)
+    page_text = (tmp_path / "index.html").read_text()
+    found = Reader(page_text)
+    assert not found.tags & {"script", "img"} and page_text.count("</style>") == 1
+    assert "".join(found.text).count(shown) > 8
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium to open the page in")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", (tmp_path / "index.html").as_uri()]
+    opened = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "<script" not in opened and "<img" not in opened
+    title = re.search("<title>(.*?)</title>", opened, re.DOTALL)[1]
+    prompts = re.findall('<div class="prompt text">(.*?)</div>', opened, re.DOTALL)
+    assert html.unescape(title) == shown and shown in [html.unescape(prompt) for prompt in prompts]
+
+
+def test_what_the_page_is_made_from_is_installed_with_the_package():
+    root = pathlib.Path(__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = [path for path in (root / "instructgpt_jax/report").iterdir() if path.suffix in (".jinja", ".css")]
+    assert len(files) == 2
+    assert all(any(path.match(one) for one in patterns["instructgpt_jax.report"]) for path in files)
+
+
 def test_page_shows_samples_of_each_distribution_first(written):
     assert re.findall(r"Name (\d) &lt;", written[1])[:4] == ["5", "0", "6", "1"]  # instruct and gpt in turn
 
@@ -118,7 +161,7 @@ def test_svg_follows_the_style_sheet(written):
     _, text, _ = written
     css, body = text.split("</style>")  # the only one: a figure's own would be the whole page's
     for name in style.PALETTE:
-        assert css.count(f"--{name.replace('_', '-')}: #") == 2  # light and dark
+        assert css.count(f"--{name}: #") == 2  # light and dark
     assert not re.search(r"#[0-9a-f]{6}\b", body), "a colour that does not follow dark and light"
 
 
@@ -148,14 +191,14 @@ def test_numbers_of_the_page_are_those_of_the_report(written):
                 continue
             for name, cell in zip(report["models"], line[1:], strict=True):
                 if quantity:
-                    inner = {words.METADATA.get(k, words.group(k)): v for k, v in rows[name][quantity].items()}
+                    inner = {words.name(k, words.GROUPS | words.METADATA): v for k, v in rows[name][quantity].items()}
                     value, scale = inner[label], 1 if quantity == "likert" else 100
                 else:
                     key, scale = labels[label]
                     value = rows[name][key]
                 same(cell, value, scale)
                 seen += 1
-    for line, key in ((tables[0][1], "pretraining_loss"), (tables[0][2], "tasks")):
+    for line, key in ((tables[0][1], "pretraining_loss"), (tables[0][3], "tasks")):
         for name, cell in zip(report["language"], line[1:], strict=True):
             value = report["language"][name][key]
             same(cell, value["cloze"] if key == "tasks" else value, 100 if key == "tasks" else 1)
@@ -194,7 +237,7 @@ def test_figures_of_an_earlier_report_go(tmp_path):
 
 def test_win_rates_are_drawn_as_they_are():
     report = example()
-    panels = figures.win_rates_by_group(report).panels
+    panels = figure(report, "figure3_win_rate_by_group").panels
     assert [panel.title for panel in panels] == [
         f"{kind} prompts, {labelers} labelers" for kind in ("Instruct", "GPT") for labelers in ("training", "held-out")
     ]
@@ -212,20 +255,17 @@ def test_win_rates_are_drawn_as_they_are():
         ]
 
 
-def test_one_size_has_a_point_a_method():
+def test_one_size_has_a_row_a_model():
     report = example()
     report["models"] = {name: model for name, model in report["models"].items() if model["size"] == "small"}
     report["results"] = {"instruct": {name: report["results"]["instruct"][name] for name in report["models"]}}
     ax = mpl.Figure().add_subplot()
-    figures.win_rates(report).panels[0].draw(ax)
-    assert [t.get_text().split("\n")[0] for t in ax.get_xticklabels()] == [
-        "GPT",
-        "GPT",
-        "SFT",
-        "PPO",
-        "PPO-ptx",
-        "PPO,",
-    ]
+    figure(report, "figure1_win_rate").panels[0].draw(ax)
+    labels = ["GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx", "PPO, shuffled\nrankings"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == labels
+    drawn = {round(float(x), 6) for line in ax.lines for x in line.get_xdata()}
+    for row in report["results"]["instruct"].values():
+        assert {round(row["win_rate"]["training"][key], 6) for key in ("mean", "low", "high")} <= drawn
 
 
 def test_two_models_of_one_method_and_size_are_two_lines():
@@ -240,7 +280,7 @@ def test_two_models_of_one_method_and_size_are_two_lines():
 
 def test_drawing_leaves_matplotlib_as_it_was_and_the_same_report_is_the_same_bytes():
     before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
-    drawn = figures.reward_model(example())
+    drawn = figure(example(), "reward_model")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):  # a user's own settings do not matter
         first = style.svg(drawn.panels[0], "one"), style.png(drawn)
     assert first == (style.svg(drawn.panels[0], "one"), style.png(drawn))
@@ -353,12 +393,12 @@ def test_numbers_as_words():
         ("results instruct sft_small gold", float("nan"), r"\['gold'\] must be a finite number, .*got nan"),
         ("language sft_small tasks", [1], r"\['tasks'\] must be a dict, got \[1\]"),
         ("reward_model accuracy training", 0.7, r"\['training'\] must be an interval"),
-        ("curves ppo_ptx objective/score", [1, 2], r"must be a list of \[step, value\]"),
-        ("overoptimisation ppo", [{"step": 1}], r"must be a list of dicts with step and kl"),
-        ("prefix candidates", [{"text": ""}], r"must be a list of dicts with text and score"),
-        ("reward_model calibration", [{}], r"must be a list of dicts with predicted and observed and pairs"),
-        ("perf seconds ppo", "long", r"\['seconds'\]\['ppo'\] must be a number, got 'long'"),
-        ("samples", [{"responses": {}}], r"report\['samples'\]\[0\] must have a prompt"),
+        ("curves ppo_ptx objective/score", [1, 2], r"\['objective/score'\]\[0\] must be \[step, value\], got 1"),
+        ("overoptimisation ppo", [{"step": 1}], r"\['ppo'\]\[0\] must have 'kl', got {'step': 1}"),
+        ("prefix candidates", [{"text": ""}], r"\['candidates'\]\[0\] must have 'score'"),
+        ("reward_model calibration", [{}], r"\['calibration'\]\[0\] must have 'predicted', got {}"),
+        ("perf seconds ppo", "long", r"\['seconds'\]\['ppo'\] must be a finite number, got 'long'"),
+        ("samples", [{"responses": {}}], r"report\['samples'\]\[0\] must have 'prompt'"),
     ],
 )
 def test_a_bad_report_is_one_clear_error_and_nothing_is_written(tmp_path, path, value, message):

@@ -14,7 +14,7 @@ import tiny_supervised
 from configs import common
 from instructgpt_jax import main, models, sharding
 from instructgpt_jax.data import packing
-from instructgpt_jax.stages import pretrain, sft
+from instructgpt_jax.stages import sft
 from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import create
 

@@ -5,7 +5,7 @@ import json
 from etils import epath
 
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.report import check, figures, page, style
+from instructgpt_jax.report import check, figures, page, style, words
 
 __all__ = ["write"]
 
@@ -26,8 +26,9 @@ def write(report: dict, folder: epath.PathLike) -> None:
       ValueError: the report has not the form that a section needs; nothing is written.
     """
     check.check(report)
-    drawn = figures.all_figures(report)
-    index = page.render(report, drawn)
+    shown = words.visible(report)
+    drawn = figures.all_figures(shown)
+    index = page.render(shown, drawn)
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in set(figures.NAMES) - {figure.name for figure in drawn}:

@@ -1,215 +1,119 @@
-"""What draws a panel: each function takes numbers and returns a function that draws them into matplotlib axes."""
+"""What draws a panel: each function draws numbers into matplotlib axes."""
 
-import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from instructgpt_jax.report import words
-from instructgpt_jax.report.style import LINES, Key, color, marker
+from instructgpt_jax.report.style import DASHES, color, look, marker
 
 SPREAD = 0.08  # between the methods' points at one size, of the distance between sizes
 
 
-def by_size(lines: list[words.Line], sizes: list[tuple[str, str]], value: Callable, axis: Callable) -> Callable:
-    """One line a method through the model sizes; with a single size, one point a method.
+class Scale(NamedTuple):
+    """The axis that values are read from."""
+
+    label: str
+    share: bool = False  # written in per cent
+    limits: tuple[float, float] | None = None
+    mark: float | None = None  # where a dashed line is: chance, the baseline
+
+
+class Row(NamedTuple):
+    """One line of `rows`: its label and the (colour, interval) of each of its points."""
+
+    label: str
+    points: Sequence[tuple[str, dict]]
+
+
+def by_size(ax, lines: list[words.Line], sizes: dict[str, str], values: dict[str, dict], scale: Scale) -> None:
+    """One line a method through the model sizes.
 
     Args:
+      ax: the axes.
       lines: the methods.
-      sizes: (size, its label) from left to right.
-      value: name of a model -> its interval or None.
-      axis: sets the y axis up.
+      sizes: each size and its label, from left to right.
+      values: name of a model -> interval.
+      scale: the y axis.
     """
-    order = [size for size, _ in sizes]
-
-    def draw(ax):
-        for n, line in enumerate(lines):
-            if len(order) == 1:
-                points = [(n, value(name)) for name in line.models.values()]
-            else:
-                shift = SPREAD * (n - (len(lines) - 1) / 2)
-                points = [(order.index(size) + shift, value(name)) for size, name in line.models.items()]
-            points = sorted((x, found) for x, found in points if found is not None)
-            means = [found["mean"] for _, found in points]
-            style = {"color": color(line.color), "linestyle": LINES[line.dashes % len(LINES)]}
-            ax.plot([x for x, _ in points], means, linewidth=1.4, **style)
-            for x, found in points:
-                _point(ax, x, found, line.color)
-        if len(order) == 1:
-            _method_ticks(ax, lines)
-            ax.set_xlim(-0.6, len(lines) - 0.4)
-        else:
-            ax.set_xticks(range(len(order)), [label for _, label in sizes])
-            ax.set_xlim(-0.45, len(order) - 0.55)
-        ax.grid(axis="x", visible=False)
-        axis(ax)
-
-    return draw
+    order = list(sizes)
+    for n, line in enumerate(lines):
+        shift = SPREAD * (n - (len(lines) - 1) / 2)
+        points = [(order.index(size) + shift, values[name]) for size, name in line.models.items() if name in values]
+        points.sort(key=lambda point: point[0])
+        ax.plot([x for x, _ in points], [value["mean"] for _, value in points], linewidth=1.4, **look(line))
+        for x, value in points:
+            _point(ax, x, value, line.color, marker(line.color))
+    ax.set_xticks(range(len(order)), sizes.values())
+    ax.set_xlim(-0.45, len(order) - 0.55)
+    ax.grid(axis="x", visible=False)
+    _scale(ax, "y", scale)
 
 
-def win_rate_axis(baseline: str, top: float) -> Callable:
-    """From 0 to above `top`, the baseline's 50 % dashed."""
-
-    def axis(ax):
-        ax.axhline(0.5, color=color("muted"), linewidth=1, linestyle=LINES[1], zorder=1)
-        _percent(ax.yaxis)
-        ax.set_ylim(0, min(1.02, max(0.6, 1.06 * top)))
-        ax.set_ylabel(f"win rate against {baseline}")
-
-    return axis
-
-
-def rating_axis(ax) -> None:
-    """The whole scale, 1 to 7."""
-    ax.set_ylim(0.9, 7.1)
-    ax.set_yticks(range(1, 8))
-    ax.set_ylabel("mean rating, 1 to 7")
-
-
-def bars(lines: list[words.Line], sizes: list[str], values: dict[str, dict]) -> Callable:
-    """A group of bars a method, in it a bar a size, paler for smaller ones. `values`: name of a model -> interval."""
-
-    def draw(ax):
-        width = 0.76 / len(sizes)
-        for x, line in enumerate(lines):
-            have = [size for size in sizes if size in line.models]
-            for n, size in enumerate(have):
-                value, at = values[line.models[size]], x + width * (n - (len(have) - 1) / 2)
-                alpha = 0.9 if len(sizes) == 1 else 0.45 + 0.5 * sizes.index(size) / (len(sizes) - 1)
-                ax.bar(at, value["mean"], width * 0.92, color=color("paper"))  # hides the grid behind the pale bar
-                ax.bar(at, value["mean"], width * 0.92, color=color(line.color), alpha=alpha)
-                _interval(ax, at, value, "ink", 1.3)
-        _method_ticks(ax, lines)
-        ax.grid(axis="x", visible=False)
-        _percent(ax.yaxis)
-        ax.set_ylabel("share of responses")
-        top = max(value["high"] for value in values.values())
-        ax.set_ylim(0, min(1.02, 1.08 * top) if top > 0 else 0.1)
-
-    return draw
+def rows(ax, rows: list[Row], scale: Scale, bars: bool = False) -> None:
+    """From top to bottom a row of points with intervals, `bars` = on bars from 0; the x axis is the scale."""
+    for y, row in enumerate(rows):
+        for n, (tint, value) in enumerate(row.points):
+            if bars:
+                ax.barh(y, value["mean"], 0.7, color=color("paper"))  # hides the grid behind the pale bar
+                ax.barh(y, value["mean"], 0.7, color=color(tint), alpha=0.7)
+            at = y + 0.24 * (n - (len(row.points) - 1) / 2)
+            _point(ax, at, value, "ink" if bars else tint, "" if bars else marker(tint), across=True)
+    ax.set_yticks(range(len(rows)), [textwrap.fill(row.label, 18) for row in rows])
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.margins(x=0.08)
+    ax.grid(axis="y", visible=not bars)
+    _scale(ax, "x", scale)
+    if bars:
+        ax.set_xlim(left=0)  # also where all of them are 0
 
 
-def dots(rows: list[tuple[str, str, dict]], unit: str, shares: bool, chance: float | None) -> Callable:
-    """A row a model, (label, colour, interval), from top to bottom; the line of chance dotted."""
-
-    def draw(ax):
-        for y, (_, tint, value) in enumerate(rows):
-            ax.plot([value["low"], value["high"]], [y, y], color=color(tint), linewidth=1.8, solid_capstyle="butt")
-            ends = {"marker": "|", "markersize": 7, "linestyle": "none"}
-            ax.plot([value["low"], value["high"]], [y, y], color=color(tint), **ends)
-            ax.plot([value["mean"]], [y], color=color(tint), marker=marker(tint))
-        ax.set_yticks(range(len(rows)), [textwrap.fill(label, 18) for label, _, _ in rows])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        ax.margins(x=0.08)
-        ax.locator_params(axis="x", nbins=5)
-        if shares:
-            _percent(ax.xaxis)
-        if chance is not None:
-            ax.axvline(chance, color=color("muted"), linewidth=1.4, linestyle=LINES[2], zorder=1)
-        ax.set_xlabel(unit)
-
-    return draw
-
-
-def accuracy(groups: list[tuple[str, dict | None, float | None]]) -> Callable:
-    """Accuracy with its interval beside the labelers' agreement, by group: (label, accuracy, agreement)."""
-
-    def draw(ax):
-        for x, (_, found, agreement) in enumerate(groups):
-            if found is not None:
-                _point(ax, x - 0.1 * (agreement is not None), found, "sft")
-            if agreement is not None:
-                ax.plot([x + 0.1], [agreement], color=color("ink"), marker="D", linestyle="none")
-        ax.axhline(0.5, color=color("muted"), linewidth=1.4, linestyle=LINES[2], zorder=1)
-        ax.set_xticks(range(len(groups)), [_wrap(label) for label, _, _ in groups])
-        ax.set_xlim(-0.6, len(groups) - 0.4)
-        ax.margins(y=0.1)
-        ax.grid(axis="x", visible=False)
-        _percent(ax.yaxis)
-        ax.set_ylabel("share of pairs")
-
-    return draw
-
-
-def calibration(bins: list[dict]) -> Callable:
+def calibration(ax, bins: list[dict]) -> None:
     """Observed against predicted preference; the area of a point is its number of pairs."""
-
-    def draw(ax):
-        ax.plot([0, 1], [0, 1], color=color("muted"), linewidth=1, linestyle=LINES[1])
-        predicted, observed = [b["predicted"] for b in bins], [b["observed"] for b in bins]
-        ax.plot(predicted, observed, color=color("sft"), linewidth=1.2)
-        most = max(b["pairs"] for b in bins) or 1
-        ax.scatter(predicted, observed, [12 + 70 * b["pairs"] / most for b in bins], color=color("sft"), zorder=3)
-        _percent(ax.xaxis)
-        _percent(ax.yaxis)
-        ax.set_xlabel("predicted preference")
-        ax.set_ylabel("observed preference")
-
-    return draw
+    ax.plot([0, 1], [0, 1], color=color("muted"), linewidth=1, dashes=DASHES[1])
+    predicted, observed = [b["predicted"] for b in bins], [b["observed"] for b in bins]
+    ax.plot(predicted, observed, color=color("sft"), linewidth=1.2)
+    most = max(b["pairs"] for b in bins) or 1
+    ax.scatter(predicted, observed, [12 + 70 * b["pairs"] / most for b in bins], color=color("sft"), zorder=3)
+    _scale(ax, "x", Scale("predicted preference", share=True))
+    _scale(ax, "y", Scale("observed preference", share=True))
 
 
-def against_kl(runs: dict[str, list[tuple[float, dict | float]]], looks: dict[str, Key]) -> Callable:
-    """Points (KL, mean) of the snapshots of each run, in the order of training."""
-
-    def draw(ax):
-        for name, points in runs.items():
-            look = looks[name]
-            line = {"linestyle": LINES[look.line % len(LINES)], "linewidth": 1.4, "markersize": 5}
-            means = [words.mean(value) for _, value in points]
-            ax.plot([kl for kl, _ in points], means, color=color(look.color), marker=look.marker, **line)
-            for kl, value in points:
-                if isinstance(value, dict):
-                    _interval(ax, kl, value, look.color, 1.1)
-        ax.set_xlabel("KL from the reference, nats a response")
-        ax.set_ylabel("mean of the responses")
-
-    return draw
+def curves(ax, drawn: list[tuple[words.Line, list, bool]], across: str, up: str) -> None:
+    """Lines through [x, value] points, in their order; `drawn` says of each whether its points have markers."""
+    for line, points, marked in drawn:
+        points = [(x, value) for x, value in points if value is not None]
+        sign = {"marker": marker(line.color) if marked else "", "markersize": 4.5}
+        ax.plot([x for x, _ in points], [words.mean(y) for _, y in points], linewidth=1.3, **look(line), **sign)
+        for x, value in points:
+            if isinstance(value, dict):
+                _point(ax, x, value, line.color, "")
+    _scale(ax, "x", Scale(across))
+    _scale(ax, "y", Scale(up))
 
 
-def training(curves: dict[str, tuple[list, list]], looks: dict[str, Key], step: str, unit: str) -> Callable:
-    """Of each stage the values on training batches as a line, and those on validation data as points."""
-
-    def draw(ax):
-        for stage, (train, valid) in curves.items():
-            tint, dashes = color(looks[stage].color), LINES[looks[stage].line % len(LINES)]
-            if train:
-                ax.plot(*_finite(train), color=tint, linewidth=1.2, linestyle=dashes)
-            if valid:
-                style = {"linestyle": LINES[2] if train else dashes, "linewidth": 1.2}
-                ax.plot(*_finite(valid), color=tint, marker=looks[stage].marker, markersize=4.5, **style)
-        ax.set_xlabel(step)
-        ax.set_ylabel(unit)
-
-    return draw
+def _point(ax, at: float, value: dict, tint: str, sign: str, across: bool = False) -> None:
+    """A mean with its interval, which lies along the y axis or `across`."""
+    mean, low, high = (value[key] for key in ("mean", "low", "high"))
+    ends = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+    style = {"color": color(tint), "marker": sign, "elinewidth": 1.6, "capsize": 4 * (low < high), "linestyle": "none"}
+    if across:
+        ax.errorbar([mean], [at], xerr=ends, **style)
+    else:
+        ax.errorbar([at], [mean], yerr=ends, **style)
 
 
-def _point(ax, x: float, value: dict, tint: str) -> None:
-    """A mean with its interval."""
-    _interval(ax, x, value, tint, 1.8)
-    ax.plot([x], [value["mean"]], color=color(tint), marker=marker(tint), linestyle="none")
-
-
-def _interval(ax, x: float, value: dict, tint: str, width: float) -> None:
-    ends = [value["low"], value["high"]]
-    ax.plot([x, x], ends, color=color(tint), linewidth=width, solid_capstyle="butt", zorder=2.5)
-    if ends[0] < ends[1]:
-        ax.plot([x, x], ends, color=color(tint), marker="_", markersize=9, linestyle="none", zorder=2.5)
-
-
-def _method_ticks(ax, lines: list[words.Line]) -> None:
-    size = 11 if len(lines) < 5 else 10 if len(lines) < 7 else 8.5
-    ax.set_xticks(range(len(lines)), [_wrap(line.label) for line in lines], fontsize=size)
-
-
-def _percent(axis) -> None:
+def _scale(ax, which: str, scale: Scale) -> None:
     from matplotlib import ticker
 
-    axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{round(100 * x, 6):g} %"))
-
-
-def _finite(points: list) -> tuple[list[float], list[float]]:
-    have = [(step, value) for step, value in points if value is not None and math.isfinite(value)]
-    return [step for step, _ in have], [value for _, value in have]
-
-
-def _wrap(label: str) -> str:
-    return textwrap.fill(label, 10, break_long_words=False)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_label_text(scale.label)
+    if which == "x":
+        ax.locator_params(axis="x", nbins=6)  # the labels of more would touch
+    if scale.mark is not None:
+        draw = ax.axvline if which == "x" else ax.axhline
+        draw(scale.mark, color=color("muted"), linewidth=1.2, dashes=DASHES[1], zorder=1)
+    if scale.share:
+        axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{round(100 * x, 6):g} %"))
+    if scale.limits:
+        ax.set(**{f"{which}lim": scale.limits})

@@ -6,11 +6,14 @@ are those of this module only meanwhile.
 """
 
 import contextlib
+import html
 import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from instructgpt_jax.report.words import Line
 
 # Name -> (light, dark). Okabe and Ito's colours, which people with any colour vision tell apart, lightened for the dark
 # page; each method has its own marker too.
@@ -29,29 +32,21 @@ PALETTE = {
     "grid": ("#dde2e8", "#343c46"),
     "paper": ("#ffffff", "#171b21"),
 }
-MARKERS = {"base": "o", "prefix": "s", "sft": "^", "ppo": "D", "ppo_ptx": "v", "control": "X"}
+MARKERS = {"base": "o", "prefix": "s", "sft": "^", "ppo": "D", "ppo_ptx": "v", "control": "X", "ink": "D"}
 SPARE_MARKER = "P"
-SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "X": "✖", "P": "✚"}  # of the markers, in the page's legends
-LINES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "X": "✖", "P": "✚"}  # in the page's legends
+DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
-PANEL = (4.8, 3.3)  # inches; 72 SVG units an inch
+WIDTH, HEIGHT = 4.8, 3.3  # of a panel, in inches; 72 SVG units an inch
 PNG_DPI = 150
 
 
 class Panel(NamedTuple):
-    """One pair of axes: what stands above it, and what draws it."""
+    """One pair of axes: what stands above it, what draws it, and its height in inches."""
 
     title: str
     draw: Callable
-
-
-class Key(NamedTuple):
-    """A line of a legend: its words, the name of its colour, its marker ('' = a line), the dashes of the line."""
-
-    label: str
-    color: str
-    marker: str = ""
-    line: int = 0
+    height: float = HEIGHT
 
 
 class Figure(NamedTuple):
@@ -61,7 +56,7 @@ class Figure(NamedTuple):
     title: str
     caption: str
     panels: Sequence[Panel]
-    legend: Sequence[Key] = ()
+    legend: Sequence[Line] = ()
     columns: int = 2
 
 
@@ -75,9 +70,14 @@ def marker(name: str) -> str:
     return MARKERS.get(name, SPARE_MARKER)
 
 
-def variables(dark: bool) -> str:
-    """The palette as CSS custom properties."""
-    return " ".join(f"--{name.replace('_', '-')}: {pair[dark]};" for name, pair in PALETTE.items())
+def dashes(line: Line) -> tuple[float, ...]:
+    """Lengths of its dashes and gaps, in widths of the line; none = solid."""
+    return DASHES[line.dashes % len(DASHES)]
+
+
+def look(line: Line) -> dict:
+    """The colour and the dashes of a line, as arguments of matplotlib's `plot`."""
+    return {"color": color(line.color), "linestyle": (0, dashes(line))}
 
 
 @contextlib.contextmanager
@@ -85,37 +85,24 @@ def settings() -> Iterator[None]:
     """matplotlib's defaults with the settings of the report, whatever the user's own are; undone at the end."""
     from matplotlib import style
 
-    muted, grid = color("muted"), color("grid")
     chosen = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
         "font.size": 11.5,
         "axes.titlesize": 12,
-        "axes.labelsize": 11.5,
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
         "text.color": color("ink"),
-        "axes.labelcolor": muted,
-        "axes.titlecolor": color("ink"),
-        "xtick.color": grid,
-        "ytick.color": grid,
-        "xtick.labelcolor": muted,
-        "ytick.labelcolor": muted,
-        "axes.edgecolor": grid,
+        "text.parse_math": False,  # a dollar sign in a label is a dollar sign
         "axes.facecolor": "none",
-        "figure.facecolor": color("paper"),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
-        "grid.color": grid,
-        "grid.linewidth": 0.8,
         "axes.axisbelow": True,
-        "lines.linewidth": 1.8,
         "lines.markersize": 5.5,
         "lines.markeredgewidth": 1.4,
         "svg.fonttype": "none",  # text stays text, in the page's own type
         "figure.constrained_layout.use": True,
     }
+    chosen |= dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize"), 11)
+    chosen |= dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), color("muted"))
+    chosen |= dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), color("grid"))
     with style.context(["default", chosen]):
         yield
 
@@ -126,30 +113,29 @@ def svg(panel: Panel, name: str) -> str:
     from matplotlib import figure
 
     with settings(), matplotlib.rc_context({"svg.hashsalt": name}):
-        drawing = figure.Figure(figsize=PANEL)
-        panel.draw(drawing.add_subplot())
+        canvas = figure.Figure(figsize=(WIDTH, panel.height))
+        panel.draw(canvas.add_subplot())
         out = io.StringIO()
-        drawing.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        canvas.savefig(out, format="svg", transparent=True, metadata=nothing)
+    box, text = re.search(r'<svg[^>]* (viewBox="[^"]*")[^>]*>(.*</svg>)', out.getvalue(), re.DOTALL).groups()
+    text = f'<svg {box} role="img" aria-label="{html.escape(panel.title)}">{text}'
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would be the whole page's
-    size = re.search(r'viewBox="[^"]*"', text).group()
-    text = re.sub(r"<svg[^>]*>", f'<svg {size} role="img" aria-label="{_attribute(panel.title)}">', text, count=1)
-    text = re.sub(r'<g id="[^"]*">', "<g>", text).replace("xlink:href", "href")
+    text = re.sub(r'(?<=<g) id="[^"]*"| id="line2d_\d+"', "", text).replace("xlink:href", "href")
     for key, (light, _) in PALETTE.items():
-        text = text.replace(light, f"var(--{key.replace('_', '-')})")
+        text = text.replace(light, f"var(--{key})")
     return re.sub(r"\s*\n\s*", " ", text).strip()
 
 
 def png(drawn: Figure) -> bytes:
     """All panels of a figure with its title and its legend, as a PNG on white."""
-    from matplotlib import figure
+    from matplotlib import figure, lines
 
     columns = min(drawn.columns, len(drawn.panels))
     rows = math.ceil(len(drawn.panels) / columns)
     with settings():
-        canvas = figure.Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.7))
+        height = max(panel.height for panel in drawn.panels)
+        canvas = figure.Figure(figsize=(WIDTH * columns, height * rows + 0.7))
         canvas.suptitle(drawn.title, fontsize=13)
         axes = canvas.subplots(rows, columns, squeeze=False).flatten()
         for panel, ax in zip(drawn.panels, axes, strict=False):
@@ -158,20 +144,9 @@ def png(drawn: Figure) -> bytes:
         for ax in axes[len(drawn.panels) :]:
             ax.set_axis_off()
         if drawn.legend:
-            handles = [_handle(key) for key in drawn.legend]
-            fits = max(1, int(PANEL[0] * columns / 1.6))
-            canvas.legend(handles=handles, loc="outside lower center", ncols=min(fits, len(handles)), frameon=False)
+            keys = [lines.Line2D([], [], marker=marker(k.color), label=k.label, **look(k)) for k in drawn.legend]
+            fits = max(1, int(WIDTH * columns / 1.6))
+            canvas.legend(handles=keys, loc="outside lower center", ncols=min(fits, len(keys)), frameon=False)
         out = io.BytesIO()
         canvas.savefig(out, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return out.getvalue()
-
-
-def _handle(key: Key):
-    from matplotlib import lines
-
-    style = {"linestyle": LINES[key.line % len(LINES)], "marker": key.marker or None, "label": key.label}
-    return lines.Line2D([], [], color=color(key.color), **style)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,7 +1,7 @@
 """The words of the report: labels of methods, distributions, labelers and metrics; how numbers are written."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # The paper's order and names.
 METHODS = {
@@ -28,8 +28,10 @@ METADATA = {
     "appropriate": "Appropriate for customer assistant",
     "toxic": "Toxic",
 }
-# Of one model on one distribution: key -> (name, form, what it is).
-METRICS = {
+METRICS = {  # key -> (name, form, what it is)
+    "win_rate": ("Win rate against the baseline, %", "share", ""),
+    "likert": ("Rating, 1 to 7", "number", ""),
+    "metadata": ("Properties, % of responses", "share", ""),
     "score": ("Score", "number", "of the reward model that PPO trained on"),
     "judge": ("Judge", "number", "score of another reward model, which PPO never saw"),
     "gold": ("Gold score", "number", "what the labelers' judgements are made from"),
@@ -39,16 +41,32 @@ METRICS = {
     "bleu": ("BLEU", "number", "of the corpus, against the human references"),
     "rouge_l": ("ROUGE-L", "fine", "against the human references"),
     "slot_coverage": ("Slot coverage, %", "share", "facts of the prompt that the response states"),
+    "pretraining_loss": ("Pretraining loss, nats a token", "fine", ""),
+    "tasks": ("Closed tasks, % right", "share", ""),
+    "accuracy": ("Accuracy, % of pairs", "share", ""),
+    "agreement": ("Agreement of labelers, % of pairs", "share", ""),
 }
+PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
 class Line(NamedTuple):
-    """A method's line through the sizes."""
+    """What is drawn as one line, and its entry in a legend: a method through the model sizes, or a stage."""
 
     label: str
-    color: str
-    dashes: int
-    models: dict[str, str]  # size -> name of the model
+    color: str  # its name in style.PALETTE
+    dashes: int = 0
+    models: dict[str, str] = {}  # of a method: size -> name of the model
+
+
+def visible(value: Any) -> Any:
+    """The report as it can be shown: control characters, which HTML has no place for, as their pictures."""
+    if isinstance(value, dict):
+        return {visible(key): visible(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [visible(inner) for inner in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().translate(PICTURES)  # half a surrogate pair: '?'
+    return value
 
 
 def lines(report: dict, names: Sequence[str]) -> list[Line]:
@@ -82,12 +100,10 @@ def colors(report: dict) -> dict[str, str]:
     return {name: line.color for line in lines(report, list(report["models"])) for name in line.models.values()}
 
 
-def sizes(report: dict, names: Sequence[str]) -> list[str]:
-    """The sizes of the models `names`, smallest first."""
-    found = {}
-    for name in names:
-        found.setdefault(report["models"][name]["size"], report["models"][name].get("parameters", 0))
-    return sorted(found, key=found.get)
+def sizes(report: dict, names: Iterable[str]) -> dict[str, float]:
+    """The sizes of the models `names` and their numbers of parameters, smallest first."""
+    found = {report["models"][name]["size"]: report["models"][name].get("parameters", 0) for name in names}
+    return dict(sorted(found.items(), key=lambda size: size[1]))
 
 
 def model_names(report: dict) -> dict[str, str]:
@@ -98,37 +114,23 @@ def model_names(report: dict) -> dict[str, str]:
     return {name: f"{m['label']}, {m['size']}" if several else m["label"] for name, m in models.items()}
 
 
-def group_names(report: dict) -> list[str]:
-    """Labeler groups with a win rate or a Likert mean, training first."""
-    found = {}
-    for models in report.get("results", {}).values():
-        for row in models.values():
-            for key in ("win_rate", "likert"):
-                found |= dict.fromkeys(row.get(key, {}))
-    return ordered(found, GROUPS)
-
-
 def distributions(report: dict) -> list[str]:
     """The distributions with results, the paper's main one first."""
     return ordered(report.get("results", {}), DISTRIBUTIONS)
 
 
-def language_order(report: dict) -> list[str]:
-    """The rows of the section `language`: the models, then others (the start of PPO, say)."""
-    return ordered(report.get("language", {}), report["models"])
+def measured(report: dict, quantity: str) -> list[tuple[str, str]]:
+    """The (distribution, labeler group) that have a `win_rate` or `likert` of any model, the paper's main one first."""
+    found = []
+    for name in distributions(report):
+        groups = {group: None for row in report["results"][name].values() for group in row.get(quantity, {})}
+        found += [(name, group) for group in ordered(groups, GROUPS)]
+    return found
 
 
-def distribution(name: str) -> str:
-    return DISTRIBUTIONS.get(name, plain(name))
-
-
-def group(name: str) -> str:
-    return GROUPS.get(name, plain(name))
-
-
-def plain(name: str) -> str:
-    """A key as words."""
-    return name.replace("_", " ")
+def name(key: str, known: dict[str, str] | None = None) -> str:
+    """What a key is called: as the known names say, else the key as words."""
+    return (known or {}).get(key, key.replace("_", " "))
 
 
 def parameters(count: float) -> str:
@@ -144,20 +146,16 @@ def mean(value: dict | float) -> float:
     return value["mean"] if isinstance(value, dict) else value
 
 
-def half(value: dict) -> float:
-    """Half the width of an interval."""
-    return (value["high"] - value["low"]) / 2
-
-
 def percent(value: dict) -> str:
     """`71 ± 3 %`; with a decimal if narrow; `50 %` if there is no interval, `2 % (0 to 9)` if it is lopsided."""
-    if value["low"] == value["high"]:
+    half = (value["high"] - value["low"]) / 2
+    if half == 0:
         return f"{100 * value['mean']:.3g} %"
-    digits = 0 if half(value) >= 0.01 else 1
-    if abs(value["mean"] - value["low"] - half(value)) > 0.2 * half(value):
+    digits = 0 if half >= 0.01 else 1
+    if abs(value["mean"] - value["low"] - half) > 0.2 * half:
         mean, low, high = (f"{100 * value[key]:.{digits}f}" for key in ("mean", "low", "high"))
         return f"{mean} % ({low} to {high})"
-    return f"{100 * value['mean']:.{digits}f} ± {100 * half(value):.{digits}f} %"
+    return f"{100 * value['mean']:.{digits}f} ± {100 * half:.{digits}f} %"
 
 
 def number(value: float, size: float | None = None) -> str:
@@ -181,9 +179,7 @@ def cell(value: dict | float | None, form: str = "number") -> tuple[str, str]:
         "fine": lambda x: f"{x:.3f}",
         "number": lambda x: number(x, size),
     }[form]
-    if not isinstance(value, dict):
-        return write(value), ""
-    return write(value["mean"]), f"{write(value['low'])} to {write(value['high'])}"
+    return write(mean(value)), f"{write(value['low'])} to {write(value['high'])}" if isinstance(value, dict) else ""
 
 
 def seconds(value: float) -> str:
