@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
-from instructgpt_jax import rollout
+from instructgpt_jax import reward, rollout
 from instructgpt_jax.data import encoding, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes, Packed
@@ -255,13 +255,8 @@ def score(
 def score_batch(
     network: ModelConfig, params: dict, episodes: Episodes, row_length: int, microbatch_rows: int
 ) -> jax.Array:
-    """(B,) float32: the reward of each response, bias included, read at its last token.
-
-    Args:
-      row_length, microbatch_rows: of the packed rows it runs in; row_length holds Q + R.
-    """
-    ep.check(episodes)
-    return constrain(ep.scores(network, params, episodes, ep.pack(episodes, row_length, microbatch_rows)), None)
+    """`reward.score` of texts on the mesh, (B,) float32."""
+    return constrain(reward.score(network, params, *episodes, row_length, microbatch_rows), None)
 
 
 def on_mesh(

@@ -2,7 +2,8 @@
 
 All pairs of a prompt's K completions are one batch element, and each completion goes through the network once. With
 `config.reward.shared_prompt` the prompt does too: its completions follow it in the row, each on a branch of its own
-that sees the prompt and itself. stages/reward.py trains a reward model, responses.py has texts scored by one.
+that sees the prompt and itself. `score` is all that users of the model need; stages/reward.py trains one, and
+responses.py has the texts of a stage scored.
 """
 
 import jax
@@ -41,6 +42,28 @@ def comparison_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Arra
     loss, aux = losses.ranking_loss(scores, rows["ranks"])
     total = loss * jnp.maximum(aux["prompts"], 1.0)
     return total, aux | supervised.work(config, rows["segments"], rows["positions"], passes=3)
+
+
+def score(
+    config: ModelConfig,
+    params: dict,
+    prompts: jax.Array,
+    prompt_lengths: jax.Array,
+    responses: jax.Array,
+    response_mask: jax.Array,
+    row_length: int,
+    microbatch_rows: int,
+) -> jax.Array:
+    """(B,) float32: the reward of each response, bias included, read at its last token.
+
+    Args:
+      prompts, prompt_lengths: (B, Q) int32 right-padded, (B,) int32.
+      responses, response_mask: (B, R) int32, (B, R) bool: a prefix of each row, the EOS with it where there is one.
+      row_length, microbatch_rows: of the packed rows it runs in; row_length holds Q + R.
+    """
+    batch = episodes.Episodes(prompts, prompt_lengths, responses, response_mask)
+    episodes.check(batch)
+    return episodes.scores(config, params, batch, episodes.pack(batch, row_length, microbatch_rows))
 
 
 def batch_scores(config: ModelConfig, params: dict, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,9 +16,7 @@ from configs import common
 from instructgpt_jax import main, models, networks, reward, sharding
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
-from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.evaluation import rewards
-from instructgpt_jax.responses import score_batch
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.stages import reward_folds, reward_start
 from instructgpt_jax.stages import sft as sft_stage
@@ -310,7 +308,7 @@ def test_bias_centres_demonstrations_and_is_logged(trained):
         lengths[i], mask[i, : len(completion)] = len(prompt), True
     model = models.ModelConfig(**stage.models["model"]["architecture"])
     with jax.set_mesh(jax.tree.leaves(state.params)[0].sharding.mesh):
-        scores = score_batch(model, state.params, Episodes(prompts, lengths, completions, mask), 96, 20)
+        scores = reward.score(model, state.params, prompts, lengths, completions, mask, 96, 20)
     assert abs(float(scores.mean())) < 2e-6
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["reward/bias"] == pytest.approx(bias)
