@@ -27,11 +27,13 @@ def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int =
 
     Args:
       models: entries of `config.models` as they were built, see networks.Network.
-      steps_per_epoch: what -1 means in `eval_every` and `snapshot_every`; 0 where there are no epochs.
+      steps_per_epoch: what -1 means in `eval_every` and `snapshot_every`; 0 = the stage has no epochs.
     """
-    tree = config.to_dict()
-    once = {name: steps_per_epoch for name in ("eval_every", "snapshot_every") if tree.get(name) == -1}
-    return frozen(tree | once | {"models": tree["models"] | models})
+    tree = config.to_dict() | {"models": config.models.to_dict() | models}
+    for name in ("eval_every", "snapshot_every") if steps_per_epoch else ():
+        if tree[name] == -1:
+            tree[name] = steps_per_epoch
+    return frozen(tree)
 
 
 def frozen(tree: dict) -> FrozenConfigDict:
