@@ -208,7 +208,8 @@ def learn(
         packed = ep.pack(minibatch.episodes, c.row_length, c.microbatch_rows)
         policy, policy_metrics = policy_step(ppo, policy, minibatch, packed, rows)
         value, value_metrics = value_step(ppo, value, minibatch, packed)
-        return (policy, value), policy_metrics | value_metrics
+        flops = policy_metrics["perf/flops"] + value_metrics["perf/flops"]
+        return (policy, value), policy_metrics | value_metrics | {"perf/flops": flops}
 
     (policy, value), steps = jax.lax.scan(step, (state.policy, state.value), (order, pretraining))
 

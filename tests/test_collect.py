@@ -28,6 +28,16 @@ def base(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def other(base):
+    """Workdir of another base model with the same tokenizer."""
+    config = pretrain_tiny.get_config("tiny")
+    config.data.tokenizer, config.data.pretraining = str(base / "tokenizer"), ("simulated:pretraining:200",)
+    config.pretrain.num_steps, config.eval_every, config.seed = 2, 0, 1
+    main.run(config, str(base.parent / "other"))
+    return base.parent / "other"
+
+
 def configure(base, **changes):
     config = common.config("collect")
     for name in ("one", "two"):
@@ -76,6 +86,19 @@ def test_shuffled_ranks_are_the_same_ranks_elsewhere(collected):
     for a, b in zip(ranked, shuffled, strict=True):
         assert a | {"ranking": sorted(a["ranking"])} == b | {"ranking": sorted(b["ranking"])}
     assert sum(a["ranking"] != b["ranking"] for a, b in zip(ranked, shuffled, strict=True)) > PROMPTS
+
+
+def test_the_policies_take_turns(base, other, collected, tmp_path):
+    """`collected` has one model under both names: with another under the second, every other completion is another."""
+    config = configure(base, labelers=(), shuffled=False)
+    config.models.two.init_from = str(other)
+    main.run(config, str(tmp_path / "two"))
+    pairs = zip(read(collected / "comparisons.jsonl")[::2], read(tmp_path / "two" / "unranked.jsonl"), strict=True)
+    same = [[a == b for a, b in zip(x["completions"], y["completions"], strict=True)] for x, y in pairs]
+    kept = [row[k] for n, row in enumerate(same) for k in range(len(row)) if (n + k) % 2 == 0]
+    changed = [not row[k] for n, row in enumerate(same) for k in range(len(row)) if (n + k) % 2 == 1]
+    # Both know next to nothing, so that the same random number often means the same token.
+    assert all(kept) and sum(changed) > len(changed) / 3
 
 
 def test_completions_keep_what_was_sampled(base, collected):

@@ -2,11 +2,13 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 from hf_checkpoints import count_params
 
 from instructgpt_jax.models import SIZES, ModelConfig
 from instructgpt_jax.models import config as config_module
+from instructgpt_jax.training import supervised
 
 SMALL = ModelConfig(vocab_size=50, num_layers=2, width=16, num_heads=4, mlp_width=24, max_length=32)
 
@@ -28,6 +30,15 @@ def test_published_counts():
     published = {"125m": 125e6, "350m": 350e6, "760m": 760e6, "1.3b": 1.3e9, "2.7b": 2.7e9, "6.7b": 6.7e9, "13b": 13e9}
     for name, number in (published | {"175b": 175e9}).items():
         assert count_params(SIZES[f"gpt3-{name}"]) == pytest.approx(number, rel=0.02), name
+
+
+def test_work_of_packed_rows():
+    """Every real token sees itself and what stands before it in its sequence; padding is free."""
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 0, 0]])
+    found = supervised.work(SMALL, segments, positions, passes=3)
+    assert found["tokens"] == 6
+    assert found["flops"] == 3 * sum(SMALL.flops_per_token(keys) for keys in (1, 2, 3, 1, 2, 1))
 
 
 def test_flops_per_token():

@@ -309,6 +309,27 @@ def test_iteration_equals_plain_python(name):
         np.testing.assert_allclose(metrics[key], value, rtol=2e-4, atol=2e-6, err_msg=key)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_flops_of_an_iteration(name):
+    """Forward passes to sample and score, forward and backward ones to learn, token by token."""
+    algorithm, _, _, _, batch = case(name)
+    c, (episodes, _, metrics) = algorithm.config, after(name)
+    lengths = np.asarray(batch["prompt_lengths"]) + np.asarray(episodes.response_mask).sum(axis=1)
+
+    def forward(network):
+        return sum(network.flops_per_token(keys) for length in lengths for keys in range(1, length + 1))
+
+    policy, value, reward = map(forward, (algorithm.policy, algorithm.value, algorithm.reward))
+    wanted = (2 if ppo.samples_are_old(algorithm) else 3) * policy + value + reward
+    wanted += 3 * c.inner_epochs * (policy + value)
+    if c.ptx_coef:
+        segments, positions = (np.asarray(batch["pretraining"][key]) for key in ("segments", "positions"))
+        keys = positions[segments > 0] + 1
+        wanted += 3 * sum(algorithm.policy.flops_per_token(int(n)) for n in keys)
+    assert metrics["perf/flops"] == pytest.approx(wanted, rel=1e-5)
+    assert metrics["perf/tokens"] == lengths.sum()
+
+
 def test_the_cases_are_worth_comparing():
     """Responses end early and never, scores are clipped and replaced, ratios and values leave their ranges."""
     episodes, new, metrics = after("every option")
