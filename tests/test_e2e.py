@@ -91,9 +91,3 @@ def test_linear_model_learns_a_word_and_is_at_chance_without_one(linear):
         row["completions"][0] = row["completions"][0].removesuffix(" good")
     margins, _ = linear.linear(rows, folds)
     assert 0.3 < linear.right(margins).mean() < 0.7
-
-
-def test_difference_and_its_interval_take_prompts_as_the_sample(linear):
-    ours, theirs = np.array([1.0, 1, 0, 1, 0, 0]), np.array([0.0, 0, 0, 1, 0, 1])
-    mean, low, high = linear.difference(ours, theirs, ["a", "a", "a", "b", "b", "c"])
-    assert mean == pytest.approx(1 / 6) and low == pytest.approx(-1) and high == pytest.approx(2 / 3)

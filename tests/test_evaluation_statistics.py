@@ -82,8 +82,8 @@ def test_paired_difference_of_several_values_a_prompt():
     found = statistics.paired_difference(np.repeat(values, 4), np.zeros(400), 0, prompts)
     close(found, values.mean(), found["low"], found["high"], 100)
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * values.std() / 10, rel=0.1)
-    uneven = statistics.paired_difference([1, 1, 1, 0], [0] * 4, 0, ["a", "a", "a", "b"])
-    assert uneven["mean"] == 0.75 and uneven["n"] == 2
+    uneven = statistics.paired_difference([1, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1], 0, ["a", "a", "a", "b", "b", "c"])
+    close(uneven, 1 / 6, -1, 2 / 3, 3)  # 2 of 6 less 1 of 6; c alone; a alone
 
 
 def test_accuracy_by_group():

@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         process.kill()
     assert process.returncode == 1
     step, _ = checkpoint.newest(tmp_path)
-    last = f"OSError: toy: {tmp_path}/metrics.jsonl could not be written: File too large; the last good checkpoint in "
+    last = f"OSError: toy: {tmp_path}/metrics.jsonl: File too large; the last good checkpoint in "
     assert log.splitlines()[-1] == last + f"{tmp_path} is of step {step}" and step % 7 == 0
     assert lines(tmp_path)[-1:] and json.loads(lines(tmp_path)[-1])["step"] >= step
 
@@ -302,7 +302,7 @@ def test_a_workdir_that_vanishes_ends_the_run(tmp_path):
                 shutil.rmtree(tmp_path / "run")
             yield batch
 
-    gone = "metrics.jsonl could not be written: No such file or directory; the last good checkpoint in .* of step none"
+    gone = "metrics.jsonl: No such file or directory; the last good checkpoint in .* of step none"
     with pytest.raises(OSError, match=gone):
         loop.run(stage._replace(data=data), settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # and is not made anew, without its first steps

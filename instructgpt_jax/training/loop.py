@@ -19,7 +19,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import process
+from instructgpt_jax import errors, process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.training import checkpoint, metrics, resume
 
@@ -92,7 +92,7 @@ def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike) -> PyTree:
     try:
         return _run(stage, workdirs.resolved(config, stage.models, stage.steps_per_epoch), workdir)
     except OSError as error:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
+        text = errors.describe(error) or error.strerror or str(error)
         raise OSError(f"{config.stage}: {text}; {_last_good(workdir)}") from error
 
 
