@@ -14,6 +14,7 @@ def config(stage: str) -> ConfigDict:
             "stage": stage,
             "seed": 0,
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "log": {"wandb": ""},  # a project of Weights & Biases, beside metrics.jsonl and TensorBoard
             "log_every": 10,
             "eval_every": -1,  # updates between evaluations; -1 = once an epoch, 0 = at the end
             "snapshot_every": 0,  # updates between params-only snapshots; -1 = once an epoch, 0 = never
@@ -276,20 +277,25 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
 
 
 def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> ConfigDict:
-    """Several stages as one configuration; `--config.seed` is theirs all, beside what a stage adds to it.
+    """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
+
+    A stage's own seed is added to it.
 
     Args:
       stages: in their order.
       sources: keys that the user sets, `{KEY}` in the stages.
     """
     seed = config_dict.FieldReference(0)
+    wandb = config_dict.FieldReference("")
     for stage in stages.values():
         stage.seed = seed + stage.seed if stage.seed else seed
+        stage.log.wandb = wandb
     settings = {
         "stage": "pipeline",
         "only": "",  # or the name of one stage
         "parallel": 2,  # stages at once, on a CPU
         "seed": seed,
+        "log": {"wandb": wandb},
         "order": tuple(stages),
         "stages": stages,
     }

@@ -22,7 +22,7 @@ from tensorboardX.proto import event_pb2
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.training import checkpoint, loop, metrics
+from instructgpt_jax.training import checkpoint, loop, metrics, tracking
 
 SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoint.best_metric": "validation/loss"}
 
@@ -402,7 +402,7 @@ def test_an_object_store_gets_whole_files(tmp_path):
 
 def test_tensorboard_gets_every_scalar(tmp_path):
     """Records of an event file are: 8 bytes of length, 4 of checksum, an event, 4 of checksum."""
-    with metrics.Writer(tmp_path, 4, 9, "toy") as writer:
+    with metrics.Writer(tmp_path, 4, 9, "toy", tracking.Run("", tmp_path, {})) as writer:
         writer.scalars(5, {"a": 1.5, "b": 2.0})
         writer.flush()
         writer.scalars(6, {"a": float("nan")})

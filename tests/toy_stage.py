@@ -34,6 +34,7 @@ def config(**overrides):
             data=dict(demonstrations=("simulated:toy",), cache_dir="", allow_changed=False),
             toy=dict(num_steps=12, optimizer=OPTIMIZER, sleep=0.0, poison_step=-1),
             mesh=dict(data=1, fsdp=1, tensor=1),
+            log=dict(wandb=""),
             log_every=1,
             eval_every=5,
             snapshot_every=0,

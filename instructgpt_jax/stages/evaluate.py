@@ -40,7 +40,7 @@ from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.pipeline import TOGETHER, read_seconds
 from instructgpt_jax.process import run_together
-from instructgpt_jax.training import checkpoint, resume
+from instructgpt_jax.training import checkpoint, resume, tracking
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
 PACKAGES = ("instructgpt-jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -87,6 +87,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report["perf"] = perf(config, time.perf_counter() - started)
     if jax.process_index() == 0:
         reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder)
+        with tracking.run(config.log.wandb, workdir, workdirs.as_json(config)) as tracked:
+            tracked.figures(folder)
     process.say(f"evaluate: the report is in {folder}")
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.training import checkpoint, metrics, resume
+from instructgpt_jax.training import checkpoint, metrics, resume, tracking
 
 PyTree = Any
 
@@ -73,7 +73,7 @@ def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike) -> PyTree:
 
     Args:
       stage: what to train.
-      config: what it was built from, valid; read here are `stage, log_every, eval_every` (0 = only at the end),
+      config: what it was built from, valid; read here are `stage, log, log_every, eval_every` (0 = only at the end),
         `snapshot_every` (0 = never), `data.allow_changed` and `checkpoint`: dict(every, keep_last, best_metric,
         best_mode).
       workdir: local or gs:// directory.
@@ -121,7 +121,8 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
             state = stage.init()
         frozen = stage.frozen()
         data = stack.enter_context(contextlib.closing(stage.data(step)))
-        writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage))
+        tracked = stack.enter_context(tracking.run(config.log.wandb, workdir, resolved))
+        writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage, tracked))
         meter = metrics.Meter()
 
         def settle(at: int, on_device: dict[str, jax.Array]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from rich import console, progress
 
 from instructgpt_jax import errors, process
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.training import tracking
 
 # Peak matrix-product rate of one JAX device, FLOP/s in bfloat16 with float32 sums, dense, by `device_kind`.
 # TPU: cloud.google.com/tpu/docs, "System architecture" (v2 and v3: a device is one of the chip's two cores; TPU7x: one
@@ -178,7 +179,7 @@ class Meter:
 class Writer:
     """All outputs of a run. On other processes than 0 every method does nothing."""
 
-    def __init__(self, workdir: epath.PathLike, start_step: int, num_steps: int, name: str):
+    def __init__(self, workdir: epath.PathLike, start_step: int, num_steps: int, name: str, tracked: tracking.Run):
         """Cuts the `.jsonl` files back to `start_step` and opens everything.
 
         Args:
@@ -186,7 +187,9 @@ class Writer:
           start_step: the step of the restored state, 0 of a fresh one.
           num_steps: the last step, for the progress bar.
           name: what is trained, shown before the bar.
+          tracked: where scalars and samples go beside.
         """
+        self._tracked = tracked
         self._active = jax.process_index() == 0
         self._num_steps = num_steps
         self._name = name
@@ -215,12 +218,14 @@ class Writer:
         self._metrics.write(step, values)
         if self._events is not None:
             self._events.scalars(step, values)
+        self._tracked.scalars(step, values)
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
         """Lines of samples.jsonl."""
         if self._active:
             for sample in samples:
                 self._samples.write(step, sample)
+            self._tracked.samples(step, samples)
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Moves the bar; without a terminal, one plain line."""

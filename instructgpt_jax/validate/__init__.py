@@ -44,6 +44,7 @@ DATA = {
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
     "cache_dir": TEXT, "allow_changed": FLAG,
 }  # fmt: skip
+LOG = {"log": {"wandb": TEXT}}
 TRAINING = {
     "log_every": integer(1), "eval_every": integer(-1), "snapshot_every": integer(-1),
     "checkpoint": {
@@ -142,6 +143,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
     rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
+    rules |= LOG if stage in (*TRAINED, "evaluate") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
     rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():

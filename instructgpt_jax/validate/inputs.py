@@ -3,6 +3,8 @@
 `validate` judges the configuration alone; here the disk is asked too, but nothing larger than a config.json is read.
 """
 
+import importlib.util
+
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -21,6 +23,10 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
       workdir: of the stage; what it keeps of an earlier run, its state and its tokenizer, is not asked for again.
       later: a folder, '' = none, in which other stages will still write: what lies there is not looked for.
     """
+
+    if config.get("log", {}).get("wandb", "") and importlib.util.find_spec("wandb") is None:
+        project = config.log.wandb
+        raise ValueError(f"config.log.wandb must be '' without the package wandb (pip install wandb), got {project!r}")
 
     def expected(place: str) -> bool:
         """Whether it must be there now."""
