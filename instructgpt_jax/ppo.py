@@ -112,7 +112,7 @@ def update(ppo: Algorithm, state: PPOState, frozen: dict, batch: dict) -> tuple[
 def rollout(ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array) -> tuple[Episodes, jax.Array]:
     """Step 1. Returns the episodes and the (B, R) log-probabilities their tokens were sampled with.
 
-    Which random numbers are used is said by `iteration` and the places in the batch.
+    `iteration` and the place of a prompt in the batch say which random numbers are used.
     """
     prompts, lengths = batch["prompts"], batch["prompt_lengths"]
     tokens, logprobs, mask = generate(

@@ -135,6 +135,22 @@ def test_padding_of_prompts_never_changes_a_sample():
     assert np.isfinite(clean.logprobs).all() and np.asarray(clean.logprobs).any()
 
 
+def test_log_probabilities_over_some_ids_with_a_bias_of_the_head():
+    config, draw = POLICY.replace(head_bias=True), jax.random.normal
+    params = models.init(config, jax.random.key(3))
+    params = jax.tree.map(lambda x: x + 0.3 * draw(jax.random.key(x.size), x.shape), params)
+    allowed, episodes = np.arange(VOCAB) % 3 > 0, make(*MIXED)
+    packed = ep.pack(episodes, T, 8)
+    head = lambda rows: ep.row_logprobs(config, params, rows, TEMPERATURE, allowed=allowed)  # noqa: E731
+    found = np.asarray(jax.jit(lambda packed: ep.forward_episodes(head, episodes, packed))(packed))
+    asked = np.asarray(episodes.response_mask) & allowed[np.asarray(episodes.responses)]
+    for i, t in [(i, t) for i, t in zip(*np.nonzero(asked), strict=True)][:6]:
+        before = jnp.concatenate([episodes.prompts[i, : episodes.prompt_lengths[i]], episodes.responses[i, :t]])[None]
+        logits = np.where(allowed, np.asarray(models.logits(config, params, before))[0, -1] / TEMPERATURE, -np.inf)
+        exact = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        np.testing.assert_allclose(found[i, t], exact[int(episodes.responses[i, t])], atol=2e-5)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rows_hold_every_token_once(case):
     """Read back from the rows: tokens, positions, targets and segments of each episode; nothing else is there."""

@@ -45,6 +45,7 @@ def test_first_fit_by_hand():
     rows = packing.first_fit([6, 5, 4, 3, 8], 10, window=2)
     assert list(rows) == [[0, 2], [1, 3], [4]]
     assert list(packing.first_fit([6, 5, 4, 3, 8, 2], 10, window=9)) == [[0, 2], [1, 3, 5], [4]]
+    assert list(packing.first_fit([3, 8, 9], 10, window=2)) == [[1], [0], [2]]  # the fullest is not the oldest
     assert list(packing.first_fit([], 10, window=9)) == []
 
 
@@ -107,6 +108,14 @@ def test_examples_come_back_from_the_rows():
         assert not np.any(np.diff(used.astype(int)) > 0)  # non-empty rows first
         assert all(array.shape == (packing.num_microbatches(25, rows), rows, 16) for array in batch.values())
         assert all(array.dtype == np.int32 for array in batch.values())
+
+
+def test_longer_examples_are_placed_first_and_keep_their_kind():
+    """4, 6, 5 and 5 tokens fill two rows of 10 only if 6 goes first."""
+    examples = [Example(np.arange(1, n + 1), 2, kind) for n, kind in ((4, 1), (6, 2), (5, 1), (5, 2))]
+    batch = packing.pack_examples(examples, 10, 4, 1)
+    assert batch["segments"][2:].max() == 0
+    assert batch["loss_mask"][0].tolist() == [[0, 0, 2, 2, 2, 2, 0, 0, 1, 1]]
 
 
 def test_the_worst_case_of_examples_fits():

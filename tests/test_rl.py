@@ -93,6 +93,12 @@ def test_kl_rewards_by_hand():
     np.testing.assert_allclose(rewards, [[-0.1, 2.3, 0]], rtol=1e-6)
 
 
+def test_rewards_are_data():
+    """The policy's gradient goes through the ratio alone, not through the log-probabilities in the rewards."""
+    reward = lambda logprobs: rl.kl_rewards(normal(0)[:, 0], logprobs, normal(2), MASK, 0.1).sum()  # noqa: E731
+    assert not np.asarray(jax.grad(reward)(normal(1))).any()
+
+
 def test_kl_rewards_of_mixed_lengths():
     """Their sum over an episode is the score minus beta times the episode's KL; an empty response gets nothing."""
     score, logprobs, ref = normal(0)[:, 0], normal(1), normal(2)
