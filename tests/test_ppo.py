@@ -450,7 +450,7 @@ def test_minibatches(monkeypatch):
         return state, {"perf/flops": 0.0, "policy/ratio_deviation": 0.0, "policy/logprob_deviation": 0.0}
 
     monkeypatch.setattr(ppo, "policy_step", policy_step)
-    monkeypatch.setattr(ppo, "value_step", lambda ppo, state, minibatch, packed: (state, {}))
+    monkeypatch.setattr(ppo, "value_step", lambda ppo, state, minibatch, packed: (state, {"perf/flops": 0.0}))
     algorithm = tiny_ppo.algorithm(tiny_ppo.settings(inner_epochs=2, num_minibatches=4))
     state, _ = tiny_ppo.start(algorithm)
     episodes = after("temperature")[0]
