@@ -443,7 +443,7 @@ def test_tokens_do_not_depend_on_the_wave(wave):
 
 def test_minibatches(monkeypatch):
     """Every epoch visits each episode once, in an order of its own and of its iteration."""
-    seen = []
+    seen, episodes = [], after("temperature")[0]  # of the real updates, before they are replaced
 
     def policy_step(ppo, state, minibatch, packed, rows):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), minibatch.old_values[:, 0], ordered=True)
@@ -453,7 +453,6 @@ def test_minibatches(monkeypatch):
     monkeypatch.setattr(ppo, "value_step", lambda ppo, state, minibatch, packed: (state, {"perf/flops": 0.0}))
     algorithm = tiny_ppo.algorithm(tiny_ppo.settings(inner_epochs=2, num_minibatches=4))
     state, _ = tiny_ppo.start(algorithm)
-    episodes = after("temperature")[0]
     number = jnp.arange(8.0)[:, None] * jnp.ones((8, 6))
     experience = ppo.Experience(episodes, number, number, number, number)
     metrics = {"perf/flops": jnp.float32(0), "objective/kl": jnp.float32(0)}
