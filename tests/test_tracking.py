@@ -73,6 +73,17 @@ def test_figures_of_a_report(offline, tmp_path):
     assert names == {path.stem for path in (tmp_path / "report").glob("*.png")} != set()
 
 
+def test_a_project_that_cannot_be_opened_is_one_line(offline, monkeypatch, tmp_path):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("no API key")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ValueError, match="^config.log.wandb='project' could not be opened: no API key"):
+        tracking.Run("project", tmp_path, {})
+
+
 def test_without_a_project_nothing_is_written(tmp_path):
     with tracking.run("", tmp_path, {}) as tracked:
         tracked.scalars(1, {"loss": 2.0})

@@ -32,8 +32,7 @@ from instructgpt_jax import networks, paths, process
 from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import inputs as datasets
-from instructgpt_jax.evaluation import labelers, language, rewards, statistics, text
+from instructgpt_jax.evaluation import inputs, labelers, language, rewards, statistics, text
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
@@ -63,7 +62,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     if known and (folder / "report.json").exists():
         process.say(f"evaluate: complete in {folder}, nothing to do")
         return
-    data = datasets.load(config, tokenizer)
+    data = inputs.load(config, tokenizer)
     parts = Parts(workdir / "parts")
     if len(parts):  # they are answers to these prompts, judged beside these references
         resume.check_data("evaluate", resume.read_data(workdir), data.read, allowed=None)
@@ -137,7 +136,7 @@ def together(config: ConfigDict, mesh: Mesh, names: Iterable[str], one: Callable
     run_together({name: set() for name in names}, run_one, config.evaluate.parallel)
 
 
-def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) -> dict:
+def describe(config: ConfigDict, nets: dict[str, Network], data: inputs.Data) -> dict:
     """The head of the report: who is compared with whom, on what."""
     c, models = config.evaluate, {}
     for name in c.order:
@@ -153,7 +152,7 @@ def describe(config: ConfigDict, nets: dict[str, Network], data: datasets.Data) 
 # What is measured -----------------------------------------------------------------------------------------------------
 
 
-def choose_prefix(config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data) -> dict:
+def choose_prefix(config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: inputs.Data) -> dict:
     """Scores the answers of the first prompted policy under each candidate; {} where no policy has a prefix."""
     c = config.evaluate
     prompted = [c.models[name] for name in c.order if c.models[name].prefix]
@@ -169,7 +168,7 @@ def choose_prefix(config: ConfigDict, nets: dict[str, Network], examiner: Examin
     return {"candidates": candidates, "chosen": chosen}
 
 
-def examine_reward_model(config: ConfigDict, examiner: Examiner, data: datasets.Data) -> dict:
+def examine_reward_model(config: ConfigDict, examiner: Examiner, data: inputs.Data) -> dict:
     """Accuracy and calibration on comparisons; agreement where the labelers are simulated."""
     records = data.comparisons
     if not records:
@@ -186,7 +185,7 @@ def answer(
     config: ConfigDict,
     nets: dict[str, Network],
     examiner: Examiner,
-    data: datasets.Data,
+    data: inputs.Data,
     prefix: dict,
     mesh: Mesh,
     parts: Parts,
@@ -213,7 +212,7 @@ def answer(
 
 
 def judge(
-    config: ConfigDict, data: datasets.Data, distribution: str, name: str, answers: dict[str, list[dict]]
+    config: ConfigDict, data: inputs.Data, distribution: str, name: str, answers: dict[str, list[dict]]
 ) -> dict:
     """All that the report says of one policy's answers to the prompts of one distribution."""
     c, prompts = config.evaluate, data.prompts[distribution]
@@ -241,7 +240,7 @@ def examine_language(
     config: ConfigDict,
     nets: dict[str, Network],
     tokenizer: tokenizers.Tokenizer,
-    data: datasets.Data,
+    data: inputs.Data,
     mesh: Mesh,
     parts: Parts,
 ) -> dict:
@@ -272,7 +271,7 @@ def examine_language(
 
 
 def examine_snapshots(
-    config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: datasets.Data, mesh: Mesh, parts: Parts
+    config: ConfigDict, nets: dict[str, Network], examiner: Examiner, data: inputs.Data, mesh: Mesh, parts: Parts
 ) -> dict[str, list[dict]]:
     """Along each run of `overoptimisation.runs`, from the reference at step 0: mean KL, score, judge and gold score."""
     c, found = config.evaluate, {}
@@ -305,7 +304,7 @@ def snapshots(
         yield step, networks.build("config.models.policy", entry, "lm", mesh, tokenizer, config.seed)
 
 
-def side_by_side(config: ConfigDict, data: datasets.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:
+def side_by_side(config: ConfigDict, data: inputs.Data, answers: dict[str, dict[str, list[dict]]]) -> list[dict]:
     """The first prompts of each distribution with the answers of all policies side by side."""
     c, found = config.evaluate, []
     for distribution, prompts in data.prompts.items():

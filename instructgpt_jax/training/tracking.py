@@ -30,6 +30,9 @@ class Run:
           project: of Weights & Biases, 'PROJECT' or 'ENTITY/PROJECT'; '' = none.
           workdir: which exists; its name is the run's.
           config: the resolved configuration.
+
+        Raises:
+          ValueError: Weights & Biases refuses it, or is out of reach; WANDB_MODE=offline needs neither key nor network.
         """
         self._run = None
         if not project or jax.process_index() > 0:
@@ -38,17 +41,21 @@ class Run:
 
         entity, _, name = project.rpartition("/")
         remote = "://" in str(workdir)
-        self._run, self._wandb = wandb.init(
-            project=name,
-            entity=entity or None,
-            id=_id_of(workdir),
-            name="/".join(workdir.parts[-2:]),
-            dir=tempfile.gettempdir() if remote else str(workdir),
-            config=config,
-            resume="allow",
-            reinit="create_new",  # stages beside each other are runs beside each other
-            settings=wandb.Settings(silent=True, console="off"),
-        ), wandb
+        try:
+            run = wandb.init(
+                project=name,
+                entity=entity or None,
+                id=_id_of(workdir),
+                name="/".join(workdir.parts[-2:]),
+                dir=tempfile.gettempdir() if remote else str(workdir),
+                config=config,
+                resume="allow",
+                reinit="create_new",  # stages beside each other are runs beside each other
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except wandb.Error as error:  # no key, no such project, no network
+            raise ValueError(f"config.log.wandb={project!r} could not be opened: {error}") from error
+        self._run, self._wandb = run, wandb
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
