@@ -4,6 +4,7 @@ Covered from the published implementation details of RLHF: the ranking loss over
 logits divided by the temperature in every log-probability; entropy logged and never optimised.
 """
 
+import functools
 import math
 import re
 
@@ -262,6 +263,16 @@ def test_eight_devices_equal_one(shape):
         sizes = [math.prod(map(int, size.split(","))) for size in re.findall(r"\[([\d,]+)\]", result)]
         assert kind == "all-reduce" and max(sizes, default=1) <= 3 * D, line
     assert bool(in_loop) == (shape[2] > 1)
+
+
+def test_every_shard_runs_its_own_chunks_once():
+    """Where every token is wanted on every shard, a chunk too many would count its tokens twice."""
+    hidden, unembedding, bias, targets, _ = example()
+    weights = jnp.ones((B, T))
+    expected = -naive_logprobs(hidden, unembedding, bias, targets)[0].sum()
+    with jax.set_mesh(make_mesh({"data": 4, "fsdp": 1, "tensor": 2})):
+        loss = jax.jit(functools.partial(losses.cross_entropy, vocab_size=V, chunk=3))
+        np.testing.assert_allclose(loss(hidden, unembedding, targets, weights, bias=bias), expected, rtol=1e-5)
 
 
 def test_rows_that_the_mesh_does_not_divide():
