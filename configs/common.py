@@ -276,6 +276,21 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
     return settings
 
 
+def reward_evaluation() -> ConfigDict:
+    """Reward models, the entries of `config.models`, on comparisons that people ranked."""
+    settings = config("evaluate_reward")
+    settings.evaluate_reward = {
+        "comparisons": (),  # each source is told apart
+        "bag_of_words": (),  # sources of the comparisons that a linear model of words learns from; () = none
+        "split": "all",  # of the records; or valid: those that training holds out
+        "best_of": (2, 4),  # numbers of completions to choose the best of
+        "batch_size": 64,
+        "row_length": 2048,
+        "microbatch_rows": 8,
+    }
+    return settings
+
+
 def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 
@@ -304,6 +319,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> Co
 
 PAPER_TO_TINY = {  # beside what `shrink` changes in every run
     "sft.batch_size": 16, "sft.num_epochs": 1, "sft.row_length": 256, "reward.row_length": 512,
+    "evaluate_reward.batch_size": 32, "evaluate_reward.row_length": 512,
     "select.batch_size": 32, "select.num_batches": 1, "select.num_samples": 4, "select.max_prompt_length": 96,
     "select.response_length": 32, "select.row_length": 128, "sample.response_length": 32, "ppo.num_minibatches": 4,
     "ppo.num_samples": 4, "ppo.max_prompt_length": 96, "ppo.response_length": 32, "ppo.row_length": 128,

@@ -18,7 +18,19 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.stages import collect, evaluate, export, ppo, pretrain, reward, reward_folds, sample, select, sft
+from instructgpt_jax.stages import (
+    collect,
+    evaluate,
+    evaluate_reward,
+    export,
+    ppo,
+    pretrain,
+    reward,
+    reward_folds,
+    sample,
+    select,
+    sft,
+)
 from instructgpt_jax.training import loop
 from instructgpt_jax.validate import inputs, validate
 
@@ -46,6 +58,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "select": select.run,
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
+    "evaluate_reward": evaluate_reward.run,
     "sample": sample.run,
     "export": export.run,
 }
@@ -75,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
     config, mesh = check(config, workdir)
-    if config.stage not in ("sample", "export"):  # whose workdir is no model's
+    if config.stage not in ("sample", "export", "evaluate_reward"):  # these read by the tokenizers of their models
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it

@@ -19,7 +19,7 @@ PATHS = (
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
     "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy", "evaluate.prefix.prompts",
-    "evaluate.overoptimisation.prompts",
+    "evaluate.overoptimisation.prompts", "evaluate_reward.comparisons", "evaluate_reward.bag_of_words",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
-from instructgpt_jax.validate.evaluation import check_evaluation
+from instructgpt_jax.validate.evaluation import check_evaluation, check_reward_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
@@ -112,6 +112,14 @@ SECTIONS = {
         ),
         "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
     },
+    "evaluate_reward": {
+        "comparisons": TEXTS, "bag_of_words": TEXTS, "split": choice("all", "valid"),
+        "best_of": Rule(
+            "a tuple of integers of at least 2",
+            lambda x: isinstance(x, tuple) and all(integer(2).holds(n) for n in x),
+        ),
+        "batch_size": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
+    },
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
@@ -154,6 +162,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             check(config.get("data", None), name, rule, "config.data")
     if stage == "evaluate":
         check_evaluation(config)
+    elif stage == "evaluate_reward":
+        check_reward_evaluation(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)
@@ -163,6 +173,9 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             raise ValueError("config.collect.labelers must name a group for config.collect.shuffled=True, got ()")
     elif stage == "sample":
         _divides("config.sample.batch_size", config.sample.batch_size, *_shards(mesh))
+    elif stage == "evaluate_reward":
+        for name in ("batch_size", "microbatch_rows"):
+            _divides(f"config.evaluate_reward.{name}", config.evaluate_reward[name], *_shards(mesh))
     elif stage in TRAINED:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
     if stage in TRAINED:
@@ -190,7 +203,7 @@ def networks_used(config: ConfigDict) -> tuple[str, ...]:
     wanted = NETWORKS.get(config.stage, ("model",))
     if config.stage == "select" and config.select.by == "loss":
         return ("model",)
-    if config.stage == "collect":
+    if config.stage in ("collect", "evaluate_reward"):
         return tuple(config.get("models", ())) or wanted
     if config.stage == "evaluate":
         return (*wanted, *(entry.model for entry in config.evaluate.models.values()))

@@ -35,8 +35,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
     if config.stage != "export":
         kept = (epath.Path(workdir) / "tokenizer" / "tokenizer.json").exists()
         read = {f"config.data.{kind}": config.data[kind] for kind in kinds_read(config, with_tokenizer=not kept)}
-        if config.stage == "evaluate":
-            found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
+        if config.stage in ("evaluate", "evaluate_reward"):
+            found = paths.find(config[config.stage], paths.SOURCES, f"{config.stage}.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
