@@ -291,14 +291,15 @@ def reward_evaluation() -> ConfigDict:
     return settings
 
 
-def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> ConfigDict:
+def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts: dict | None = None) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 
     A stage's own seed is added to it.
 
     Args:
       stages: in their order.
-      sources: keys that the user sets, `{KEY}` in the stages.
+      sources: keys that the user sets to one or several data sources, `{KEY}` in the stages.
+      texts: keys that the user sets to a text, likewise, and what they are before.
     """
     seed = config_dict.FieldReference(0)
     wandb = config_dict.FieldReference("")
@@ -314,7 +315,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> Co
         "order": tuple(stages),
         "stages": stages,
     }
-    return ConfigDict(settings | dict.fromkeys(sources, ""))
+    return ConfigDict(settings | dict.fromkeys(sources, ()) | (texts or {}))
 
 
 PAPER_TO_TINY = {  # beside what `shrink` changes in every run
