@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from instructgpt_jax.data import datasets, jsonl, schema, sources
+from instructgpt_jax.data import datasets, jsonl, records, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -383,3 +383,43 @@ def test_two_hundred_damaged_files_are_reported_or_harmless(shared_data, tmp_pat
     assert outcomes["cut", "harmless"] <= 2, outcomes  # only a cut at the very start leaves a blank line
     assert outcomes["gzip", "harmless"] <= 3, outcomes  # only bits of the header that nobody reads
     assert outcomes["flip", "reported"] > 5 and outcomes["remove", "reported"] > 20, outcomes
+
+
+# --- dialogues ---
+
+USER, ANSWER = {"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi."}
+
+
+@pytest.mark.parametrize(
+    "kind, record, complaint",
+    [
+        ("demonstrations", {"messages": [USER]}, "must end with the assistant's turn, got role 'user'"),
+        ("demonstrations", {"messages": [USER, ANSWER], "completion": "Hi."}, "must end with another's turn"),
+        ("demonstrations", {"messages": [USER, ANSWER | {"content": ""}]}, r"messages\[1\] must have a role, and as"),
+        ("prompts", {"messages": [USER, ANSWER]}, "must end with another's turn"),
+        ("prompts", {"messages": [USER], "prompt": "Say hi."}, "prompt or messages, got both"),
+        ("prompts", {"messages": []}, "at least one message"),
+        ("prompts", {"messages": [{"role": "user"}]}, r"messages\[0\] must have the field 'content'"),
+        ("prompts", {"messages": ["Say hi."]}, r"messages\[0\] must be an object"),
+        ("prompts", {"messages": [USER | {"content": ["hi"]}]}, r"messages\[0\].content must be a string"),
+        ("comparisons", {"messages": [USER]}, "missing field 'completions'"),
+    ],
+)
+def test_messages_that_are_refused(kind, record, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        schema.validate(record, kind)
+
+
+def test_a_dialogue_and_its_parts_are_split_by_their_opening():
+    system, more = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Again."}
+    schema.validate({"messages": [system, USER, ANSWER | {"mood": "glad"}]}, "demonstrations")
+    schema.validate({"messages": [USER], "completions": ["Hi.", "No."], "ranking": [1, 2]}, "comparisons")
+    forms = (
+        {"messages": [USER, ANSWER, more]},
+        {"messages": [USER, ANSWER, more, ANSWER]},
+        {"messages": [system | {"content": ""}, USER], "completion": "Hi."},
+        {"prompt": "Say hi."},
+    )
+    assert len({records.keys_of(form) for form in forms}) == 1
+    assert records.about({"messages": [system, USER]}) not in ("Say hi.", "Be brief.")
+    assert records.about({"messages": "a column of a crawl", "text": "Once."}) == "Once."
