@@ -47,7 +47,9 @@ class _FromRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, records: sources.Records) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, record in enumerate(records):
             extra = {field: value for field, value in record.items() if field not in self.FEATURES}
-            yield i, {field: record[field] for field in self.FEATURES} | {sources.EXTRA_FIELDS: json.dumps(extra)}
+            # A record with messages lacks a prompt, and perhaps a completion: an empty text, as no record has it.
+            fields = {field: record[field] if field in record else "" for field in self.FEATURES}
+            yield i, fields | {sources.EXTRA_FIELDS: json.dumps(extra)}
 
 
 class Demonstrations(_FromRecords, skip_registration=True):

@@ -262,6 +262,8 @@ def _load_tfds(source: Source, kind: str, data_dir: str) -> Records:
         try:
             if EXTRA_FIELDS in record:
                 record |= schema.parse_line(record.pop(EXTRA_FIELDS).encode())
+                if "messages" in record:  # see data/build.py
+                    record = {name: value for name, value in record.items() if value != ""}
             record = _rename(record, source.options)
             schema.validate(record, kind)
         except ValueError as error:
