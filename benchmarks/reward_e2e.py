@@ -78,7 +78,8 @@ def main() -> None:
     print(f"{len(rows)} comparisons of {len(set(prompts))} prompts, {len(prompts)} pairs")
     print(f"linear model: {baselines.right(margins).mean():.4f} (strengths {chosen})")
     for name, hits in results.items():
-        print(f"reward model from {name}: {hits.mean():.4f}, difference {difference(hits, baselines.right(margins), prompts)}")
+        against = difference(hits, baselines.right(margins), prompts)
+        print(f"reward model from {name}: {hits.mean():.4f}, difference {against}")
     for name, other in itertools.combinations(results, 2):
         print(f"from {name} less from {other}: {difference(results[name], results[other], prompts)}")
 

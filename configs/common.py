@@ -38,7 +38,8 @@ def data() -> ConfigDict:
             "pretraining": (),
             "valid_fraction": 0.05,  # by user, else by prompt
             "max_prompt_tokens": 1024,  # longer prompts are dropped (appendix C)
-            "skip_bad": 0,
+            "skip_bad": 0,  # malformed records that may be left out
+            "skip_long": False,  # records that do not fit a row are left out and counted; else they are malformed
             "allow_changed": False,  # a run goes on although its data are others than when it was saved
             "data_dir": "",
             "cache_dir": "",

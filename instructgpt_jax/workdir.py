@@ -20,7 +20,7 @@ FREE = (
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
 # Keys that a config.json from before them lacks, and what they were then.
-LATER = {"evaluate.answers_per_prompt": 1, "data.template": "", "data.end_tokens": []}
+LATER = {"evaluate.answers_per_prompt": 1, "data.template": "", "data.end_tokens": [], "data.skip_long": False}
 
 
 def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:

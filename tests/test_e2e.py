@@ -4,7 +4,6 @@ import json
 
 import jax
 import numpy as np
-import pytest
 import scipy.sparse
 
 from instructgpt_jax import sharding

@@ -9,7 +9,8 @@
   already stays as it is.
 * the path of a file with a template in Jinja.
 
-A `prompt` that has no such form is the only message of a user. Templates are run by `apply_chat_template` of
+With `chat` or a file, a `prompt` in the form of hh-rlhf is read as that dialogue, and an answer begins behind its
+space; any other `prompt` is the only message of a user. Templates are run by `apply_chat_template` of
 transformers, in its sandbox, so the text is what every other program gets. Two things differ. A special token's text
 inside a message is marked before the template runs, so that the tokenizer can tell it from the template's own and
 write it as ordinary text. And a template that writes the date writes the day on which the first run began, or a run
@@ -209,6 +210,8 @@ class Template:
             whole = prompt + (" " + words if words else "")
             return Rendered(whole, self._found(whole), len(prompt))
         messages = _messages(prompt)
+        if _is_dialogue(prompt):
+            text = text.removeprefix(" ")
         before = self._render(messages, True).text
         whole = self._render([*messages, {"role": ASSISTANT, "content": text}], False)
         self._check_prefix(before, whole.text)
@@ -245,12 +248,7 @@ class Template:
 
     def _stays(self, prompt: Prompt) -> bool:
         """Whether a prompt is a text in the template's form already."""
-        return (
-            self.name == HUMAN_ASSISTANT
-            and isinstance(prompt, str)
-            and "\n\nHuman:" in prompt
-            and prompt.endswith("\n\nAssistant:")
-        )
+        return self.name == HUMAN_ASSISTANT and _is_dialogue(prompt)
 
     def _found(self, text: str) -> tuple[tuple[int, int], ...]:
         return tuple(match.span() for match in self._special.finditer(text))
@@ -368,8 +366,23 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+def _is_dialogue(prompt: Prompt) -> bool:
+    """Whether a prompt is a text in the form of hh-rlhf."""
+    return isinstance(prompt, str) and "\n\nHuman:" in prompt and prompt.endswith("\n\nAssistant:")
+
+
 def _messages(prompt: Prompt) -> list[dict]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    """The messages of a prompt, the last turn of the assistant not begun yet."""
+    if not isinstance(prompt, str):
+        return prompt
+    if not _is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+    first, *turns = re.split(r"\n\n(Human|Assistant):", prompt)
+    messages = [{"role": "system", "content": first.strip()}] if first.strip() else []
+    for speaker, said in zip(turns[:-2:2], turns[1:-2:2], strict=True):
+        role = "user" if speaker == "Human" else ASSISTANT
+        messages.append({"role": role, "content": said.removeprefix(" ")})
+    return messages
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern:

@@ -1,8 +1,8 @@
 """Reward models on comparisons that people ranked: ours, or any classifier with one label in Hugging Face format.
 
-Each network of `config.models` scores the comparisons of each source in `config.evaluate_reward.comparisons`. Beside them stand two that know
-nothing: the longer completion, and with `bag_of_words` a linear model of words that learns from comparisons of its own
-(`evaluation/baselines.py`). Networks may have tokenizers of their own.
+Each network of `config.models` scores the comparisons of each source in `config.evaluate_reward.comparisons`. Beside
+them stand two that know little: the longer completion, and with `bag_of_words` a linear model of words that learns from
+comparisons of its own (`evaluation/baselines.py`). Networks may have tokenizers of their own.
 
 Scores lie in `parts/` of the workdir as they come, so that a run that was killed goes on where it was. In the end
 `scores.jsonl` has every comparison with all its scores, and `rewards.json` what `evaluation/scorers.py` makes of them.
@@ -35,7 +35,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `scores.jsonl` and `rewards.json` into the workdir, and prints the table of accuracies.
 
     Raises:
-      ValueError: a network that is no reward model, comparisons that are longer than its context, or a source without one.
+      ValueError: a network that is no reward model, comparisons that are longer than its context, or none in a source.
     """
     folder = epath.Path(workdir)
     nets = {name: build(config, name, mesh) for name in sorted(config.models)}
@@ -44,6 +44,12 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         process.say(f"evaluate_reward: complete in {folder}, nothing to do")
         return
     sets = read(config)
+    if config.data.skip_long:  # for one network: for all, so that they are asked the same
+        for network, tokenizer in nets.values():
+            longest = network.config.max_length
+            sets = {name: encoding.that_fit(records, tokenizer, longest) for name, records in sets.items()}
+        if not all(map(len, sets.values())):
+            raise ValueError(f"config.evaluate_reward.comparisons must have one that fits {longest} tokens, got none")
     train = _bag_of_words(config, sets)
     used = sets | ({"bag of words": train} if train is not None else {})
     about = {name: _described(records) for name, records in used.items()}
@@ -81,7 +87,7 @@ def build(config: ConfigDict, name: str, mesh: Mesh) -> tuple[Network, tokenizer
     wanted = config.data.tokenizer or run_tokenizer.beside(entry.init_from)
     if not wanted:
         raise ValueError(f"config.data.tokenizer must be set, {key}.init_from={entry.init_from!r} has none")
-    tokenizer = tokenizers.load(wanted)
+    tokenizer = tokenizers.load(wanted, run_tokenizer.chat_of(config, wanted))
     network = networks.build(key, entry, "scalar", mesh, tokenizer, config.seed)
     if network.grown:
         raise ValueError(f"{key} must be a reward model, got a language model from {entry.init_from!r}")
@@ -113,8 +119,8 @@ def score(
         lengths = np.array([len(prompt) + len(response) for prompt, response in zip(*texts, strict=True)])
         if lengths.max() > network.config.max_length:
             raise ValueError(
-                f"config.evaluate_reward.comparisons: {name!r}: prompt and completion must fit the reward model's context "
-                f"of {network.config.max_length} tokens, got {lengths.max()}"
+                f"config.evaluate_reward.comparisons: prompt and completion of {name!r} must fit the reward model's "
+                f"context of {network.config.max_length} tokens, or config.data.skip_long be set, got {lengths.max()}"
             )
         order = np.argsort(lengths, kind="stable")  # long ones together: a batch is as wide as its longest
         prompts, completions = ([side[i] for i in order] for side in texts)
