@@ -1,0 +1,259 @@
+"""Records from parquet files, from data sets of the library datasets, and from TFDS sets of the public catalog."""
+
+import datetime
+import gzip
+import json
+import re
+import sys
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from instructgpt_jax import paths
+from instructgpt_jax.data import build, sources, tables
+from instructgpt_jax.validate import inputs
+
+USER = {"role": "user", "content": "Say hi."}
+
+
+def pairs(count):
+    return [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}", "user": i % 3} for i in range(count)]
+
+
+def compared(records):
+    return [(record["prompt"], *record["completions"]) for record in records]
+
+
+def write(path, rows, **options):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    return f"parquet:{path}"
+
+
+def expected(rows):
+    return [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+
+
+# --- parquet ---
+
+
+def test_parquet_files_in_their_order_at_random_access(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_PAGE", 7)
+    rows = pairs(100)
+    write(tmp_path / "b.parquet", rows[40:], row_group_size=25)
+    write(tmp_path / "a.parquet", rows[:40], row_group_size=1000)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows)[:0], tmp_path / "aa.parquet")
+    records = sources.load((f"parquet:{tmp_path}/*.parquet",), "comparisons", 0)
+    order = np.random.default_rng(0).permutation(100)
+    assert compared(records[i] for i in order) == [expected(rows)[i] for i in order]
+    assert records.origin(39) == f"{tmp_path}/a.parquet[39]" and records.origin(66) == f"{tmp_path}/b.parquet[26]"
+    assert records[3] == {"prompt": "p3", "completions": ["c3", "r3"], "ranking": [1, 2], "user": 0}
+    # Options, weights and parts as for JSONL.
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for options in ("#1/3", "#!1/3#unique", "#chosen=prompt#2/3"):
+        names = f"parquet:{tmp_path}/*.parquet{options}", f"jsonl:{tmp_path}/x.jsonl{options}"
+        ours, theirs = (sources.load((name,), "comparisons", 0) for name in names)
+        assert list(ours) == list(theirs) and np.array_equal(ours.keys, theirs.keys) and 20 < len(ours) < 80
+    both = sources.load((f"parquet:{tmp_path}/a.parquet@1", f"jsonl:{tmp_path}/x.jsonl@3"), "prompts", 0)
+    assert [(len(part), part.weight) for part in both.parts] == [(40, 1.0), (100, 3.0)]
+
+
+def test_a_large_table_is_not_held(tmp_path, monkeypatch):
+    """Each row group is read once for a pass, and again where a record is asked for that is no longer there."""
+    rows = pairs(60)
+    source, read = write(tmp_path / "a.parquet", rows, row_group_size=10), []
+    original = pyarrow.parquet.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pyarrow.parquet.ParquetFile, "read_row_group", lambda self, k: read.append(k) or original(self, k)
+    )
+    records = sources.load((source,), "comparisons", 0)
+    assert read == [0, 1, 2, 3, 4, 5]
+    assert [records[i]["prompt"] for i in (0, 1, 59, 0)] == ["p0", "p1", "p59", "p0"]
+    assert read[6:] == [0]  # the last pages are there still
+
+
+def test_a_null_is_a_field_that_the_row_lacks(tmp_path):
+    when = datetime.date(2026, 1, 2)
+    rows = [
+        {"prompt": "a", "completion": "b", "messages": None, "score": float("nan"), "day": when, "raw": b"\xff"},
+        {"prompt": None, "completion": None, "messages": [{**USER, "name": None}, {"role": "assistant", "content": "Hi.",
+         "name": "x"}], "score": 0.5, "day": None, "raw": b"ab"},
+    ]  # fmt: skip
+    records = sources.load((write(tmp_path / "a.parquet", rows),), "demonstrations", 0)
+    assert records[0] == {"prompt": "a", "completion": "b", "day": "2026-01-02"}
+    answer = {"role": "assistant", "content": "Hi.", "name": "x"}
+    assert records[1] == {"messages": [USER, answer], "score": 0.5, "raw": "ab"}
+    json.dumps(list(records))
+
+
+def test_bad_rows_are_named_and_counted(tmp_path):
+    rows = [*pairs(3), {"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "a"}]
+    source = write(tmp_path / "a.parquet", rows)
+    with pytest.raises(ValueError, match=r"1 bad record, .*\n  .*a\.parquet\[3\]: prompt must not be empty"):
+        sources.load((source,), "comparisons", 0)
+    records = sources.load((source,), "comparisons", 1)
+    assert len(records) == 3 and len(records.skipped) == 1 and records.left_out == {"chosen equal to rejected": 1}
+
+
+def test_missing_columns_are_told_once(tmp_path):
+    source = write(tmp_path / "a.parquet", [{"question": "a", "chosen": "b"}] * 50)
+    told = r"no row of parquet:.*a\.parquet is a record of kind comparisons: .*a\.parquet\[0\]: missing field 'prompt', "
+    with pytest.raises(ValueError, match=told + r"the record has \['chosen', 'question'\]$"):
+        sources.load((source,), "comparisons", 1000)
+    with pytest.raises(ValueError, match="missing field 'completion', the record has"):
+        sources.load((f"{source}#prompt=question",), "demonstrations", 0)
+    assert len(sources.load((f"{source}#prompt=question#completion=chosen",), "demonstrations", 0)) == 50
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "jsonl", "page"])
+def test_a_damaged_file_is_refused_whatever_is_allowed(tmp_path, damage):
+    path = tmp_path / "x.parquet"
+    write(path, pairs(2000), row_group_size=500, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    if damage == "page":
+        data[len(data) // 2] ^= 0x10
+    path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "jsonl": b'{"prompt": "a"}\n'}.get(damage, data))
+    reason = r"must be whole, its rows from \d+ on are not, got" if damage == "page" else "must be a whole parquet file"
+    with pytest.raises(ValueError, match=rf"x\.parquet {reason}.*"):
+        sources.load((f"parquet:{path}",), "comparisons", 10_000)
+
+
+def test_parquet_in_a_bucket(monkeypatch, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Bucket(MemoryFileSystem):
+        protocol = ("gcs", "gs")
+        store, pseudo_dirs = {}, [""]
+
+        def __init__(self, finalize_on_close=True, **options):
+            super().__init__(**options)
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return MemoryFileSystem._strip_protocol(re.sub(r"^gc?s://", "memory://", path))
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
+    write(tmp_path / "a.parquet", pairs(30), row_group_size=10)
+    bucket = fsspec.filesystem("gcs")
+    bucket.makedirs("/data/raw", exist_ok=True)
+    bucket.pipe_file("/data/raw/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    records = sources.load(("parquet:gs://data/raw/*.parquet",), "comparisons", 0)
+    assert compared(records) == expected(pairs(30)) and records.origin(12) == "gs://data/raw/a.parquet[12]"
+    with pytest.raises(ValueError, match="parquet:gs://data/none must name at least one file, got none"):
+        sources.load(("parquet:gs://data/none",), "comparisons", 0)
+
+
+# --- what is asked before a record is read ---
+
+
+def stage(tmp_path, *names):
+    from configs import common
+
+    config = common.config("reward")
+    config.reward = common.rankings(1e-5, 8)
+    config.models.model = common.network(size="x")
+    config.data.update(comparisons=names, tokenizer=str(tmp_path))
+    return config
+
+
+def test_names_and_places_are_checked_first(tmp_path, monkeypatch):
+    parsed = sources.parse("hf:Anthropic/hh-rlhf:train[:10%]#1/2@0.5")
+    assert parsed == ("hf", "Anthropic/hh-rlhf:train[:10%]", 0.5, ("1/2",))
+    assert tables.is_hf("a/b:config-1.0:test") and tables.is_hf("folder/with.dots:train")
+    for wrong in ("hf:Anthropic/hh-rlhf", "hf:a:b:c:d", "hf:gs://x/y:train", "hf:a:"):
+        with pytest.raises(ValueError, match=r"must be hf:ID_OR_DIR\[:CONFIG\]:SPLIT, got"):
+            sources.parse(wrong)
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as where it is not installed
+    for name, reason in (
+        (f"hf:{tmp_path}/none:train", "must name a directory that exists or a data set of the Hub, got .*/none'"),
+        ("hf:runs/none:train", "must name a directory that exists or a data set of the Hub"),
+        ("hf:a/b/c:train", "must name a directory that exists or a data set of the Hub"),
+        (f"hf:{tmp_path}:train", r"needs the extra 'hf' \(pip install 'instructgpt-jax\[hf\]'\)"),
+        ("hf:Anthropic/hh-rlhf:train", "needs the extra 'hf'"),
+        (f"parquet:{tmp_path}/*.parquet", r"parquet:.*\*\.parquet must name at least one file, got none"),
+        (f"parquet:{tmp_path}", r"must name files, got a folder; .*/\*\.parquet names those in it"),
+    ):
+        with pytest.raises(ValueError, match=rf"^config\.data\.comparisons: .*{reason}"):
+            inputs.check(stage(tmp_path, name), str(tmp_path / "run"))
+        with pytest.raises(ValueError, match=reason):
+            sources.load((name,), "comparisons", 0)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert paths.expand_source("hf:~/x:train#1/2") == "hf:/home/me/x:train#1/2"
+    assert paths.expand_source("parquet:~/*.parquet") == "parquet:/home/me/*.parquet"
+
+
+# --- the library datasets ---
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    library = pytest.importorskip("datasets", reason="the extra 'hf'")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    library.disable_progress_bars()
+    return library
+
+
+def test_saved_sets_and_directories_of_files(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_PAGE", 16)
+    rows = pairs(50)
+    whole = datasets.Dataset.from_list(rows)
+    whole.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": whole, "test": whole.select(range(10, 20))}).save_to_disk(tmp_path / "two")
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "train-0.parquet", rows[:30])
+    write(tmp_path / "files" / "train-1.parquet", rows[30:])
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "lines" / "test.jsonl").write_text(json.dumps(rows[7]) + "\n")
+    for place in ("one", "two", "files", "lines"):
+        records = sources.load((f"hf:{tmp_path}/{place}:train",), "comparisons", 0)
+        assert compared(records) == expected(rows) and records[40]["user"] == 1
+        assert records.origin(40) == f"hf:{tmp_path}/{place}:train[40]"
+        part = sources.load((f"hf:{tmp_path}/{place}:train[10:20]#!1/2",), "comparisons", 0)
+        rest = sources.load((f"hf:{tmp_path}/{place}:train[20%:40%]#1/2",), "comparisons", 0)
+        assert sorted(compared([*part, *rest])) == sorted(expected(rows[10:20])) and len(part) and len(rest)
+    assert compared(sources.load((f"hf:{tmp_path}/two:test",), "comparisons", 0)) == expected(rows[10:20])
+    assert compared(sources.load((f"hf:{tmp_path}/lines:test",), "comparisons", 0)) == expected(rows[7:8])
+    # A legacy column of lists stands for lists of messages.
+    turns = [[USER, {"role": "assistant", "content": text}] for text in ("Hi.", "No.")]
+    features = datasets.Features(
+        dict.fromkeys(("chosen", "rejected"), {"role": datasets.List(datasets.Value("string")),
+                                               "content": datasets.List(datasets.Value("string"))})
+    )  # fmt: skip
+    columns = [{key: [turn[key] for turn in side] for key in ("role", "content")} for side in turns]
+    datasets.Dataset.from_list([dict(zip(("chosen", "rejected"), columns, strict=True))], features).save_to_disk(
+        tmp_path / "columns"
+    )
+    records = sources.load((f"hf:{tmp_path}/columns:train",), "comparisons", 0)
+    assert records[0] == {"messages": [USER], "completions": ["Hi.", "No."], "ranking": [1, 2]}
+
+
+def test_what_cannot_be_loaded_is_one_line(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    whole = datasets.Dataset.from_list(pairs(5))
+    datasets.DatasetDict({"train": whole}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "train.parquet", pairs(3))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.jsonl").write_text('{"prompt": "a\n')
+    (tmp_path / "nothing").mkdir()
+    for name, reason in (
+        ("some-owner/no-such-set:train",
+         r"must be in the cache of datasets, since HF_HUB_OFFLINE is set: load it once with a network, got \w+: .*"),
+        (f"{tmp_path}/saved:valid", "with that configuration and split, got ValueError: Unknown split"),
+        (f"{tmp_path}/saved:other:train", "no configurations, got 'other'"),
+        (f"{tmp_path}/files:valid", "with that configuration and split, got ValueError: Unknown split"),
+        (f"{tmp_path}/files:other:train", "with that configuration and split, got ValueError: BuilderConfig 'other'"),
+        (f"{tmp_path}/broken:train", "must be a directory that datasets can read"),
+        (f"{tmp_path}/nothing:train", "must be a directory that datasets can read"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^hf:{re.escape(name)} .*{reason}") as error:
+            sources.load((f"hf:{name}",), "comparisons", 10)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^no row of hf:.* is a record of kind tasks: hf:.*\[0\]: missing field 'choi"):
+        sources.load((f"hf:{tmp_path}/files:train",), "tasks", 0)
+
+
+# --- TFDS ---
