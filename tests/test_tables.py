@@ -1,7 +1,6 @@
 """Records from parquet files, from data sets of the library datasets, and from TFDS sets of the public catalog."""
 
 import datetime
-import gzip
 import json
 import re
 import sys
@@ -27,7 +26,8 @@ def compared(records):
 
 
 def write(path, rows, **options):
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, **options)
+    names = {name: None for row in rows for name in row}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([names | row for row in rows]), path, **options)
     return f"parquet:{path}"
 
 
@@ -74,15 +74,13 @@ def test_a_large_table_is_not_held(tmp_path, monkeypatch):
 
 
 def test_a_null_is_a_field_that_the_row_lacks(tmp_path):
-    when = datetime.date(2026, 1, 2)
+    when, answer = datetime.date(2026, 1, 2), {"role": "assistant", "content": "Hi.", "name": "x"}
     rows = [
         {"prompt": "a", "completion": "b", "messages": None, "score": float("nan"), "day": when, "raw": b"\xff"},
-        {"prompt": None, "completion": None, "messages": [{**USER, "name": None}, {"role": "assistant", "content": "Hi.",
-         "name": "x"}], "score": 0.5, "day": None, "raw": b"ab"},
-    ]  # fmt: skip
+        {"prompt": None, "completion": None, "messages": [USER | {"name": None}, answer], "score": 0.5, "raw": b"ab"},
+    ]
     records = sources.load((write(tmp_path / "a.parquet", rows),), "demonstrations", 0)
     assert records[0] == {"prompt": "a", "completion": "b", "day": "2026-01-02"}
-    answer = {"role": "assistant", "content": "Hi.", "name": "x"}
     assert records[1] == {"messages": [USER, answer], "score": 0.5, "raw": "ab"}
     json.dumps(list(records))
 
@@ -98,8 +96,8 @@ def test_bad_rows_are_named_and_counted(tmp_path):
 
 def test_missing_columns_are_told_once(tmp_path):
     source = write(tmp_path / "a.parquet", [{"question": "a", "chosen": "b"}] * 50)
-    told = r"no row of parquet:.*a\.parquet is a record of kind comparisons: .*a\.parquet\[0\]: missing field 'prompt', "
-    with pytest.raises(ValueError, match=told + r"the record has \['chosen', 'question'\]$"):
+    told = r"no row of parquet:.*a\.parquet is a record of kind comparisons: .*a\.parquet\[0\]: missing field 'prompt'"
+    with pytest.raises(ValueError, match=told + r", the record has \['chosen', 'question'\]$"):
         sources.load((source,), "comparisons", 1000)
     with pytest.raises(ValueError, match="missing field 'completion', the record has"):
         sources.load((f"{source}#prompt=question",), "demonstrations", 0)
@@ -252,8 +250,82 @@ def test_what_cannot_be_loaded_is_one_line(datasets, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"^hf:{re.escape(name)} .*{reason}") as error:
             sources.load((f"hf:{name}",), "comparisons", 10)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"^no row of hf:.* is a record of kind tasks: hf:.*\[0\]: missing field 'choi"):
+    with pytest.raises(ValueError, match=r"^no row of hf:.* is a record of kind tasks: hf:.*\[0\]: missing field"):
         sources.load((f"hf:{tmp_path}/files:train",), "tasks", 0)
 
 
 # --- TFDS ---
+
+
+def prepare(name, version, features, rows, data_dir):
+    """Writes a TFDS set of that name as ArrayRecord, as `tfds build --file_format=array_record` would."""
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    def info(self):
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def generate(self, manager):
+        return {"train": enumerate(rows)}
+
+    content = {
+        "VERSION": tfds.core.Version(version), "name": name, "code_path": epath.Path(__file__), "_info": info,
+        "_split_generators": generate, "_generate_examples": None,
+    }  # fmt: skip
+    builder = type(name, (tfds.core.GeneratorBasedBuilder,), content, skip_registration=True)
+    builder(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+
+
+CATALOG = [  # name, options, kind, a row in the features of the catalog's own builder, fields of its record
+    ("databricks_dolly", "#prompt=instruction#completion=response", "demonstrations",
+     {"instruction": "Say hi.", "context": "", "response": "Hi.", "category": "chat"},
+     {"prompt": "Say hi.", "completion": "Hi."}),
+    ("natural_instructions", "#prompt=input#completion=output", "demonstrations",
+     {"input": "Say hi.", "output": "Hi.", "definition": "d", "id": "i", "source": "s", "task_name": "t"},
+     {"prompt": "Say hi.", "completion": "Hi.", "definition": "d"}),
+    ("samsum", "#prompt=dialogue#unique", "prompts", {"dialogue": "A: Hi.", "summary": "Hi.", "id": "i"},
+     {"prompt": "A: Hi.", "id": "i"}),
+    ("tiny_shakespeare", "", "pretraining", {"text": "To be."}, {"text": "To be."}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, options, kind, row, record", CATALOG, ids=[case[0] for case in CATALOG])
+def test_sets_of_the_catalog(tmp_path, name, options, kind, row, record):
+    import tensorflow_datasets as tfds
+
+    catalog = tfds.builder(name, data_dir=str(tmp_path / "none"))
+    prepare(name, str(catalog.version), catalog.info.features, [row, row], tmp_path)
+    records = sources.load((f"tfds:{name}:train{options}",), kind, 0, data_dir=str(tmp_path))
+    assert len(records) == (1 if "unique" in options else 2)
+    assert records[0] == records[0] | record and records.origin(0) == f"tfds:{name}:train[0]"
+
+
+def test_pairs_in_tfds_are_all_read_first(tmp_path):
+    import tensorflow_datasets as tfds
+
+    turns = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
+    features = tfds.features.FeaturesDict({"chosen": turns, "rejected": turns})
+    answers = {text: [USER, {"role": "assistant", "content": text}] for text in ("Hi.", "No.", "Yes.")}
+    pairs = (("Hi.", "No."), ("Hi.", "Hi."), ("Yes.", "No."))
+    rows = [{"chosen": answers[one], "rejected": answers[two]} for one, two in pairs]
+    prepare("dialogue_pairs", "1.0.0", features, rows, tmp_path)
+    records = sources.load(("tfds:dialogue_pairs",), "comparisons", 0, data_dir=str(tmp_path))
+    assert sorted(r["completions"] for r in records) == [["Hi.", "No."], ["Yes.", "No."]]
+    assert records[0]["messages"] == [USER] and records.left_out == {"chosen equal to rejected": 1}
+
+
+def test_array_record_of_any_source(tmp_path):
+    answer = {"role": "assistant", "content": "Hi."}
+    rows = {
+        "comparisons": [
+            {"prompt": "a", "chosen": "b", "rejected": ""},
+            {"messages": [USER], "chosen": "Hi.", "rejected": "c", "margin": 0.5},
+        ],
+        "demonstrations": [{"prompt": "a", "completion": "b"}, {"messages": [USER, answer], "user": 3}],
+    }
+    for kind in rows:
+        source = write(tmp_path / f"{kind}.parquet", rows[kind])
+        build.main([f"--kind={kind}", f"--input={source}", f"--data_dir={tmp_path}/sets"])
+        sets = (sources.load((name,), kind, 0, data_dir=f"{tmp_path}/sets") for name in (source, f"tfds:{kind}"))
+        written, read = (sorted(json.dumps(record, sort_keys=True) for record in records) for records in sets)
+        assert written == read and len(read) == len(rows[kind])
