@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 # Keys of a stage's configuration that hold a path, and those that hold data sources.
 PATHS = (
-    "models.*.init_from", "data.tokenizer", "data.data_dir", "data.cache_dir", "sample.file", "evaluate.report",
-    "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*",
+    "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
+    "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*",
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",

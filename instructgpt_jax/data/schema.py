@@ -116,6 +116,8 @@ def _check_prompt(record: Record, answered: bool = False) -> None:
                 f"messages[{k}] must have a role, and as the user's or the assistant's turn a text, got "
                 f"{_short(message)}: cut the dialogue before it"
             )
+    if answered and messages[0]["role"] == ASSISTANT:
+        raise ValueError("messages must begin with another's turn, got role 'assistant': leave that turn out")
     last = messages[-1]["role"]
     if answered and last != ASSISTANT:
         raise ValueError(

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths
-from instructgpt_jax.data import jsonl, sources, tables
+from instructgpt_jax.data import chats, jsonl, sources, tables
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
 from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
@@ -48,6 +48,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         wanted = "" if kept or config.data.tokenizer.startswith("train:") else config.data.tokenizer
         if wanted and expected(wanted):
             _check_tokenizer(wanted)
+        if config.data.template not in chats.NAMES and not kept:
+            chats.source(config.data.template, None, wanted)  # is it there
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
     shapes, empty = {}, networks.stand_ins(config)
