@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from test_tokenizer import FAMILIES
 
 from instructgpt_jax import paths
-from instructgpt_jax.data import build, sources, tables
+from instructgpt_jax.data import batches, build, chats, encoding, sources, tables, tokenizer
 from instructgpt_jax.validate import inputs
 
+PAIR = ("chosen", "rejected")
 USER = {"role": "user", "content": "Say hi."}
 
 
@@ -115,32 +117,6 @@ def test_a_damaged_file_is_refused_whatever_is_allowed(tmp_path, damage):
     reason = r"must be whole, its rows from \d+ on are not, got" if damage == "page" else "must be a whole parquet file"
     with pytest.raises(ValueError, match=rf"x\.parquet {reason}.*"):
         sources.load((f"parquet:{path}",), "comparisons", 10_000)
-
-
-def test_parquet_in_a_bucket(monkeypatch, tmp_path):
-    fsspec = pytest.importorskip("fsspec")
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    class Bucket(MemoryFileSystem):
-        protocol = ("gcs", "gs")
-        store, pseudo_dirs = {}, [""]
-
-        def __init__(self, finalize_on_close=True, **options):
-            super().__init__(**options)
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return MemoryFileSystem._strip_protocol(re.sub(r"^gc?s://", "memory://", path))
-
-    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
-    write(tmp_path / "a.parquet", pairs(30), row_group_size=10)
-    bucket = fsspec.filesystem("gcs")
-    bucket.makedirs("/data/raw", exist_ok=True)
-    bucket.pipe_file("/data/raw/a.parquet", (tmp_path / "a.parquet").read_bytes())
-    records = sources.load(("parquet:gs://data/raw/*.parquet",), "comparisons", 0)
-    assert compared(records) == expected(pairs(30)) and records.origin(12) == "gs://data/raw/a.parquet[12]"
-    with pytest.raises(ValueError, match="parquet:gs://data/none must name at least one file, got none"):
-        sources.load(("parquet:gs://data/none",), "comparisons", 0)
 
 
 # --- what is asked before a record is read ---
@@ -254,6 +230,75 @@ def test_what_cannot_be_loaded_is_one_line(datasets, tmp_path, monkeypatch):
         sources.load((f"hf:{tmp_path}/files:train",), "tasks", 0)
 
 
+# --- one preference set in five forms ---
+
+
+def dialogues(count):
+    """Messages that both answers have in common, and the two answers."""
+    for i in range(count):
+        said = [("user", f"Where is fox {i}?"), ("assistant", f"Near river {i}.\n\nWhy?"), ("user", "I ask.")]
+        messages = [{"role": role, "content": content} for role, content in said[: 1 + 2 * (i % 2)]]
+        yield messages, f"It is near the old river, {i}.", f"It is near{'' if i % 3 else ' the hen'}."
+
+
+def rendered(messages):
+    names = {"user": "Human", "assistant": "Assistant"}
+    return "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in messages) + "\n\nAssistant:"
+
+
+def in_form(form, folder):
+    """A source with the same preference set in one of the forms."""
+    sets = list(dialogues(24))
+    texts = [(rendered(messages), f" {chosen}", f" {rejected}") for messages, chosen, rejected in sets]
+    turns = [
+        {name: [*messages, {"role": "assistant", "content": text}] for name, text in zip(PAIR, answers, strict=True)}
+        for messages, *answers in sets
+    ]
+    rows = {
+        "ours": [{"prompt": prompt, "completions": list(both), "ranking": [1, 2]} for prompt, *both in texts],
+        "texts": [{"chosen": prompt + one, "rejected": prompt + two} for prompt, one, two in texts],
+        "texts-with-prompt": [{"prompt": prompt, "chosen": one, "rejected": two} for prompt, one, two in texts],
+        "messages": turns,
+        "messages-with-prompt": [
+            {"prompt": row["chosen"][:-1]} | {name: row[name][-1:] for name in PAIR} for row in turns
+        ],
+    }[form.partition("/")[2]]
+    container = form.partition("/")[0]
+    if container == "parquet":
+        return write(folder / "x.parquet", rows, row_group_size=10)
+    if container == "hf":
+        pytest.importorskip("datasets", reason="the extra 'hf'").Dataset.from_list(rows).save_to_disk(folder / "saved")
+        return f"hf:{folder}/saved:train"
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"jsonl:{folder}/x.jsonl"
+
+
+def batches_of(source, folder):
+    FAMILIES["byte-level"][0](folder / "tokenizer")
+    own = tokenizer.load(folder / "tokenizer", chats.Chat("human_assistant", ()))
+    records = sources.load((source,), "comparisons", 0)
+    order, rows = batches.Order(7, 3, 6), batches.Rows(256, 2)
+    made = batches.comparisons(records, own, order, rows, encoding.Allowed(0, 0), 2, True)
+    return [made[i] for i in range(len(made))], made.read["comparisons"].fingerprint
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["jsonl/texts", "jsonl/texts-with-prompt", "jsonl/messages", "jsonl/messages-with-prompt"]
+    + ["parquet/texts", "parquet/messages", "hf/texts", "hf/messages"],
+)
+def test_the_same_preferences_in_any_form_are_the_same_batches(form, tmp_path):
+    (tmp_path / "ours").mkdir()
+    expected, fingerprint = batches_of(in_form("jsonl/ours", tmp_path / "ours"), tmp_path)
+    found, same = batches_of(in_form(form, tmp_path), tmp_path)
+    assert len(found) == len(expected) == 12 and same == fingerprint
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], name)
+    assert sum(int((one["tokens"] > 0).sum()) for one in found) > 1000
+
+
 # --- TFDS ---
 
 
@@ -306,8 +351,8 @@ def test_pairs_in_tfds_are_all_read_first(tmp_path):
     turns = tfds.features.Sequence({"role": tfds.features.Text(), "content": tfds.features.Text()})
     features = tfds.features.FeaturesDict({"chosen": turns, "rejected": turns})
     answers = {text: [USER, {"role": "assistant", "content": text}] for text in ("Hi.", "No.", "Yes.")}
-    pairs = (("Hi.", "No."), ("Hi.", "Hi."), ("Yes.", "No."))
-    rows = [{"chosen": answers[one], "rejected": answers[two]} for one, two in pairs]
+    compared = (("Hi.", "No."), ("Hi.", "Hi."), ("Yes.", "No."))
+    rows = [{"chosen": answers[one], "rejected": answers[two]} for one, two in compared]
     prepare("dialogue_pairs", "1.0.0", features, rows, tmp_path)
     records = sources.load(("tfds:dialogue_pairs",), "comparisons", 0, data_dir=str(tmp_path))
     assert sorted(r["completions"] for r in records) == [["Hi.", "No."], ["Yes.", "No."]]
