@@ -4,8 +4,10 @@ import gzip
 import json
 
 import pytest
+from test_tokenizer import FAMILIES
 
-from instructgpt_jax.data import datasets, forms, schema, sources
+from instructgpt_jax.data import batches, datasets, encoding, forms, schema, sources, tokenizer
+from instructgpt_jax.data.batches import Order
 
 USER = {"role": "user", "content": "What color is the sky?"}
 BLUE, GREEN = ({"role": "assistant", "content": text} for text in ("It is blue.", "It is green."))
@@ -179,6 +181,21 @@ def test_equal_answers_are_left_out_and_counted_once(tmp_path):
         sources.load((f"jsonl:{tmp_path}/b.jsonl",), "comparisons", 0)
     # As demonstrations and as prompts they are as good as others, where the prompt can be told.
     assert len(sources.load((source,), "demonstrations", 0)) == len(sources.load((source,), "prompts", 0)) == 45
+
+
+def test_what_is_left_out_is_in_what_a_run_tells(tmp_path):
+    rows = [{"prompt": f"Fox {i}:", "chosen": " yes", "rejected": " no" if i % 4 else " yes"} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    FAMILIES["byte-level"][0](tmp_path / "tokenizer")
+    own = tokenizer.load(tmp_path / "tokenizer")
+    records = sources.load((f"jsonl:{tmp_path}/a.jsonl",), "comparisons", 0)
+    sets = [
+        batches.comparisons(part, own, Order(None, 1, 4), batches.Rows(64, 2), encoding.Allowed(0, 0), 2, True).read
+        for part in datasets.split(records, 0.3)
+    ]
+    told = datasets.described(sets)["comparisons"]
+    assert told["records"] == 40 and told["left_out"] == {forms.EQUAL: 10}
+    assert told["examples"] + told["validation"] == 30 and told["validation"]
 
 
 def test_fields_are_copied_before_the_form_is_looked_for(tmp_path):
