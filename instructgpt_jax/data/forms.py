@@ -21,8 +21,7 @@ one, as prompts what both answer. That is:
   front of it: answers then begin with whole tokens. (TRL's `extract_prompt` cuts at the first letter that differs.)
 
 Where the two answers are equal, neither is better: such comparisons are left out and counted, they are not bad records.
-As prompts, dialogues that end with the assistant's turn are taken without it. All other fields (`margin`,
-`score_chosen`, …) pass through untouched.
+All other fields (`margin`, `score_chosen`, …) pass through untouched.
 """
 
 import itertools
@@ -63,7 +62,7 @@ def understood(row: Record, kind: str) -> tuple[Record, str]:
     why = ""
     if "chosen" in record and "rejected" in record and record.keys().isdisjoint(_OWN[kind]):
         record, why = _pair(record, kind)
-    return _dialogue(record, kind), why
+    return _dialogue(record), why
 
 
 def _is_ours(row: Record) -> bool:
@@ -75,10 +74,9 @@ def _is_ours(row: Record) -> bool:
     return not isinstance(row.get("completion"), list | dict) and not isinstance(first, list | dict)
 
 
-def _dialogue(record: Record, kind: str) -> Record:
+def _dialogue(record: Record) -> Record:
     """The record with a text as its prompt or with messages, not both, and with texts as what follows them."""
     prompt, messages = record.get("prompt"), record.get("messages")
-    follows = [name for name in ("completion", "completions") if name in record]
     answers = {}
     if "completion" in record and _is_messages(record["completion"]):
         answers["completion"] = _answer(record["completion"], "completion")
@@ -97,11 +95,6 @@ def _dialogue(record: Record, kind: str) -> Record:
         messages = [{"role": "user", "content": prompt}]
     if not _is_messages(messages):
         return record | answers
-    if kind == "prompts" and not follows:
-        last = len(messages)
-        while last > 1 and isinstance(messages[last - 1], dict) and messages[last - 1].get("role") == ASSISTANT:
-            last -= 1
-        messages = messages[:last]
     return {name: value for name, value in record.items() if name != "prompt"} | {"messages": messages} | answers
 
 
