@@ -228,6 +228,15 @@ def test_what_cannot_be_loaded_is_one_line(datasets, tmp_path, monkeypatch):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"^no row of hf:.* is a record of kind tasks: hf:.*\[0\]: missing field"):
         sources.load((f"hf:{tmp_path}/files:train",), "tasks", 0)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    expected = "^hf:a/b:train must be a directory, or a data set of the Hub that can be fetched from here, got Connec"
+    with pytest.raises(ValueError, match=f"{expected}tionError: no route$"):
+        sources.load(("hf:a/b:train",), "comparisons", 0)
 
 
 # --- one preference set in five forms ---
