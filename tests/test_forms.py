@@ -122,6 +122,8 @@ OTHERS = [  # kind, the row, its record
     ("prompts", {"messages": [USER, BLUE, MORE]}, {"messages": [USER, BLUE, MORE]}),
     ("prompts", {"messages": [USER, BLUE, MORE, BLUE]}, {"messages": [USER, BLUE, MORE, BLUE]}),
     ("prompts", {"prompt": TEXT, "messages": [USER, BLUE], "user": 3}, {"messages": [USER, BLUE], "user": 3}),
+    ("prompts", {"prompt": "a", "chosen": 1, "rejected": 0}, {"prompt": "a", "chosen": 1, "rejected": 0}),
+    ("prompts", {"prompt": TEXT, "chosen": [USER, BLUE], "rejected": [USER, GREEN]}, {"messages": [USER]}),
     ("prompts", {"prompt": [SYSTEM, USER]}, {"messages": [SYSTEM, USER]}),
     ("prompts", {"chosen": [USER, BLUE], "rejected": [USER, GREEN]}, {"messages": [USER]}),
     ("prompts", {"chosen": f"{SEA} a", "rejected": f"{SEA} b"}, {"prompt": SEA}),

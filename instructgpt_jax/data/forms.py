@@ -59,8 +59,9 @@ def understood(row: Record, kind: str) -> tuple[Record, str]:
     for name in _FIELDS:
         if isinstance(record.get(name), dict):
             record[name] = _list_of(record[name])
-    why = ""
-    if "chosen" in record and "rejected" in record and record.keys().isdisjoint(_OWN[kind]):
+    chosen, why = record.get("chosen"), ""
+    asked = kind == "prompts" and isinstance(record.get("prompt"), str) and not _is_messages(chosen)
+    if chosen is not None and "rejected" in record and not asked and record.keys().isdisjoint(_OWN[kind]):
         record, why = _pair(record, kind)
     return _dialogue(record), why
 
