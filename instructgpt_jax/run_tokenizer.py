@@ -26,6 +26,8 @@ def beside(init_from: str | os.PathLike) -> str:
 def chat_of(config: ConfigDict, name: str) -> chats.Chat:
     """How `config.data` has dialogues written and responses ended, with a tokenizer that perhaps is of a run."""
     before = chats.kept(name)
+    if before and not config.data.template and config.stage != "export":
+        process.say(f"{config.stage}: config.data.template is '', and {name} is of a run with {before.template!r}")
     day = before.day if before else chats.today()
     return chats.Chat(config.data.template, tuple(config.data.end_tokens), day)
 
@@ -91,9 +93,7 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
                 records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
                 train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
                 wanted = made
-            chat, before = chat_of(config, wanted), chats.kept(wanted)
-            if before and not chat.template:
-                process.say(f"config.data.template is '', and {wanted} is of a run with {before.template!r}")
+            chat = chat_of(config, wanted)
             load(wanted, chat).save(made)
             if chat.template:
                 chats.keep(chat, made)

@@ -52,7 +52,8 @@ def loaded(folder, template="chat", end_tokens=()):
 
 
 @pytest.fixture(scope="module", params=[(name, "byte-level") for name in CONTROLS] + [("mistral", "metaspace"),
-                                        ("zephyr", "prepended"), ("chatml", "metaspace")],
+                                        ("zephyr", "prepended"), ("chatml", "metaspace"),
+                                        ("human_assistant", "metaspace")],
                 ids="-".join)  # fmt: skip
 def pair(request, tmp_path_factory):
     """Ours and the tokenizer of transformers, with one template."""
@@ -175,7 +176,7 @@ def test_several_turns_are_packed_with_their_loss(tmp_path):
 
 def test_a_special_token_in_a_message_is_text(pair, tmp_path):
     ours, theirs, template = pair
-    controls = [text for text in CONTROLS[template][0]] or [tokenizers.EOS]
+    controls = CONTROLS[template][0] or [theirs.eos_token]
     held = " ".join(f"The {text} is{text} here{text}{text}" for text in controls)
     turns = [{"role": "user", "content": held}, {"role": "assistant", "content": held + "."}, DIALOGUE[2]]
     count = [sum(i in {theirs.convert_tokens_to_ids(text) for text in controls} for i in ids)
@@ -184,7 +185,8 @@ def test_a_special_token_in_a_message_is_text(pair, tmp_path):
     assert count[0] == count[1]
     rendered = ours.prompt(turns)
     spaces = {ord(" "): None}  # some tokenizers write one behind each special token
-    assert ours.decode(ours.encode_prompts([rendered])[0]).translate(spaces) == rendered.text.translate(spaces)
+    ids = ours.encode([rendered])[0]  # without BOS, where the form has none
+    assert ours.decode(ids).translate(spaces) == rendered.text.translate(spaces)
     (example,) = encoded(ours, "demonstrations", [{"messages": turns[:2]}], tmp_path)
     assert ours.decode(example.tokens[example.loss]).strip().startswith(held) and example.tokens[-1] == ours.end_id
     assert example.tokens[example.loss].tolist().count(ours.end_id) == 1

@@ -8,6 +8,8 @@ import re
 import sys
 import types
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from instructgpt_jax.data import datasets, jsonl, records, schema, sources
@@ -144,6 +146,14 @@ def test_bucket_files_are_found_and_read(tmp_path, monkeypatch):
     assert len(sources.load(("jsonl:gs://data/raw/b.jsonl",), "prompts", 0)) == 1
     with pytest.raises(ValueError, match="gs://data/none.jsonl must name at least one file"):
         sources.load(("jsonl:gs://data/none.jsonl",), "prompts", 0)
+    table = pyarrow.Table.from_pylist([{"prompt": f"p{i}"} for i in range(30)])
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet", row_group_size=10)
+    bucket.pipe_file("/data/raw/c.parquet", (tmp_path / "c.parquet").read_bytes())
+    records = sources.load(("parquet:gs://data/raw/*.parquet",), "prompts", 0)
+    assert [record["prompt"] for record in records] == [f"p{i}" for i in range(30)]
+    assert records.origin(12) == "gs://data/raw/c.parquet[12]"
+    with pytest.raises(ValueError, match="parquet:gs://data/none must name at least one file, got none"):
+        sources.load(("parquet:gs://data/none",), "prompts", 0)
 
 
 def test_simulated_records_are_checked_too(monkeypatch):
@@ -396,7 +406,8 @@ USER, ANSWER = {"role": "user", "content": "Say hi."}, {"role": "assistant", "co
         ("demonstrations", {"messages": [USER]}, "must end with the assistant's turn, got role 'user'"),
         ("demonstrations", {"messages": [USER, ANSWER], "completion": "Hi."}, "must end with another's turn"),
         ("demonstrations", {"messages": [USER, ANSWER | {"content": ""}]}, r"messages\[1\] must have a role, and as"),
-        ("prompts", {"messages": [USER, ANSWER]}, "must end with another's turn"),
+        ("prompts", {"messages": [ANSWER]}, "must begin with another's turn"),
+        ("tasks", {"messages": [USER, ANSWER]}, "must end with another's turn"),
         ("prompts", {"messages": [USER], "prompt": "Say hi."}, "prompt or messages, got both"),
         ("prompts", {"messages": []}, "at least one message"),
         ("prompts", {"messages": [{"role": "user"}]}, r"messages\[0\] must have the field 'content'"),

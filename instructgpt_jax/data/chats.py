@@ -103,16 +103,16 @@ def keep(chat: Chat, directory: str | os.PathLike) -> None:
 
 
 def prompt_of(record: Record) -> Prompt:
-    """What is to be answered: the messages of a record, or its prompt."""
-    return record["messages"] if "messages" in record else record["prompt"]
+    """What is to be answered: the messages of a record, without an answer that they end with, or its prompt."""
+    if "messages" not in record:
+        return record["prompt"]
+    messages = record["messages"]
+    return messages[:-1] if messages[-1]["role"] == ASSISTANT else messages
 
 
 def asked_and_said(record: Record) -> tuple[str, str]:
     """The prompt of a demonstration as `named` has it, and what is demonstrated; of a whole dialogue the last turn."""
-    if "completion" in record:
-        return named(record), record["completion"]
-    *before, last = record["messages"]
-    return Dialogue(before), last["content"]
+    return named(record), record["completion"] if "completion" in record else record["messages"][-1]["content"]
 
 
 class Dialogue(str):
@@ -134,7 +134,7 @@ class Dialogue(str):
 
 def named(record: Record) -> str:
     """The prompt of a record as a text: a `Dialogue` where it has messages."""
-    return Dialogue(record["messages"]) if "messages" in record else record["prompt"]
+    return Dialogue(prompt_of(record)) if "messages" in record else record["prompt"]
 
 
 def given(prompt: str) -> Prompt:

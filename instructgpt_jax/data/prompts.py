@@ -92,7 +92,7 @@ def _written(record: Record) -> list[str]:
     """What the user wrote: the prompt, or every message that is not the assistant's."""
     if "messages" not in record:
         return [record["prompt"]]
-    return [message["content"] for message in record["messages"] if message["role"] != ASSISTANT]
+    return [message["content"] for message in chats.prompt_of(record) if message["role"] != ASSISTANT]
 
 
 def drop_long(

@@ -11,7 +11,7 @@
 In each of these `messages` may stand in place of `prompt`: the dialogue so far, a list of `{"role": str, "content":
 str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/chats.py). A
 demonstration without a `completion` is a whole dialogue: it ends with the assistant's turn, and each of the assistant's
-turns is one that is demonstrated.
+turns is one that is demonstrated. Such a record is a prompt too, which asks for that last turn.
 
 A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
 answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
@@ -82,7 +82,7 @@ def validate(record: Record, kind: str) -> None:
         _check_prompt(record)
         _check_comparison(record)
     elif kind == "prompts":
-        _check_prompt(record)
+        _check_prompt(record, answered=None)
     elif kind == "pretraining":
         _check_text(record, "text")
     elif kind == "tasks":
@@ -95,8 +95,8 @@ def validate(record: Record, kind: str) -> None:
         raise ValueError(f"user must be a string or an integer, got {_short(user)}")
 
 
-def _check_prompt(record: Record, answered: bool = False) -> None:
-    """A `prompt`, or `messages` whose last is the assistant's turn if `answered`, else anybody else's."""
+def _check_prompt(record: Record, answered: bool | None = False) -> None:
+    """A `prompt`, or `messages` whose last is the assistant's turn if `answered`, another's if not; None: either."""
     if "messages" not in record:
         return _check_text(record, "prompt")
     if "prompt" in record:
@@ -116,15 +116,15 @@ def _check_prompt(record: Record, answered: bool = False) -> None:
                 f"messages[{k}] must have a role, and as the user's or the assistant's turn a text, got "
                 f"{_short(message)}: cut the dialogue before it"
             )
-    if answered and messages[0]["role"] == ASSISTANT:
-        raise ValueError("messages must begin with another's turn, got role 'assistant': leave that turn out")
     last = messages[-1]["role"]
+    if last == messages[0]["role"] == ASSISTANT:
+        raise ValueError("messages must begin with another's turn, got role 'assistant': leave that turn out")
     if answered and last != ASSISTANT:
         raise ValueError(
             f"messages must end with the assistant's turn, got role {last!r}: cut the dialogue there, or give the "
             "answer as completion"
         )
-    if not answered and last == ASSISTANT:
+    if answered is False and last == ASSISTANT:
         raise ValueError(
             "messages must end with another's turn for the assistant to answer, got role 'assistant': cut the dialogue "
             "before it"

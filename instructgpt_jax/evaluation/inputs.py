@@ -54,10 +54,11 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         read[key] = about | {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
         return used
 
-    def plain(key: str, used: list) -> list:
+    def plain(key: str, found: Sequence) -> list:
         """As `note`, of records that are all used as they are."""
+        used, left_out = list(found), found.left_out if isinstance(found, sources.Records) else {}
         texts = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in used]
-        note(key, texts, {"records": len(used), "validation": 0, "left_out": {}})
+        note(key, texts, {"records": len(used) + sum(left_out.values()), "validation": 0, "left_out": left_out})
         return used
 
     def records(names: Sequence[str], kind: str) -> sources.Records:
@@ -101,7 +102,7 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         ranked = records(c.accuracy, "comparisons")
         if config.data.skip_long:
             ranked = encoding.that_fit(ranked, tokenizer, longest)
-        comparisons = plain("accuracy", list(ranked))
+        comparisons = plain("accuracy", ranked)
     return Data(
         prompts=found,
         prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),

@@ -25,7 +25,7 @@ from instructgpt_jax.training import resume
 
 RANKED, SHUFFLED, UNRANKED = "comparisons.jsonl", "shuffled.jsonl", "unranked.jsonl"
 TOLD = 5  # lines of progress a policy
-KEPT = ("prompt", "messages", "user", "use_case")  # fields of a prompt that its comparisons carry
+KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons carry
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -71,6 +71,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         count = count_completions(number, *c.completions, config.seed)
         found = [written[number, k] for k in range(count)]
         kept = {field: record[field] for field in KEPT if field in record}
+        if "messages" in record:
+            kept["messages"] = chats.prompt_of(record)
         kept |= {
             "completions": [one.text for one in found],
             "ended": [one.ended for one in found],
