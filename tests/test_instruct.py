@@ -4,10 +4,12 @@ import gzip
 import itertools
 import json
 
+import jax
 import pytest
 
 from configs import instruct
 from instructgpt_jax import main, models
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
 
 
@@ -59,8 +61,23 @@ def test_recipe_runs_from_a_base_to_two_exports_on_pairs_and_rankings(sources, t
 
 def test_recipe_names_what_it_lacks(sources, tmp_path, one_device):
     config = instruct.get_config("cpu")
-    with pytest.raises(ValueError, match=r"config.base must be set, for example --config.base=BASE, got ''"):
-        main.run(config, str(tmp_path))
-    config.base = str(tmp_path)
-    with pytest.raises(ValueError, match="config.demonstrations must be set, for example"):
+    config.base = str(tmp_path / "base")
+    with pytest.raises(ValueError, match=r"config.\w+ must be set, for example --config.\w+=jsonl:\w+.jsonl, got \(\)"):
         main.run(config, str(tmp_path / "run"))
+    config.update(sources)
+    with pytest.raises(ValueError, match="stage sft of the pipeline: config.models.model.init_from must exist"):
+        main.run(config, str(tmp_path / "run"))
+    config.base = ""
+    with pytest.raises(ValueError, match="config.base must be set, for example --config.base=BASE, got ''"):
+        main.run(config, str(tmp_path / "run"))
+
+    tokenizer = tokenizers.train((f"words of {n}" for n in range(200)), 300, tmp_path / "bpe")
+    network = models.SIZES["tiny"].replace(vocab_size=300, max_length=512)
+    hf.save(tmp_path / "base", network, models.init(network, jax.random.key(0)), tokenizer.pretrained(pad=False))
+    config.base = str(tmp_path / "base")
+    with pytest.raises(ValueError, match="config.data.template='chat' needs a tokenizer with a template of its own"):
+        main.run(config, str(tmp_path / "run"))
+    for file in (tmp_path / "base").glob("*token*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="stage sft of the pipeline: config.data.tokenizer must be set, .* has none"):
+        main.run(config, str(tmp_path / "other"))
