@@ -34,6 +34,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 50.0}
 
 # Name -> (class of transformers, configuration). Together they switch every option that the tables know.
 CASES = {
@@ -60,13 +61,19 @@ CASES = {
         | {"rope_parameters": LLAMA3},
     ),
     "llama_linear": ("Llama", _SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama_yarn": (
+        "Llama",
+        _GROUPED
+        | {"head_dim": 16}
+        | {"rope_parameters": YARN | {"beta_fast": 3, "mscale": 2.0, "mscale_all_dim": 0.5, "truncate": False}},
+    ),
     "mistral": ("Mistral", _GROUPED | {"sliding_window": 5}),
     "qwen2": (
         "Qwen2",
         _GROUPED
         | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
-    "qwen3": ("Qwen3", _GROUPED | {"head_dim": 8}),
+    "qwen3": ("Qwen3", _GROUPED | {"head_dim": 8, "rope_parameters": YARN}),
 }
 
 

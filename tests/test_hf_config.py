@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf_checkpoints import GOLDEN, copy_golden, count_params, edit_config, file_tensors
+from hf_checkpoints import GOLDEN, copy_golden, count_params, edit_config, file_tensors, random_parameters
 
 from instructgpt_jax import models
 from instructgpt_jax.models import hf
@@ -145,9 +145,12 @@ BAD_OPTIONS = [
     ("llama", {"quantization": {"bits": 4}}, "quantization must be None"),
     (
         "llama",
-        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
-        "rope_parameters.rope_type must be .*got 'yarn'",
+        {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+        r"rope_parameters.rope_type must be one of \['default', 'linear', 'llama3', 'yarn'\], got 'longrope'",
     ),
+    ("llama", {"rope_scaling": {"type": "yarn"}}, "rope_scaling of type 'yarn' must have the options .*none of"),
+    ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 2, "truncate": "no"}}, "rope_scaling.truncate must be true"),
+    ("qwen2", {"rope_parameters": {"full_attention": {"rope_theta": 2.0}}}, r"the same for all.*\['full_attention'\]"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type must be .*got 'dynamic'"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear' must have the options"),
     ("llama", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor must be 1"),
@@ -187,6 +190,61 @@ NO_MATTER = [
     ("gpt_neo", {"unk_token_id": None, "renormalize_logits": True}),
     ("llama", {"num_local_experts": 8, "unsloth_version": "2025.1", "max_new_tokens": 9}),
 ]
+
+YARN = {"kind": "yarn", "factor": 4.0, "original_max_position": 24, "beta_fast": 32.0, "beta_slow": 1.0} | {
+    "attention_factor": pytest.approx(1.1386294361119891),  # 0.1 ln 4 + 1
+    "truncate": True,
+}
+ROTARY = [  # options in config.json -> the scaling, and the context
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, YARN, 96),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8}}, YARN | {"beta_fast": 8.0}, 96),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "truncate": False}},
+        YARN | {"original_max_position": 5, "truncate": False},
+        24,  # of max_position_embeddings, which is more than four times 5
+    ),
+    (
+        # A key of its own counts before the option of that name, in transformers as well.
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 12},
+        YARN | {"original_max_position": 12},
+        48,
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1, "mscale_all_dim": 1}},
+        YARN | {"attention_factor": 1.0},
+        96,
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 2.5, "mscale": 1, "mscale_all_dim": 1}},
+        YARN | {"attention_factor": 2.5},
+        96,
+    ),
+    ({"rope_scaling": {"type": "linear", "factor": 3.0}}, {"kind": "linear", "factor": 3.0}, 24),
+]
+
+
+@pytest.mark.parametrize("keys, scaling, context", ROTARY)
+def test_scaling_of_rotary_positions(keys, scaling, context, tmp_path):
+    directory = copy_golden("llama", tmp_path)
+    edit_config(directory, **({"rope_parameters": "absent", "rope_theta": 100.0} | keys))
+    config = hf.read_config(directory)
+    assert dict(config.rotary_scaling) == scaling and config.max_length == context
+    assert config.rotary_theta == 100.0
+    hf.save(tmp_path / "again", config, random_parameters(config))
+    assert hf.read_config(tmp_path / "again") == config
+
+
+def test_options_inside_rotary_scaling_that_change_nothing_are_told(caplog, tmp_path):
+    directory = copy_golden("llama", tmp_path)
+    with caplog.at_level("WARNING", "absl"):
+        edit_config(directory, rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 8, "finetuned": True})
+        hf.read_config(directory)
+        edit_config(directory, some_key=1, transformers_version="17.0.1")
+        hf.read_config(directory)
+    first, second = caplog.messages
+    assert "config.json: ignored rope_scaling.beta_fast, rope_scaling.finetuned, which" in first
+    assert "some_key, which change nothing in 'llama' of transformers 5" in second
+    assert second.endswith(" (the file is of 17.0.1, which may know them)")
 
 
 @pytest.mark.parametrize("family, extra", NO_MATTER, ids=[f"{f}-{next(iter(e))}" for f, e in NO_MATTER])

@@ -328,5 +328,5 @@ def layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs
     rotary = None
     if config.positions == "rotary":
         frequencies = attention.rotary_frequencies(config.rotary_width, config.rotary_theta, config.rotary_scaling)
-        rotary = attention.rotary_angles(query.positions, frequencies)
+        rotary = attention.rotary_angles(query.positions, frequencies, attention.rotary_scale(config.rotary_scaling))
     return LayerInputs(attention.visible(query, key), rotary, None)

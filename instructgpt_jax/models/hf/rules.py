@@ -1,5 +1,7 @@
 """Rules that the families' tables share: activations, biases, rotary positions, windows."""
 
+import math
+
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf.fields import Rule
 
@@ -13,9 +15,16 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+ORIGINAL = "original_max_position_embeddings"
+# Kind of rotary scaling -> its options that must be given, and all that transformers reads.
 SCALINGS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
+    "default": ((), ()),
+    "linear": (("factor",), ("factor",)),
+    "llama3": (("factor", "high_freq_factor", "low_freq_factor"), (ORIGINAL,)),
+    "yarn": (
+        ("factor",),
+        (ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
 }
 
 
@@ -68,44 +77,93 @@ def rotary(
     """
 
     def read(raw, fields):
-        where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-        options = dict(raw.get(where) or {})
-        theta = options.pop("rope_theta", None) or raw.get(theta_key) or raw.get("rope_theta") or 10_000.0
-        legacy_kind = options.pop("type", "default")
-        kind = options.pop("rope_type", legacy_kind)
-        share = options.pop("partial_rotary_factor", raw.get(fraction_key, raw.get("partial_rotary_factor")))
+        where, options = _rope_options(raw)
+        theta = options.get("rope_theta") or raw.get(theta_key) or raw.get("rope_theta") or 10_000.0
+        kind = options.get("rope_type", options.get("type", "default"))
+        share = options.get("partial_rotary_factor", raw.get(fraction_key, raw.get("partial_rotary_factor")))
         share = (fraction or 1.0) if share is None else share
         if fraction is None and share != 1:
             raise ValueError(f"{fraction_key} must be 1, the only value that is computed here, got {share!r}")
-        if kind not in ("default", *SCALINGS):
-            raise ValueError(f"{where}.rope_type must be 'default', 'linear' or 'llama3', got {kind!r}")
-        expected = SCALINGS.get(kind, ())
-        if kind == "llama3":
-            options.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-        if set(options) != set(expected):
-            raise ValueError(f"{where} of type {kind!r} must have the options {expected}, got {sorted(options)}")
-        scaling = {name: _number(f"{where}.{name}", value) for name, value in options.items()}
-        if "original_max_position_embeddings" in scaling:
-            scaling["original_max_position"] = scaling.pop("original_max_position_embeddings")
         head_width = fields.get("head_width") or fields["width"] // fields["num_heads"]
-        return {
+        scaling = _scaling(kind, where, options, raw)
+        read = {
             "positions": "rotary",
             "rotary_theta": float(_number(theta_key, theta)),
             "rotary_width": int(head_width * _number(fraction_key, share)),
-            "rotary_scaling": tuple(sorted((scaling | {"kind": kind}).items())) if scaling else (),
+            "rotary_scaling": tuple(sorted(scaling.items())),
         }
+        if kind == "yarn":  # which is there for a context that max_position_embeddings need not name
+            extended = int(scaling["factor"] * scaling["original_max_position"])
+            read["max_length"] = max(fields["max_length"], extended)
+        return read
 
     def write(config: ModelConfig):
-        scaling = dict(config.rotary_scaling)
-        if "original_max_position" in scaling:
-            scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
-        if "kind" in scaling:
-            scaling["rope_type"] = scaling.pop("kind")
+        names = {"kind": "rope_type", "original_max_position": ORIGINAL}
+        scaling = {names.get(name, name): value for name, value in config.rotary_scaling}
         raw = {theta_key: config.rotary_theta, "rope_scaling": scaling or None}
         return raw if fraction is None else raw | {fraction_key: config.rotary_width / config.head_width}
 
-    keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters")
-    return Rule(keys, read, write)
+    def unread(raw):
+        where, options = _rope_options(raw)
+        read = {name for names in SCALINGS[options.get("rope_type", options.get("type", "default"))] for name in names}
+        read |= {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+        return [f"{where}.{name}" for name in options if name not in read]
+
+    keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters", ORIGINAL)
+    return Rule(keys, read, write, unread)
+
+
+def _rope_options(raw) -> tuple[str, dict]:
+    """The key of the rotary options that counts, and the options."""
+    where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    options = raw.get(where) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"{where} must be an object, got {options!r}")
+    nested = [name for name, value in options.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{where} must be the same for all layers of this family, got options for each of {nested}")
+    return where, options
+
+
+def _scaling(kind: str, where: str, options: dict, raw) -> dict[str, float | str]:
+    """The scaling of rotary positions as ModelConfig has it, with what transformers takes where an option is absent."""
+    if kind not in SCALINGS:
+        raise ValueError(f"{where}.rope_type must be one of {sorted(SCALINGS)}, got {kind!r}")
+    if kind == "default":
+        return {}
+    required, optional = SCALINGS[kind]
+    missing = [name for name in required if options.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} of type {kind!r} must have the options {required}, got none of {missing}")
+    scaling = {name: _number(f"{where}.{name}", options[name]) for name in required}
+    if ORIGINAL in optional:
+        given = raw.get(ORIGINAL, options.get(ORIGINAL))  # beside them it counts before that among them
+        given = raw["max_position_embeddings"] if given is None else given
+        scaling["original_max_position"] = _number(ORIGINAL, given)
+    if kind == "yarn":
+        scaling |= _yarn(where, options, scaling["factor"])
+    return scaling | {"kind": kind}
+
+
+def _yarn(where: str, options: dict, factor: float) -> dict[str, float]:
+    """YaRN's further options: where its ramp begins and ends, and what the cosines and sines are multiplied by."""
+    number = lambda name, default: float(_number(f"{where}.{name}", options.get(name) or default))  # noqa: E731
+    truncate = options.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"{where}.truncate must be true or false, got {truncate!r}")
+    grown = lambda scale: 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
+    if options.get("mscale") and options.get("mscale_all_dim"):
+        attention_factor = grown(number("mscale", 0)) / grown(number("mscale_all_dim", 0))
+    else:
+        attention_factor = grown(1.0)
+    if options.get("attention_factor") is not None:
+        attention_factor = _number(f"{where}.attention_factor", options["attention_factor"])
+    return {
+        "beta_fast": number("beta_fast", 32),
+        "beta_slow": number("beta_slow", 1),
+        "attention_factor": float(attention_factor),
+        "truncate": truncate,
+    }
 
 
 def _no_windows() -> Rule:
