@@ -113,7 +113,7 @@ SECTIONS = {
         "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
     },
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {},
+    "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
