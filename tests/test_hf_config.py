@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 from hf_checkpoints import GOLDEN, copy_golden, count_params, edit_config, file_tensors, random_parameters
 
 from instructgpt_jax import models
@@ -161,6 +162,20 @@ BAD_OPTIONS = [
     ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine must be True"),
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm must be False"),
     ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types must be"),
+    ("gemma3_text", {"model_type": "gemma3"}, "model_type must be one of .*got 'gemma3'"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping must be None, .*got 30.0"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be False, .*got True"),
+    ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types must be .* for each of 2 layers, got"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window must be a number of at least 1 .*got None"),
+    ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern must be at least 1"),
+    ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive, got 0"),
+    ("gemma3_text", {"rope_parameters": {"full_attention": 5}}, "rope_parameters must be an object of objects"),
+    ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling.rope_type must be .*'dynamic'"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+        "rope_parameters.sliding_attention.rope_type must be 'default', got 'linear'",
+    ),
 ]
 
 
@@ -230,6 +245,38 @@ def test_scaling_of_rotary_positions(keys, scaling, context, tmp_path):
     config = hf.read_config(directory)
     assert dict(config.rotary_scaling) == scaling and config.max_length == context
     assert config.rotary_theta == 100.0
+    hf.save(tmp_path / "again", config, random_parameters(config))
+    assert hf.read_config(tmp_path / "again") == config
+
+
+GEMMA = [  # keys of config.json -> (base, base in layers with a window, scaling), windows of seven layers
+    ({"rope_parameters": "absent"}, (1e6, 1e4, {}), [5, 5, 5, 5, 5, 0, 5]),
+    (
+        {"rope_parameters": "absent", "rope_theta": 300, "rope_local_base_freq": 20, "sliding_window_pattern": 3}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        (300.0, 20.0, {"kind": "linear", "factor": 8.0}),
+        [5, 5, 0, 5, 5, 0, 5],
+    ),
+    (
+        {"rope_parameters": {"sliding_attention": {"rope_theta": 7.0}}, "rope_theta": 300}
+        | {"_sliding_window_pattern": 3},
+        (300.0, 7.0, {}),
+        [5, 5, 5, 5, 5, 0, 5],
+    ),
+]
+
+
+@pytest.mark.parametrize("keys, rotary, windows", GEMMA)
+def test_gemmas_two_bases_and_windows(keys, rotary, windows, tmp_path):
+    """As transformers reads them; the last case: its own note of the pattern counts no more where it is read back."""
+    directory = copy_golden("gemma3_text", tmp_path)
+    edit_config(directory, **({"num_hidden_layers": 7, "layer_types": "absent"} | keys))
+    config, theirs = hf.read_config(directory), transformers.AutoConfig.from_pretrained(directory)
+    assert (config.rotary_theta, config.local_rotary_theta, dict(config.rotary_scaling)) == rotary
+    assert list(config.layer_windows) == windows
+    assert windows == [5 if kind == "sliding_attention" else 0 for kind in theirs.layer_types]
+    dense, local = (theirs.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
+    assert (dense["rope_theta"], local["rope_theta"], dense.get("factor")) == (*rotary[:2], rotary[2].get("factor"))
     hf.save(tmp_path / "again", config, random_parameters(config))
     assert hf.read_config(tmp_path / "again") == config
 

@@ -13,7 +13,6 @@ FILES = {file.stem: file for file in sorted((pathlib.Path(__file__).parent / "hf
 REFUSED = {
     "biomedlm": "scale_attn_by_inverse_layer_idx must be False, the only value that is computed here, got True",
     "distilgpt2-of-2019": "model_type must be one of .*got None",
-    "gemma-3-1b-it": "model_type must be one of .*got 'gemma3_text'",
     "gpt-j-as-gpt-neo-flat": r"attention_types must be \[\[\[kind, …\], times\], …\], got",
     "qwen3-30b-a3b": "model_type must be one of .*got 'qwen3_moe'",
 }
@@ -68,6 +67,8 @@ def test_read_as_transformers_reads_it(name, caplog, tmp_path):
     assert ours.tied_embeddings == theirs.tie_word_embeddings
 
     rope = getattr(theirs, "rope_parameters", None) or {"rope_theta": 10_000.0}
+    assert ours.local_rotary_theta == rope.get("sliding_attention", {}).get("rope_theta")
+    rope = rope.get("full_attention", rope)
     assert ours.rotary_theta == rope["rope_theta"]
     scaling = dict(ours.rotary_scaling)
     assert scaling.get("kind", "default") == rope.get("rope_type", "default")
@@ -88,6 +89,7 @@ def test_read_as_transformers_reads_it(name, caplog, tmp_path):
 @pytest.mark.parametrize(
     "name", ["gpt2-xl", "gpt-neo-tinystories-8m", "gpt-j-6b", "pythia-6.9b-deduped", "opt-350m", "llama-3.2-3b"]
     + ["smollm2-135m-instruct", "mistral-nemo-base", "qwen2.5-coder-32b-instruct-yarn", "qwen3-4b-2507"]
+    + ["gemma-3-1b-it"]
 )  # fmt: skip
 def test_as_many_parameters_as_transformers_makes(name, tmp_path):
     torch = pytest.importorskip("torch")

@@ -216,6 +216,8 @@ def canonical(config: ModelConfig) -> ModelConfig:
         changes["rotary_scaling"] = tuple(sorted(config.rotary_scaling))
     else:
         changes |= {field: defaults[field] for field in defaults if field.startswith("rotary")}
+    if config.positions != "rotary" or not any(windows):
+        changes["local_rotary_theta"] = None
     return config.replace(**changes)
 
 

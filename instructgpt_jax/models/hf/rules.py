@@ -59,7 +59,7 @@ def flag(key: str, default: bool, **choices: tuple) -> Rule:
     return Rule((key,), read, write)
 
 
-def _number(key: str, value):
+def number(key: str, value):
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} must be a number, got {value!r}")
     return value
@@ -85,11 +85,11 @@ def rotary(
         if fraction is None and share != 1:
             raise ValueError(f"{fraction_key} must be 1, the only value that is computed here, got {share!r}")
         head_width = fields.get("head_width") or fields["width"] // fields["num_heads"]
-        scaling = _scaling(kind, where, options, raw)
+        scaling = scaling_of(kind, where, options, raw)
         read = {
             "positions": "rotary",
-            "rotary_theta": float(_number(theta_key, theta)),
-            "rotary_width": int(head_width * _number(fraction_key, share)),
+            "rotary_theta": float(number(theta_key, theta)),
+            "rotary_width": int(head_width * number(fraction_key, share)),
             "rotary_scaling": tuple(sorted(scaling.items())),
         }
         if kind == "yarn":  # which is there for a context that max_position_embeddings need not name
@@ -98,9 +98,7 @@ def rotary(
         return read
 
     def write(config: ModelConfig):
-        names = {"kind": "rope_type", "original_max_position": ORIGINAL}
-        scaling = {names.get(name, name): value for name, value in config.rotary_scaling}
-        raw = {theta_key: config.rotary_theta, "rope_scaling": scaling or None}
+        raw = {theta_key: config.rotary_theta, "rope_scaling": written(config.rotary_scaling)}
         return raw if fraction is None else raw | {fraction_key: config.rotary_width / config.head_width}
 
     def unread(raw):
@@ -111,6 +109,12 @@ def rotary(
 
     keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters", ORIGINAL)
     return Rule(keys, read, write, unread)
+
+
+def written(scaling: tuple[tuple[str, float | str], ...]) -> dict[str, float | str] | None:
+    """A ModelConfig's scaling as config.json has it."""
+    names = {"kind": "rope_type", "original_max_position": ORIGINAL}
+    return {names.get(name, name): value for name, value in scaling} or None
 
 
 def _rope_options(raw) -> tuple[str, dict]:
@@ -125,7 +129,7 @@ def _rope_options(raw) -> tuple[str, dict]:
     return where, options
 
 
-def _scaling(kind: str, where: str, options: dict, raw) -> dict[str, float | str]:
+def scaling_of(kind: str, where: str, options: dict, raw) -> dict[str, float | str]:
     """The scaling of rotary positions as ModelConfig has it, with what transformers takes where an option is absent."""
     if kind not in SCALINGS:
         raise ValueError(f"{where}.rope_type must be one of {sorted(SCALINGS)}, got {kind!r}")
@@ -135,11 +139,11 @@ def _scaling(kind: str, where: str, options: dict, raw) -> dict[str, float | str
     missing = [name for name in required if options.get(name) is None]
     if missing:
         raise ValueError(f"{where} of type {kind!r} must have the options {required}, got none of {missing}")
-    scaling = {name: _number(f"{where}.{name}", options[name]) for name in required}
+    scaling = {name: number(f"{where}.{name}", options[name]) for name in required}
     if ORIGINAL in optional:
         given = raw.get(ORIGINAL, options.get(ORIGINAL))  # beside them it counts before that among them
         given = raw["max_position_embeddings"] if given is None else given
-        scaling["original_max_position"] = _number(ORIGINAL, given)
+        scaling["original_max_position"] = number(ORIGINAL, given)
     if kind == "yarn":
         scaling |= _yarn(where, options, scaling["factor"])
     return scaling | {"kind": kind}
@@ -147,20 +151,20 @@ def _scaling(kind: str, where: str, options: dict, raw) -> dict[str, float | str
 
 def _yarn(where: str, options: dict, factor: float) -> dict[str, float]:
     """YaRN's further options: where its ramp begins and ends, and what the cosines and sines are multiplied by."""
-    number = lambda name, default: float(_number(f"{where}.{name}", options.get(name) or default))  # noqa: E731
+    option = lambda name, default: float(number(f"{where}.{name}", options.get(name) or default))  # noqa: E731
     truncate = options.get("truncate", True)
     if not isinstance(truncate, bool):
         raise ValueError(f"{where}.truncate must be true or false, got {truncate!r}")
     grown = lambda scale: 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
     if options.get("mscale") and options.get("mscale_all_dim"):
-        attention_factor = grown(number("mscale", 0)) / grown(number("mscale_all_dim", 0))
+        attention_factor = grown(option("mscale", 0)) / grown(option("mscale_all_dim", 0))
     else:
         attention_factor = grown(1.0)
     if options.get("attention_factor") is not None:
-        attention_factor = _number(f"{where}.attention_factor", options["attention_factor"])
+        attention_factor = number(f"{where}.attention_factor", options["attention_factor"])
     return {
-        "beta_fast": number("beta_fast", 32),
-        "beta_slow": number("beta_slow", 1),
+        "beta_fast": option("beta_fast", 32),
+        "beta_slow": option("beta_slow", 1),
         "attention_factor": float(attention_factor),
         "truncate": truncate,
     }
@@ -171,7 +175,7 @@ def _no_windows() -> Rule:
 
     def read(raw, fields):
         for key in ("sliding_window", "attention_chunk_size"):
-            if raw.get(key) is not None and _number(key, raw[key]) < fields["max_length"]:
+            if raw.get(key) is not None and number(key, raw[key]) < fields["max_length"]:
                 raise ValueError(f"{key} must be at least the context of {fields['max_length']}, got {raw[key]!r}")
         if not set(raw.get("layer_types") or ()) <= {"full_attention"}:
             raise ValueError(f"layer_types must be 'full_attention' for every layer, got {raw['layer_types']!r}")
@@ -208,7 +212,7 @@ def _gpt_neo_windows() -> Rule:
         if raw.get("attention_layers", kinds) != kinds:
             raise ValueError(f"attention_layers must say the same as attention_types, got {raw['attention_layers']!r}")
         window = raw.get("window_size", 256)
-        return {"windows": tuple(0 if kind == "global" else _number("window_size", window) for kind in kinds)}
+        return {"windows": tuple(0 if kind == "global" else number("window_size", window) for kind in kinds)}
 
     def write(config: ModelConfig):
         kinds = ["local" if window else "global" for window in config.layer_windows]
@@ -224,7 +228,7 @@ def _mistral_window() -> Rule:
         window = raw.get("sliding_window", 4_096)
         if raw.get("layer_types") is not None and len(set(raw["layer_types"])) != 1:
             raise ValueError(f"layer_types must be the same for every layer, got {raw['layer_types']!r}")
-        return {"windows": (0 if window is None else _number("sliding_window", window),)}
+        return {"windows": (0 if window is None else number("sliding_window", window),)}
 
     return Rule(("sliding_window", "layer_types"), read, lambda config: {"sliding_window": config.windows[0] or None})
 
@@ -245,7 +249,7 @@ def _qwen_windows() -> Rule:
                 f"layer_types must be {full!r} or {sliding!r} (with use_sliding_window) for {layers} layers, "
                 f"got {kinds!r}"
             )
-        return {"windows": tuple(0 if kind == full else _number("sliding_window", window) for kind in kinds)}
+        return {"windows": tuple(0 if kind == full else number("sliding_window", window) for kind in kinds)}
 
     def write(config: ModelConfig):
         window = max(config.windows)
