@@ -220,7 +220,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
         params["embed"]["project_out"] = INIT_STD * jax.random.normal(out, (c.width, c.embedding_width))
     params["blocks"] = jax.vmap(block)(jax.random.split(keys[2], c.num_layers))
     if c.residual != "post_norm":
-        params["final_norm"] = {"scale": jnp.full(c.width, 1 - c.norm_offset)}
+        params["final_norm"] = {"scale": jnp.full(c.width, 1 - c.norm_offset, jnp.float32)}
         if c.norm == "layernorm":
             params["final_norm"]["bias"] = jnp.zeros(c.width)
     if c.head == "scalar":
