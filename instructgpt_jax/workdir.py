@@ -22,6 +22,8 @@ FREE = (
 )  # fmt: skip
 LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then
     "evaluate.answers_per_prompt": 1,
+    "data.template": "",
+    "data.end_tokens": [],
     "models.*.architecture.scaled_embeddings": False,
     "models.*.architecture.local_rotary_theta": None,
     "models.*.architecture.norm_offset": 0.0,

@@ -260,9 +260,9 @@ def test_generation_config_is_that_of_the_model(tmp_path):
 
     tokenizer = word_tokenizer(40)  # EOS is 39; PAD is 40, which EOS stands in for; no BOS
     hf.save(tmp_path / "lm", config, params, tokenizer, generation=given)
-    expected = given | {"eos_token_id": [5, 7, 39], "pad_token_id": 39, "bos_token_id": None}
+    expected = given | {"eos_token_id": [5, 7], "pad_token_id": 39, "bos_token_id": None}
     assert hf.read_generation(tmp_path / "lm") == expected
-    hf.save(tmp_path / "lm", config, params, tokenizer, generation={"eos_token_id": 39, "top_k": 4})
+    hf.save(tmp_path / "lm", config, params, tokenizer, generation={"eos_token_id": [98, 99], "top_k": 4})
     assert hf.read_generation(tmp_path / "lm")["eos_token_id"] == 39
     hf.save(tmp_path / "lm", config, params, generation={"eos_token_id": 5})
     assert hf.read_generation(tmp_path / "lm") == {"eos_token_id": 5, "bos_token_id": None, "pad_token_id": None}

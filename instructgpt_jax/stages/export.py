@@ -14,7 +14,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `config.models.model` with its tokenizer; `config.models.model.weights` chooses 'ema' or 'params'.
 
     The chat template is part of the tokenizer, and with it travels the generation_config.json of the checkpoint that
-    training began with, from workdir to workdir.
+    training began with, from workdir to workdir; its end tokens are those of the run.
 
     Raises:
       ValueError: the workdir holds anything but an earlier export, or the model itself, or no family of Hugging Face
@@ -34,6 +34,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     made = tokenizer.pretrained(pad=network.config.head == "scalar")
     beside = run_tokenizer.beside(source)
     generation = hf.read_generation(beside) if beside else {}
+    if generation or tokenizer.end_ids != (tokenizer.eos_id,):
+        generation["eos_token_id"] = list(tokenizer.end_ids)
     hf.save(workdir, network.config, network.load(), made, config.export.dtype, generation)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"

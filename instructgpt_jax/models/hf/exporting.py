@@ -60,7 +60,8 @@ def save(
         head needs a PAD of its own; without, HF's classifiers score single sequences only.
       dtype: of the tensors, 'float32' or 'bfloat16'.
       generation: of the checkpoint that training began with (see `read_generation`): how a language model is sampled.
-        Of its end tokens those stay that the model has, and the tokenizer's EOS is always one; PAD is the tokenizer's.
+        Of its end tokens those stay that the model has, or the tokenizer's EOS where there are none; BOS and PAD are
+        the tokenizer's.
       shard_bytes: a file's size above which there are several, with an index.
 
     Raises:
@@ -170,9 +171,9 @@ def _special_tokens(config: ModelConfig, tokenizer) -> tuple[Any, dict[str, int 
 def _generation(generation: Mapping[str, Any], raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """generation_config.json: ids are of this model and its tokenizer."""
     ends = generation.get("eos_token_id")
-    ends = [*(ends if isinstance(ends, list) else [ends]), raw.get("eos_token_id")]
-    ends = [token for token in dict.fromkeys(ends) if token is not None and token < rows]
-    made = dict(generation) | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    ends = ends if isinstance(ends, list) else [ends]
+    ends = [token for token in ends if token is not None and token < rows] or [raw["eos_token_id"]]
+    made = dict(generation) | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
     return made | {key: raw[key] for key in ("bos_token_id", "pad_token_id") if key in raw}
 
 
