@@ -156,7 +156,7 @@ def test_classes_exist(family):
     assert hasattr(transformers, family.causal) and hasattr(transformers, family.classifier)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "opt_projected", "qwen3"])
+@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "opt_projected", "qwen3", "gemma3_text"])
 def test_reward_model_gives_the_same_score(case, tmp_path):
     hf_checkpoints.write(case, tmp_path / "lm")
     config, params = hf.load(tmp_path / "lm")
