@@ -169,6 +169,7 @@ BAD_OPTIONS = [
     ("gemma3_text", {"sliding_window": None}, "sliding_window must be a number of at least 1 .*got None"),
     ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern must be at least 1"),
     ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive, got 0"),
+    ("gemma3_text", {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1, .*got {0.5}"),
     ("gemma3_text", {"rope_parameters": {"full_attention": 5}}, "rope_parameters must be an object of objects"),
     ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling.rope_type must be .*'dynamic'"),
     (
@@ -204,6 +205,7 @@ NO_MATTER = [
     ("gpt2", {"alibi": True, "hidden_size": 16, "num_attention_heads": 4}),
     ("gpt_neo", {"unk_token_id": None, "renormalize_logits": True}),
     ("llama", {"num_local_experts": 8, "unsloth_version": "2025.1", "max_new_tokens": 9}),
+    ("gemma3_text", {"tie_vision": True}),
 ]
 
 YARN = {"kind": "yarn", "factor": 4.0, "original_max_position": 24, "beta_fast": 32.0, "beta_slow": 1.0} | {
@@ -288,7 +290,12 @@ def test_options_inside_rotary_scaling_that_change_nothing_are_told(caplog, tmp_
         hf.read_config(directory)
         edit_config(directory, some_key=1, transformers_version="17.0.1")
         hf.read_config(directory)
-    first, second = caplog.messages
+        gemma = copy_golden("gemma3_text", tmp_path)
+        options = json.loads((gemma / "config.json").read_text())["rope_parameters"]
+        edit_config(gemma, rope_parameters=options | {"rope_theta": 3.0})
+        assert hf.read_config(gemma) == hf.read_config(GOLDEN / "gemma3_text")
+    first, second, third = caplog.messages
+    assert "config.json: ignored rope_parameters.rope_theta, which change nothing in 'gemma3_text'" in third
     assert "config.json: ignored rope_scaling.beta_fast, rope_scaling.finetuned, which" in first
     assert "some_key, which change nothing in 'llama' of transformers 5" in second
     assert second.endswith(" (the file is of 17.0.1, which may know them)")

@@ -86,6 +86,9 @@ def _rotary() -> Rule:
         if kind(local) != "default":
             raise ValueError(f"rope_parameters.{sliding}.rope_type must be 'default', got {kind(local)!r}")
         where = "rope_scaling" if raw.get("rope_scaling") else f"rope_parameters.{full}"
+        shares = {options.get("partial_rotary_factor") for options in (raw, dense, local)} - {None, 1}
+        if shares:
+            raise ValueError(f"partial_rotary_factor must be 1, the only value that is computed here, got {shares}")
         theta = dense.get("rope_theta", raw.get("rope_theta", 1e6))
         local_theta = local.get("rope_theta", raw.get("rope_local_base_freq", 1e4))
         return {
@@ -103,8 +106,11 @@ def _rotary() -> Rule:
             "rope_scaling": written(config.rotary_scaling),
         }
 
-    keys = ("rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters", ORIGINAL)
-    return Rule(keys, read, write)
+    def unread(raw):
+        return [f"rope_parameters.{name}" for name in raw.get("rope_parameters") or () if name not in (full, sliding)]
+
+    keys = ("rope_theta", "rope_local_base_freq", "rope_scaling", "rope_parameters", "partial_rotary_factor", ORIGINAL)
+    return Rule(keys, read, write, unread)
 
 
 def _query_scale() -> Rule:
