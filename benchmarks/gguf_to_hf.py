@@ -85,7 +85,7 @@ def main() -> None:
         sys.exit(f"error: --out must be a new or an empty folder, got {arguments.out}")
     try:
         convert(arguments.gguf.absolute(), arguments.out)
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:  # transformers', of an architecture it lacks
+    except (ValueError, LookupError, NotImplementedError, OSError) as error:  # of transformers and gguf
         sys.exit(f"error: {arguments.gguf} must be a model that transformers reads from GGUF: {error}")
     print(f"{arguments.gguf.name} is now in {arguments.out}")
 
