@@ -14,6 +14,7 @@ from etils import epath
 FORMS = {  # type of a result -> the key of its value
     "rating": "rating", "choices": "choices", "textarea": "text", "ranker": "ranker", "pairwise": "selected",
 }  # fmt: skip
+NOT_RANKED = "_"  # the column in which a ranking begins
 MIN_FIELDS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
 
 
@@ -24,7 +25,9 @@ class Annotation(NamedTuple):
     labeler: as the export names them, None where it does not.
     values: control -> its answer: rating int; choices (str, ...); text (str, ...); ranker {bucket: [ids]} or [ids],
       best first; pairwise 'left' or 'right'. As the file has them: whether they are right is the reader's to say.
+      In JSON-MIN the task's data stand among them.
     skipped: the page was skipped or the annotation cancelled.
+    number: of the annotation, which grows with time.
     """
 
     where: str
@@ -77,7 +80,8 @@ def _annotations(task: Any, where: str) -> Iterator[Annotation | str]:
     if not isinstance(task, dict):
         raise ValueError(f"a task must be an object, got {short(task)}")
     if "annotations" not in task and ("annotator" in task or "annotation_id" in task):
-        yield _minimal(task, f"{where}: {_name(task)}")
+        if task.get("annotation_id") is not None:  # of a task that nobody has answered yet
+            yield _minimal(task, f"{where}: {_name(task)}")
         return
     data = task.get("data", {})
     if not isinstance(data, dict):
@@ -130,11 +134,17 @@ def _plain(form: str, value: Any) -> Any:
 
 
 def _minimal(task: dict, about: str) -> Annotation:
-    """An object of JSON-MIN; the reader knows which of its fields are controls."""
-    rest = {name: value for name, value in task.items() if name not in MIN_FIELDS}
-    one = _made(task, about, rest, task.get("annotator"), rest, task.get("was_cancelled") is True)
-    number = task.get("annotation_id")
-    return one._replace(number=number if isinstance(number, int) else 0)
+    """An object of JSON-MIN; the reader knows which of its fields are controls.
+
+    One choice or text is a string there, all else the value of a result, alone or as a list of one.
+    """
+    data = {name: value for name, value in task.items() if name not in MIN_FIELDS}
+    values = {}
+    for name, value in data.items():
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        form = next((form for form, inner in FORMS.items() if isinstance(value, dict) and inner in value), "")
+        values[name] = _plain(form, value[FORMS[form]]) if form else (value,) if isinstance(value, str) else value
+    return _made(task | {"id": task.get("annotation_id")}, about, data, task.get("annotator"), values, False)
 
 
 def _made(source: dict, about: str, data: dict, labeler: Any, values: dict, skipped: bool) -> Annotation:
@@ -169,8 +179,8 @@ def ranks(value: Any, ids: tuple[str, ...]) -> list[int]:
     found: dict[str, int] = {}
     for column, items in value.items():
         if not (isinstance(column, str) and column.isascii() and column.isdecimal() and int(column) > 0):
-            if items == [] or items is None:
-                continue  # the place of those that were not ranked yet
+            if column == NOT_RANKED:
+                continue
             raise ValueError(f"a column of a ranking must be called by its rank, got {short(column)}")
         if not isinstance(items, list):
             raise ValueError(f"column {column} of a ranking must be a list of items, got {short(items)}")

@@ -10,6 +10,10 @@ from importlib import resources
 
 from markdown_it import MarkdownIt
 
+STYLES = {  # Label Studio takes the browser's own style off
+    "h1": "margin: 0 0 12px", "h2": "margin: 20px 0 8px", "p": "margin: 0 0 8px",
+    "ul": "list-style: disc; margin: 0 0 8px; padding-left: 24px", "li": "margin: 0 0 4px",
+}  # fmt: skip
 CRITERIA = ("demonstrations", "comparisons", "grades")  # kinds that judge by them
 
 
@@ -31,4 +35,9 @@ def text(kind: str, purpose: str, own: str) -> str:
 
 def html(markdown: str) -> str:
     """The Markdown as HTML; HTML in it is shown as text."""
-    return MarkdownIt("commonmark", {"html": False}).render(markdown)
+    parser = MarkdownIt("commonmark", {"html": False})
+    tokens = parser.parse(markdown)
+    for token in tokens:
+        if token.nesting == 1 and token.tag in STYLES:
+            token.attrSet("style", STYLES[token.tag])
+    return parser.renderer.render(tokens, parser.options, {})

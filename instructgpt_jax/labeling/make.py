@@ -105,8 +105,8 @@ def read_source(c: ConfigDict, data: ConfigDict, seed: int) -> tuple[list[dict],
             distinct = {text.strip() for text in record["completions"]}
             if len(distinct) > kinds.MOST_OUTPUTS:
                 raise ValueError(
-                    f"{found.origin(n)}: completions must be at most {kinds.MOST_OUTPUTS} different texts for people to "
-                    f"rank, got {len(distinct)}"
+                    f"{found.origin(n)}: completions must be at most {kinds.MOST_OUTPUTS} different texts for people "
+                    f"to rank, got {len(distinct)}"
                 )
             if len(distinct) == 1 and c.purpose == "training":  # nobody learns from a tie; a win rate counts it
                 equal += 1

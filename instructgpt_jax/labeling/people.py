@@ -1,6 +1,7 @@
 """The file of labelers: who they are, which group they belong to, and how Label Studio names them."""
 
 import json
+import re
 from typing import NamedTuple
 
 from instructgpt_jax.data import jsonl, schema
@@ -89,8 +90,8 @@ def _labeler(record: dict) -> Labeler:
     if unknown:
         raise ValueError(f"a labeler must have no fields but {FIELDS}, got {unknown}")
     one = Labeler(**{"id": "", "group": ""} | record)
-    if not isinstance(one.id, str) or not one.id.strip():
-        raise ValueError(f"id must be a string that is not empty, got {one.id!r}")
+    if not isinstance(one.id, str) or not re.fullmatch(r"[\w@+-][\w.@+-]*", one.id):
+        raise ValueError(f"id must be letters, digits, and . _ @ + - (a folder is called so), got {one.id!r}")
     if one.group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {one.group!r}")
     if not isinstance(one.email, str):

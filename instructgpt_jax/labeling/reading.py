@@ -1,8 +1,8 @@
 """What people answered, by the key of the workdir: training data, ratings and preferences.
 
 Strict: whatever does not fit the questionnaire is an error with its task and labeler. Forgiving: pages that were
-skipped are left out and counted, of several answers of a labeler to one task the last one holds, and lines with personal
-information in what was typed are left out and counted. See the package's docstring for the files.
+skipped are left out and counted, of several answers of a labeler to one task the last one holds, and answers with
+personal information in what was typed are left out and counted. See the package's docstring for the files.
 """
 
 import collections
@@ -104,9 +104,8 @@ def _values(one: exports.Annotation, task: make.Task, page: kinds.Page) -> dict[
     questions = {question.name: question for question in page.asks}
     for n in range(len(task.shown)):
         questions |= {f"{question.name}_{n}": question for question in page.asks_of_each}
-    given = dict(one.values)
-    if one.values is one.data:  # JSON-MIN: the task's fields beside the answers
-        given = {name: value for name, value in given.items() if name == kinds.RANKING or name in questions}
+    mine = {*questions, kinds.RANKING}
+    given = {name: value for name, value in one.values.items() if name in mine or name not in one.data}
     ranking = given.pop(kinds.RANKING, None)
     unknown = sorted(set(given) - set(questions))
     if unknown:
@@ -119,21 +118,17 @@ def _values(one: exports.Annotation, task: make.Task, page: kinds.Page) -> dict[
     if page.asks_of_each:
         if ranking is None:
             raise ValueError("the outputs must be ranked, got no ranking")
-        if isinstance(ranking, dict) and set(ranking) == {"ranker"}:
-            ranking = ranking["ranker"]
         values[kinds.RANKING] = exports.ranks(ranking, tuple(make.LETTERS[: len(task.shown)]))
     return values
 
 
 def _value(name: str, question: kinds.Question, value: Any) -> Any:
-    """The answer to a question: int, str, or the frozenset of what was ticked; None for no answer to an optional one."""
+    """The answer to a question: int, str, or the frozenset of what was ticked."""
     if question.form == "rating":
         if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= question.most:
             return value
         raise ValueError(f"{name} must be an integer from 1 to {question.most}, got {exports.short(value)}")
-    if isinstance(value, dict):
-        value = value.get(question.form, value.get("choices"))  # JSON-MIN of several choices
-    given = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    given = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, str) for part in given):
         raise ValueError(f"{name} must be text, got {exports.short(value)}")
     if question.form == "text":

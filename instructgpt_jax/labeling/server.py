@@ -63,8 +63,10 @@ def push(url: str, folder: epath.Path) -> Iterator[tuple[str, int, str]]:
                     show_instruction=True, show_skip_button=True, enable_empty_annotation=False,
                     maximum_annotations=about["labelers_per_task"],
                 )  # fmt: skip
-                known[mark] = made.id
-            number = known[mark]
+                known[mark] = made
+            else:  # the files may have been edited since
+                client.projects.update(id=known[mark].id, label_config=xml, expert_instruction=text)
+            number = known[mark].id
             there = {task.data.get("task") for task in client.tasks.list(project=number, page_size=BATCH)}
             missing = [task for task in tasks if task["data"]["task"] not in there]
             for start in range(0, len(missing), BATCH):
@@ -87,8 +89,8 @@ def pull(url: str, folder: epath.Path) -> tuple[dict[str, str], dict[int, str]]:
         for name in names:
             mark = _mark(folder, name)
             if mark not in known:
-                raise ValueError(f"{url} must have the project {mark}: config.label.step=push sends it, got {len(known)}")
-            tasks = client.projects.exports.as_json(known[mark])
+                raise ValueError(f"{url} must have the project {mark!r}, which config.label.step=push makes, got none")
+            tasks = client.projects.exports.as_json(known[mark].id)
             found[name] = json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
         users = {user.id: user.email for user in client.users.list()}
     return found, users
@@ -105,9 +107,9 @@ def _mark(folder: epath.Path, name: str) -> str:
     return f"{name} {hashlib.blake2b(tasks, digest_size=5).hexdigest()}"
 
 
-def _known(client: Any) -> dict[str, int]:
-    """Mark -> number of the projects that the account sees."""
-    return {project.description: project.id for project in client.projects.list() if project.description}
+def _known(client: Any) -> dict[str, Any]:
+    """Mark -> project, of those that the account sees."""
+    return {project.description: project for project in client.projects.list() if project.description}
 
 
 @contextlib.contextmanager
@@ -127,8 +129,8 @@ def _speaking_to(url: str) -> Iterator[Any]:
                 f"{' '.join(body.split())[:200]}"
             ) from None
         raise ValueError(
-            f"config.label.url: {url} answered {error.status_code}: {' '.join(body.split())[:200]}; what it has taken is "
-            "not sent again"
+            f"config.label.url: {url} answered {error.status_code}: {' '.join(body.split())[:200]}; what it has taken "
+            "is not sent again"
         ) from None
     except httpx.HTTPError as error:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
 simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
-people to rank. A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
+people to rank (stage `label`). A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
 what PPO will score: an answer that was cut has no end of text, and another segmentation of the text is another input.
 A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
@@ -30,7 +30,8 @@ KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `comparisons.jsonl` into the workdir, with `config.collect.shuffled` also `shuffled.jsonl`: the same
-    completions with their ranks in random order; without labelers `unranked.jsonl` instead.
+    completions with their ranks in random order; without labelers `unranked.jsonl` instead, with `policies`: who wrote
+    which.
 
     Raises:
       ValueError: a policy that is missing, or whose context does not hold a prompt with its response.
@@ -71,6 +72,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         count = count_completions(number, *c.completions, config.seed)
         found = [written[number, k] for k in range(count)]
         kept = {field: record[field] for field in KEPT if field in record}
+        if not c.labelers:  # people will be asked: the key of their questionnaire keeps who wrote what
+            kept["policies"] = [sorted(policies)[(number + k) % len(policies)] for k in range(count)]
         kept |= {
             "completions": [one.text for one in found],
             "ended": [one.ended for one in found],

@@ -7,8 +7,8 @@
 * `pull` fetches what has been answered so far, into `exports/` of the workdir, and reads it;
 * `read` reads the exports that `config.label.export` names, or those in `exports/`.
 
-`push` and `pull` need the extra `label` and a token in the environment (`LABEL_STUDIO_API_KEY`). Each may be given again
-at any time: nothing is sent twice, and what was read before is replaced.
+`push` and `pull` need the extra `label` and a token in the environment (`LABEL_STUDIO_API_KEY`). Each may be given
+again at any time: nothing is sent twice, and what was read before is replaced.
 """
 
 import json
