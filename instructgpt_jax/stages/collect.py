@@ -2,9 +2,9 @@
 
 Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
 simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
-people to rank (stage `label`). A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
-what PPO will score: an answer that was cut has no end of text, and another segmentation of the text is another input.
-A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
+people to rank (stage `label`). A completion keeps whether it `ended` and the `tokens` that were sampled, so that the
+reward model reads what PPO will score: an answer that was cut has no end of text, and another segmentation of the text
+is another input. A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
 
 import json
