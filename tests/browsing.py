@@ -23,13 +23,14 @@ def labeler(url, email, password, browser):
         chromium.close()
 
 
-def begin(page: Page, url, project):
-    """The first task of a project, its instructions read and closed; gives their text."""
+def begin(page: Page, url, project, look=lambda: None):
+    """The first task of a project, its instructions read, looked at and closed; gives their text."""
     page.goto(f"{url}/projects/{project}/data?labeling=1")
     read = page.get_by_text("Labeling Instructions")
     read.wait_for()
     text = page.locator("h1").last.locator("xpath=..").inner_text()
     page.wait_for_timeout(500)
+    look()
     page.keyboard.press("Escape")
     read.wait_for(state="hidden")
     return text
