@@ -68,9 +68,16 @@ def url(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(url):
-    with browsing.labeler(url, EMAIL, PASSWORD, CHROMIUM) as page:
-        yield page
+def account(url):
+    with browsing.labeler(url, EMAIL, PASSWORD, CHROMIUM) as context:
+        yield context
+
+
+@pytest.fixture
+def browser(account):
+    page = account.new_page()
+    yield page
+    page.close()
 
 
 @pytest.fixture
