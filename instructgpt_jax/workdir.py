@@ -19,6 +19,7 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
+    "skip_answers",
 )  # fmt: skip
 LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
 
