@@ -23,6 +23,7 @@ from instructgpt_jax.stages import (
     evaluate,
     evaluate_reward,
     export,
+    label,
     ppo,
     pretrain,
     reward,
@@ -55,6 +56,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "sft": functools.partial(loop.train, sft.build),
     "reward": train_reward,
     "collect": collect.run,
+    "label": label.run,
     "select": select.run,
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
@@ -88,7 +90,10 @@ def run(config: ConfigDict, workdir: str) -> None:
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
     config, mesh = check(config, workdir)
-    if config.stage not in ("sample", "export", "evaluate_reward"):  # these read by the tokenizers of their models
+    if config.stage == "label":  # no network and no tokenizer
+        workdirs.check(epath.Path(workdir))
+        workdirs.check_settings(config, epath.Path(workdir))
+    elif config.stage not in ("sample", "export", "evaluate_reward"):  # these read by the tokenizers of their models
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it

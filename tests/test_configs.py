@@ -58,6 +58,8 @@ def with_sources(config):
         config.data[kind] = (f"jsonl:{kind}.jsonl",)
     if config.stage == "evaluate_reward":
         config.evaluate_reward.comparisons = config.data.comparisons
+    elif config.stage == "label":
+        config.label.source = ("jsonl:unranked.jsonl",)
     return config
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
+from instructgpt_jax.validate import labeling
 from instructgpt_jax.validate.evaluation import check_evaluation, check_reward_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
@@ -121,8 +122,9 @@ SECTIONS = {
         ),
         "batch_size": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
     },
+    "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {},
+    "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
@@ -130,6 +132,7 @@ NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
+    "label": (),
 }
 SOURCES = {
     "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",
@@ -165,6 +168,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         check_evaluation(config)
     elif stage == "evaluate_reward":
         check_reward_evaluation(config)
+    elif stage == "label":
+        labeling.check_labeling(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)

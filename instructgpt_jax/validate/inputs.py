@@ -4,12 +4,14 @@
 """
 
 import importlib.util
+from collections.abc import Callable
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths, run_tokenizer
 from instructgpt_jax.data import chats, jsonl, sources, tables
+from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
 from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
@@ -38,6 +40,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if config.stage in ("evaluate", "evaluate_reward"):
             found = paths.find(config[config.stage], paths.SOURCES, f"{config.stage}.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
+        if config.stage == "label" and config.label.step == "make":
+            read["config.label.source"] = config.label.source
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
                 if form in ("jsonl", "parquet", "hf") and expected(place):
@@ -50,6 +54,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
             _check_tokenizer(wanted)
         if config.data.template not in chats.NAMES and not kept:
             chats.source(config.data.template, None, wanted)  # is it there
+    if config.stage == "label":
+        _check_files_of_labeling(config.label, expected)
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
     shapes, empty = {}, networks.stand_ins(config)
@@ -60,6 +66,22 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
     _check_rows(config, shapes)
     if config.stage not in ("sample", "export", "evaluate_reward") and not kept:  # those take the one of a network
         run_tokenizer.name_for(config)
+
+
+def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> None:
+    """Refuses files that a step of labelling reads and that are not there, and a server that cannot be spoken to."""
+    named = {"labelers": (c.labelers,), "instructions": (c.instructions,) if c.instructions else ()}
+    named |= {"export": c.export} if c.step == "read" else {}
+    for key, files in named.items():
+        for file in files:
+            try:
+                found = not expected(file) or jsonl.match(file, "json")
+            except ValueError:
+                found = False
+            if not found:
+                raise ValueError(f"config.label.{key} must name a file that exists, got {file!r}")
+    if c.step in ("push", "pull"):
+        server.check()
 
 
 def _check_tokenizer(name: str) -> None:
