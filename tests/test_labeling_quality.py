@@ -11,7 +11,7 @@ import pytest
 
 from instructgpt_jax.evaluation import agreement
 from instructgpt_jax.evaluation.agreement import Ranking
-from instructgpt_jax.labeling import statistics
+from instructgpt_jax.labeling import quality
 
 KRIPPENDORFF = (  # Krippendorff 2011, Computing Krippendorff's alpha-reliability, section D; . = not observed
     "1 2 3 3 2 1 4 1 2 . . .",
@@ -167,15 +167,15 @@ def test_labelers_by_hand(tmp_path, capsys):
     comparisons += [comparison("t", "b", "heldout", [2, 1, 2], completions=("p", "q", "p ")),
                     comparison("u", "b", "heldout", [1, 2, 3])]  # fmt: skip
     with pytest.raises(ValueError, match="^rankings of task t must have as many ranks"):  # another page of that name
-        statistics.summary(comparisons, [], 0)
+        quality.summary(comparisons, [], 0)
     comparisons[3] = comparison("t", "b", "heldout", [2, 1, 3])
     ratings = [rating("t", "a", "training", "p", 5, times["t"], 60.0), rating("v", "a", "training", "q", 1, times["v"])]
     files = {"comparisons": comparisons, "ratings": ratings}
     for name, of in files.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in of))
     paths = [f"--{name}={tmp_path}/{name}.jsonl" for name in files]
-    statistics.main([*paths, f"--output={tmp_path}/statistics.json"])
-    found = json.loads((tmp_path / "statistics.json").read_text())
+    quality.main([*paths, f"--output={tmp_path}/quality.json"])
+    found = json.loads((tmp_path / "quality.json").read_text())
     # t: 0-1 differ, 0-2 and 1-2 alike; u: a decides 0-1 and 0-2, as b does.
     assert found["agreement"]["heldout and training"]["mean"] == 4 / 5 and found["alpha"] == {}
     of = found["labelers"]["a"]
@@ -200,7 +200,7 @@ def test_alpha_by_question_and_group():
             own = value if group == "training" else int(rng.integers(1, 8))
             line = rating("t", labeler, group, f"answer {n}", own, opinion=own > 4, hallucination=None, sexual=False)
             ratings += [line, line | {"answer": f"answer {n} "}]  # equal outputs are rated once
-    found = statistics.alphas(ratings)
+    found = quality.alphas(ratings)
     assert set(found) == {"rating", "opinion"}  # nobody said whether, or all said no
     assert set(found["rating"]) == {"all", "training"}
     assert found["rating"]["training"] == found["opinion"]["training"] == 1
@@ -215,14 +215,14 @@ def test_lines_that_are_none(tmp_path, capsys):
     for name, (line, told) in cases.items():
         (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")
         with pytest.raises(SystemExit):
-            statistics.main([f"--{name}={tmp_path}/x.jsonl"])
+            quality.main([f"--{name}={tmp_path}/x.jsonl"])
         assert f"error: {tmp_path}/x.jsonl:1: {told}" in capsys.readouterr().err
     line = rating("t", "a", "", "p", 7)
     del line["labeler"]
     (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(SystemExit):
-        statistics.main([f"--ratings={tmp_path}/x.jsonl"])
+        quality.main([f"--ratings={tmp_path}/x.jsonl"])
     assert "x.jsonl:1: missing field 'labeler'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        statistics.main([])
+        quality.main([])
     assert "--comparisons or --ratings must name a file, got neither" in capsys.readouterr().err
