@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import datasets, encoding, sources
-from instructgpt_jax.evaluation import curves, text
+from instructgpt_jax.evaluation import curves, people, text
 from instructgpt_jax.training import checkpoint
 
 
@@ -21,6 +21,7 @@ class Data(NamedTuple):
     comparisons, tasks: records of comparisons; task -> its records.
     text: (T,) int32 each, sequences of pretraining text.
     curves: stage -> what its metrics.jsonl says.
+    judged: what people said of answers; not in `read`: they may say more before the report is made again.
     read: key of `config.evaluate` -> what was read of it, see data.datasets.described.
     """
 
@@ -32,6 +33,7 @@ class Data(NamedTuple):
     tasks: dict[str, list[dict]]
     text: list[np.ndarray]
     curves: dict[str, dict[str, list]]
+    judged: people.Judged
     read: dict[str, dict]
 
 
@@ -99,5 +101,6 @@ def load(config: ConfigDict, tokenizer) -> Data:
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,
+        judged=people.load(config, found),
         read=read,
     )
