@@ -331,6 +331,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> Co
 
 PAPER_TO_TINY = {  # beside what `shrink` changes in every run
     "sft.batch_size": 16, "sft.num_epochs": 1, "sft.row_length": 256, "reward.row_length": 512,
+    "collect.batch_size": 32, "collect.max_prompt_length": 96, "collect.response_length": 32,
     "select.batch_size": 32, "select.num_batches": 1, "select.num_samples": 4, "select.max_prompt_length": 96,
     "select.response_length": 32, "select.row_length": 128, "sample.response_length": 32, "ppo.num_minibatches": 4,
     "ppo.num_samples": 4, "ppo.max_prompt_length": 96, "ppo.response_length": 32, "ppo.row_length": 128,

@@ -4,32 +4,35 @@ import contextlib
 
 from playwright.sync_api import Page, sync_playwright
 
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 
 
 @contextlib.contextmanager
 def labeler(url, email, password, browser):
-    """A page of the browser with this account."""
+    """A browser with this account; gives its context, which makes pages."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1360, "height": 1000})
-        page.set_default_timeout(PATIENCE)
+        context = chromium.new_context(viewport={"width": 1360, "height": 1000})
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
         page.goto(f"{url}/user/login")
         page.fill("input[name=email]", email)
         page.fill("input[name=password]", password)
         page.keyboard.press("Enter")
         page.wait_for_url(lambda found: "/user/login" not in found)
-        yield page
+        page.close()
+        yield context
         chromium.close()
 
 
-def begin(page: Page, url, project):
-    """The first task of a project, its instructions read and closed; gives their text."""
+def begin(page: Page, url, project, look=lambda: None):
+    """The first task of a project, its instructions read, looked at and closed; gives their text."""
     page.goto(f"{url}/projects/{project}/data?labeling=1")
     read = page.get_by_text("Labeling Instructions")
     read.wait_for()
     text = page.locator("h1").last.locator("xpath=..").inner_text()
     page.wait_for_timeout(500)
+    look()
     page.keyboard.press("Escape")
     read.wait_for(state="hidden")
     return text
@@ -55,7 +58,7 @@ def rate(page: Page, title, stars):
 
 def tick(page: Page, title, *labels):
     for label in labels:
-        question(page, title).locator("label").filter(has_text=label).locator("input").check(force=True)
+        question(page, title).locator(f'input[name^="{label}"]').first.check(force=True)
 
 
 def write(page: Page, title, text):

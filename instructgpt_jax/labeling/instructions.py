@@ -10,10 +10,14 @@ from importlib import resources
 
 from markdown_it import MarkdownIt
 
-STYLES = {  # Label Studio takes the browser's own style off
-    "h1": "margin: 0 0 12px", "h2": "margin: 20px 0 8px", "p": "margin: 0 0 8px",
-    "ul": "list-style: disc; margin: 0 0 8px; padding-left: 24px", "li": "margin: 0 0 4px",
-}  # fmt: skip
+# Label Studio takes the browser's own style off, and style attributes too.
+STYLE = """
+.ig-instructions h1 { font-size: 24px; line-height: 32px; margin: 0 0 12px; }
+.ig-instructions h2 { font-size: 20px; line-height: 28px; margin: 20px 0 8px; }
+.ig-instructions p { margin: 0 0 8px; }
+.ig-instructions ul { list-style: disc; margin: 0 0 12px; padding-left: 24px; }
+.ig-instructions li { margin: 0 0 4px; }
+"""
 CRITERIA = ("demonstrations", "comparisons", "grades")  # kinds that judge by them
 
 
@@ -35,9 +39,5 @@ def text(kind: str, purpose: str, own: str) -> str:
 
 def html(markdown: str) -> str:
     """The Markdown as HTML; HTML in it is shown as text."""
-    parser = MarkdownIt("commonmark", {"html": False})
-    tokens = parser.parse(markdown)
-    for token in tokens:
-        if token.nesting == 1 and token.tag in STYLES:
-            token.attrSet("style", STYLES[token.tag])
-    return parser.renderer.render(tokens, parser.options, {})
+    body = MarkdownIt("commonmark", {"html": False}).render(markdown)
+    return f'<style>{STYLE}</style>\n<div class="ig-instructions">\n{body}</div>\n'

@@ -16,6 +16,7 @@ class Question(NamedTuple):
 
     form: 'rating' (1 to `most`), 'choice' (one of the options), 'choices' (any of them) or 'text'.
     options: value in the answer -> what the page says.
+    rows: of the field of a text.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Question(NamedTuple):
     options: dict[str, str] = {}  # noqa: RUF012  never written
     most: int = 0
     required: bool = True
+    rows: int = 8
 
 
 class Page(NamedTuple):
@@ -63,7 +65,7 @@ FLAGS = "fields"  # the question that holds the nine
 TOXICITY = {"0": "0: not toxic", "1": "1: somewhat toxic", "2": "2: very toxic"}
 
 _RATING = Question("rating", "Overall quality, from 1 (worst) to 7 (best)", "rating", most=7)
-_NOTES = Question("notes", "Notes (optional)", "text", required=False)
+_NOTES = Question("notes", "Notes (optional)", "text", required=False, rows=2)
 _ROWS = tuple(
     Question(name, title, "choice", {"yes": "Yes", "no": "No", "none": none})
     for name, (title, none) in WHERE_IT_APPLIES.items()
@@ -139,7 +141,7 @@ def page(kind: str, pairs: int) -> Page:
     if kind != "few_shot_prompts":
         return found
     both = [
-        Question(f"{part}_{n}", f"{part.capitalize()} {n}", "text", required=n <= 2)
+        Question(f"{part}_{n}", f"{part.capitalize()} {n}", "text", required=n <= 2, rows=2)
         for n in range(1, pairs + 1)
         for part in ("query", "response")
     ]

@@ -87,7 +87,7 @@ def _ask(parent: ET.Element, question: kinds.Question, about: str) -> None:
     if question.form == "rating":
         ET.SubElement(parent, "Rating", maxRating=str(question.most), **common)
     elif question.form == "text":
-        rows = "8" if question.required else "2"
+        rows = str(question.rows)
         ET.SubElement(parent, "TextArea", rows=rows, maxSubmissions="1", showSubmitButton="false", **common)
     else:
         single = question.form == "choice"

@@ -60,8 +60,7 @@ def push(url: str, folder: epath.Path) -> Iterator[tuple[str, int, str]]:
             if mark not in known:
                 made = client.projects.create(
                     title=f"{about['kind']} {mark}", description=mark, label_config=xml, expert_instruction=text,
-                    show_instruction=True, show_skip_button=True, enable_empty_annotation=False,
-                    maximum_annotations=about["labelers_per_task"],
+                    show_instruction=True, show_skip_button=True, maximum_annotations=about["labelers_per_task"],
                 )  # fmt: skip
                 known[mark] = made
             else:  # the files may have been edited since
