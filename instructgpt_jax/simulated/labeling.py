@@ -82,6 +82,13 @@ def labelers(group: str) -> tuple[Labeler, ...]:
     return tuple(people)
 
 
+def draw_labelers(group: str, prompt: str, count: int, seed: int) -> list[Labeler]:
+    """`count` labelers of a group, who judge the completions of a prompt."""
+    people = labelers(group)
+    first = people.index(world.pick(world.rng_of("labeler of", group, prompt, seed), people))
+    return [people[(first + n) % len(people)] for n in range(count)]
+
+
 def value(labeler: Labeler, prompt: str, text: str, seed: int) -> float:
     """What the answer is worth to the labeler on the day `seed`."""
     features = judging.features(prompt, text)

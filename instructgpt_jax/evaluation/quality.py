@@ -1,6 +1,6 @@
 """How well labelers agree, and what each of them did: tables of what `label` has read.
 
-    python -m instructgpt_jax.labeling.quality --comparisons=…/comparisons.jsonl --ratings=…/ratings.jsonl \
+    python -m instructgpt_jax.evaluation.quality --comparisons=…/comparisons.jsonl --ratings=…/ratings.jsonl \
         --output=quality.json
 
 * Preferences, as in Stiennon et al. 2020, appendix C.2: of the pairs of outputs that two labelers both ranked and
@@ -193,7 +193,7 @@ def _percent(value: dict[str, float] | None, key: str = "mean") -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this module."""
-    name = "python -m instructgpt_jax.labeling.quality"
+    name = "python -m instructgpt_jax.evaluation.quality"
     parser = argparse.ArgumentParser(name, description=__doc__.split("\n")[0])
     parser.add_argument("--comparisons", default="", help="comparisons.jsonl")
     parser.add_argument("--ratings", default="", help="ratings.jsonl")

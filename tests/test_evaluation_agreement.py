@@ -9,9 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from instructgpt_jax.evaluation import agreement
+from instructgpt_jax.evaluation import agreement, quality
 from instructgpt_jax.evaluation.agreement import Ranking
-from instructgpt_jax.labeling import quality
 
 KRIPPENDORFF = (  # Krippendorff 2011, Computing Krippendorff's alpha-reliability, section D; . = not observed
     "1 2 3 3 2 1 4 1 2 . . .",
