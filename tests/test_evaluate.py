@@ -219,10 +219,9 @@ def test_people_and_the_reward_model_judge(runs, whole, tmp_path, capsys):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "report")
     (tmp_path / "parts" / "reward_model.json").unlink()
-    prompts = json.loads((whole / "report" / "report.json").read_text())["samples"]
-    prompts = {one["distribution"]: one["prompt"] for one in prompts}
+    unused = simulated.records("gpt_prompts:test:30")[-1]["prompt"]  # behind config.evaluate.num_prompts
     ranking = {
-        "prompt": prompts["gpt"], "completions": ["a", "b", "c"], "policies": ["base", "sft", "sft"],
+        "prompt": unused, "completions": ["a", "b", "c"], "policies": ["base", "sft", "sft"],
         "ranking": [1, 2, 1], "task": "t", "labeler": "x", "group": "heldout",
     }  # fmt: skip
     lines = [ranking, ranking | {"labeler": "y", "ranking": [2, 2, 1]}]
@@ -246,10 +245,10 @@ def test_people_and_the_reward_model_judge(runs, whole, tmp_path, capsys):
     assert rates["reward"]["mean"] == np.mean(won) and rates["reward"]["n"] == 12
     assert report["head_to_head"]["gpt"]["reward"]["sft"]["base"]["mean"] == pytest.approx(1 - np.mean(won))
     assert list(report["results"]["instruct"]["prompted"]["win_rate"]) == ["reward"]
-    assert report["results"]["labeled"] == {
+    assert report["results"]["other"] == {
         "base": {
             "likert": {"heldout": {"mean": 6.0, "low": 6.0, "high": 6.0, "n": 1}},
-            "metadata": {"opinion": report["results"]["labeled"]["base"]["metadata"]["opinion"]},
+            "metadata": {"opinion": report["results"]["other"]["base"]["metadata"]["opinion"]},
         }
     }
     assert report["people"]["labelers"] == {"heldout": 2}

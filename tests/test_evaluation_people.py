@@ -101,9 +101,9 @@ def test_a_line_belongs_to_a_distribution(tmp_path):
     c = config(rankings=write(tmp_path / "a.jsonl", lines), ratings=write(tmp_path / "b.jsonl", rated))
     judged = people.load(c, prompts)
     counts = {name: len(of) for name, of in judged.rankings.items()}
-    assert counts == {"instruct": 2, "gpt": 1, "labeled": 1, "public": 1}
+    assert counts == {"instruct": 2, "gpt": 1, "other": 1, "public": 1}
     results, tables = people.judge(c, judged, prompts, {})
-    assert list(results) == ["instruct", "gpt", "labeled", "public"] and list(results["gpt"]) == list(ORDER)
+    assert list(results) == ["instruct", "gpt", "other", "public"] and list(results["gpt"]) == list(ORDER)
     assert results["public"]["ppo"]["win_rate"]["training"]["mean"] == 1 and "win_rate" not in results["gpt"]["base"]
     known = people.about(judged, 0)
     assert known["rankings"] == 5 and known["ratings"] == 1 and known["labelers"] == {"training": 1}
@@ -131,11 +131,11 @@ def test_labels_that_are_none(tmp_path, kind, line, told):
 
 def test_rows_of_people_beside_those_that_are_there():
     before = {"gpt": {"sft": {"win_rate": {"training": 1}, "score": 2}}}
-    more = {"gpt": {"sft": {"win_rate": {"reward": 3}}, "ppo": {"likert": {}}}, "labeled": {"sft": {"likert": {}}}}
+    more = {"gpt": {"sft": {"win_rate": {"reward": 3}}, "ppo": {"likert": {}}}, "other": {"sft": {"likert": {}}}}
     assert people.merged(before, {}) == before
     assert people.merged(before, more) == {
         "gpt": {"sft": {"win_rate": {"training": 1, "reward": 3}, "score": 2}, "ppo": {"likert": {}}},
-        "labeled": {"sft": {"likert": {}}},
+        "other": {"sft": {"likert": {}}},
     }
     share = {"agreement": {"training": 1, "training and heldout": 2}}
     assert people.beside({"accuracy": {"training": 0}}, share)["agreement"] == {"training": 1}

@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 def load(config: ConfigDict, tokenizer) -> Data:
     """Reads and checks all records."""
-    c, read = config.evaluate, {}
+    c, read, whole = config.evaluate, {}, {}  # key -> its prompts, those that are not used too
     for name, workdir in c.overoptimisation.runs.items():
         if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
             where = f"config.evaluate.overoptimisation.runs.{name}"
@@ -67,6 +67,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         if not len(found):
             return []
         allowed = datasets.allowed(config.data)
+        whole[key] = [record["prompt"] for record in found] if c.rankings or c.ratings else ()
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
@@ -101,6 +102,6 @@ def load(config: ConfigDict, tokenizer) -> Data:
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,
-        judged=people.load(config, found),
+        judged=people.load(config, {name: whole[f"distributions.{name}"] for name in found}),
         read=read,
     )

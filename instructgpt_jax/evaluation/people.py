@@ -22,7 +22,7 @@ QUANTITIES = {  # field of a rating -> what the report calls its mean
     "rating": "likert", "toxicity": "toxicity", "relative_toxicity": "relative_toxicity", "continuity": "continuity",
 }  # fmt: skip
 FIRST = ("training", "heldout", "researcher")  # whose fields are shown: those of the first group that has noted any
-ELSEWHERE = "labeled"  # distribution of labels whose prompt is in none of `config.evaluate.distributions`
+ELSEWHERE = "other"  # distribution of labels whose prompt is in none of `config.evaluate.distributions`
 
 Rows = dict[str, dict]  # policy -> its row of the report
 Table = dict[str, dict[str, dict[str, dict]]]  # group -> policy -> other policy -> interval
@@ -45,12 +45,12 @@ class Outcome(NamedTuple):
     value: float
 
 
-def load(config: ConfigDict, prompts: dict[str, list[str]]) -> Judged:
+def load(config: ConfigDict, prompts: dict[str, Iterable[str]]) -> Judged:
     """Reads `config.evaluate.rankings` and `config.evaluate.ratings`.
 
     Args:
-      prompts: distribution -> its prompts. A line is of the distribution that its field `distribution` names, else of
-        the first that has its prompt.
+      prompts: distribution -> all its prompts. A line is of the distribution that its field `distribution` names, else
+        of the first that has its prompt, else of ELSEWHERE.
 
     Raises:
       ValueError: a line that does not say which of the evaluated policies it is of; names file and line.
@@ -164,7 +164,7 @@ def rated(lines: Sequence[dict]) -> Rows:
         found.setdefault(name, {}).setdefault(quantity, {})[group] = statistics.interval(*zip(*cells, strict=True))
     shown = next((group for group in (*FIRST, *sorted(fields)) if group in fields), "")
     for name, of in fields.get(shown, {}).items():
-        metadata = {field: statistics.interval(*zip(*cells, strict=True)) for field, cells in of.items()}
+        metadata = {field: statistics.win_rate(*zip(*cells, strict=True)) for field, cells in of.items()}  # in [0, 1]
         found.setdefault(name, {})["metadata"] = metadata
     return found
 

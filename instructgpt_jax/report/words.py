@@ -12,7 +12,7 @@ METHODS = {
     "ppo_ptx": "PPO-ptx",
     "control": "PPO, shuffled rankings",
 }
-DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts"}
+DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts", "other": "other prompts"}
 GROUPS = {
     "training": "training labelers",
     "heldout": "held-out labelers",
