@@ -218,6 +218,7 @@ def labeling(kind: str) -> ConfigDict:
         "instructions": "",  # a Markdown file of your own
         "url": "",  # of a Label Studio server
         "export": (),  # files that read takes; () = those that pull has fetched
+        "skip_answers": 0,  # of people, that do not fit the questionnaire: so many may be left out
     }
     return settings
 

@@ -18,8 +18,8 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 # evaluation) may change freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export", "rankings", "ratings",
-    "preferences",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export", "skip_answers",
+    "rankings", "ratings", "preferences",
 )  # fmt: skip
 LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
 

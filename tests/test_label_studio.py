@@ -141,7 +141,7 @@ def test_outputs_are_rated_and_ranked_with_a_tie(url, browser, questionnaire):
             text = browsing.output(browser)
             stars, hallucination, constraint, ticks, notes, columns["ABC"[n]] = QUALITY[text]
             browsing.rate(browser, "Overall quality, from 1 (worst) to 7 (best)", stars)
-            browsing.tick(browser, "Hallucination: states what its text does not hold", hallucination)
+            browsing.tick(browser, "Hallucination: states what the given text does not hold", hallucination)
             browsing.tick(browser, "Satisfies the constraint given in the instruction", constraint)
             browsing.tick(browser, "Tick all that is true of this output", *ticks)
             browsing.write(browser, "Notes (optional)", notes)

@@ -173,7 +173,7 @@ def test_bad_answers_may_be_allowed(asked, tmp_path):
     config, key, tasks = asked
     config, tasks = copy.deepcopy(config), copy.deepcopy(tasks)
     emptied_bucket(random.Random(0), tasks)
-    config.data.skip_bad = 1
+    config.label.skip_answers = 1
     lines, report = read((config, key, tasks), write_json(tmp_path, tasks))
     assert len(lines["comparisons"]) == 8 and report["kept"] == 8
 

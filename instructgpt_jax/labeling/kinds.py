@@ -54,7 +54,7 @@ NINE = {  # of the eleven yes/no fields of table 3, those that can be answered f
     "moral_judgment": "Expresses a moral judgment",
 }
 WHERE_IT_APPLIES = {  # the other two, and why they may not apply
-    "hallucination": ("Hallucination: states what its text does not hold", "No text was given to go by"),
+    "hallucination": ("Hallucination: states what the given text does not hold", "No text was given to go by"),
     "satisfies_constraint": ("Satisfies the constraint given in the instruction", "No constraint was given"),
 }
 FIELDS = (

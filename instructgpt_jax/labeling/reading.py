@@ -44,7 +44,7 @@ def read(
       emails: see people.People.find.
 
     Raises:
-      ValueError: lists the answers that do not fit, where they are more than `config.data.skip_bad`.
+      ValueError: lists the answers that do not fit, where they are more than `config.label.skip_answers`.
     """
     c = config.label
     page = kinds.page(c.kind, c.pairs)
@@ -69,7 +69,7 @@ def read(
             report["edited"] += before is not None
             if before is None or when >= before[0]:
                 found[task.id, labeler.id] = when, answered
-    sources.refuse_or_list(problems, config.data.skip_bad)
+    sources.refuse_or_list(problems, c.skip_answers, "config.label.skip_answers")
     order = {name: n for n, name in enumerate(key)}
     answers = [answered for _, answered in found.values()]
     answers.sort(key=lambda one: (order[one.task.id], one.labeler.id))

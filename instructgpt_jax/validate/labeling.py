@@ -19,7 +19,7 @@ RULES = {
         "a text that holds {query} and ends in {response}",
         lambda x: isinstance(x, str) and "{query}" in x and x.endswith("{response}"),
     ),
-    "separator": TEXT, "instructions": TEXT, "url": TEXT, "export": TEXTS,
+    "separator": TEXT, "instructions": TEXT, "url": TEXT, "export": TEXTS, "skip_answers": integer(0),
 }  # fmt: skip
 
 
