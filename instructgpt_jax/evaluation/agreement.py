@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from instructgpt_jax.data import chats
 from instructgpt_jax.evaluation import statistics
 
 ALL = "all"  # group of a labeler who has none
@@ -52,7 +53,7 @@ def ranking_of(line: dict[str, Any]) -> Ranking:
     ranks: dict[str, int] = {}
     for text, rank in zip(line["completions"], line["ranking"], strict=True):
         ranks.setdefault(text.strip(), rank)
-    task = line.get("task") or json.dumps([line["prompt"], line["completions"]])
+    task = line.get("task") or json.dumps([chats.named(line), line["completions"]])
     return Ranking(str(task), str(line["labeler"]), line.get("group") or ALL, tuple(ranks.values()))
 
 

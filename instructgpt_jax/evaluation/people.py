@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from instructgpt_jax import process
-from instructgpt_jax.data import schema, sources
+from instructgpt_jax.data import chats, schema, sources
 from instructgpt_jax.evaluation import agreement, statistics
 from instructgpt_jax.evaluation.agreement import ALL
 
@@ -68,7 +68,7 @@ def load(config: ConfigDict, prompts: dict[str, Iterable[str]]) -> Judged:
             except ValueError as error:
                 raise ValueError(f"{records.origin(n)}: {error}") from None
             told = record.get("distribution")
-            name = told if isinstance(told, str) and told else of.get(record["prompt"], ELSEWHERE)
+            name = told if isinstance(told, str) and told else of.get(chats.named(record), ELSEWHERE)
             found.setdefault(name, []).append(record)
         return found
 
@@ -93,11 +93,12 @@ def by_rankings(lines: Iterable[dict]) -> list[Outcome]:
     found = []
     for line in lines:
         ranks: dict[str, list[int]] = {}
+        prompt = chats.named(line)
         for name, rank in zip(line["policies"], line["ranking"], strict=True):
             ranks.setdefault(name, []).append(rank)
         for first, second in itertools.combinations(ranks, 2):
             wins = [_prefer(b, a) for a in ranks[first] for b in ranks[second]]  # the lower rank is the better one
-            found.append(Outcome(line.get("group") or ALL, line["prompt"], first, second, sum(wins) / len(wins)))
+            found.append(Outcome(line.get("group") or ALL, prompt, first, second, sum(wins) / len(wins)))
     return found
 
 
@@ -230,7 +231,7 @@ def about(judged: Judged, seed: int) -> dict:
         if line.get("labeler") is not None:
             known.setdefault(line.get("group") or ALL, set()).add(str(line["labeler"]))
     signed = [agreement.ranking_of(line) for line in rankings if line.get("labeler") is not None]
-    prompts = {line["prompt"] for line in (*rankings, *ratings)}
+    prompts = {chats.named(line) for line in (*rankings, *ratings)}
     people = {group: len(names) for group, names in sorted(known.items())}
     process.say(f"evaluate: {len(rankings)} rankings and {len(ratings)} ratings by {sum(people.values())} labelers")
     return {
