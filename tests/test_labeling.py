@@ -356,6 +356,27 @@ def test_toxicity_flags_and_grades(tmp_path):
         assert set(reading.FILES[kind]) <= {file.stem for file in (tmp_path / kind).glob("*.jsonl")}
 
 
+def test_dialogues_are_read_as_text_and_come_back_as_messages(tmp_path):
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"},
+            {"role": "user", "content": "Two?"}]  # fmt: skip
+    config = configure(tmp_path, records=[{"messages": talk, "completions": ["a", "b"]}], overlap=1)
+    step(config, tmp_path / "c", "make")
+    tasks = answered(config, tmp_path / "c")
+    assert tasks[0]["data"]["prompt"] == "user: Hi\n\nassistant: Yes?\n\nuser: Two?"
+    (tmp_path / "e.json").write_text(json.dumps(tasks))
+    step(config, tmp_path / "c", "read", export=(str(tmp_path / "e.json"),))
+    (line,) = sources.load((f"jsonl:{tmp_path}/c/comparisons.jsonl",), "comparisons", 0)
+    assert line["messages"] == talk and "prompt" not in line
+    assert read(tmp_path / "c" / "ratings.jsonl")[0]["prompt"].endswith("user: Two?")
+
+    config = configure(tmp_path, "demonstrations", [{"messages": talk}], overlap=1)
+    step(config, tmp_path / "d", "make")
+    (tmp_path / "e.json").write_text(json.dumps(answered(config, tmp_path / "d", lambda *_: {"written": "2"})))
+    step(config, tmp_path / "d", "read", export=(str(tmp_path / "e.json"),))
+    (line,) = sources.load((f"jsonl:{tmp_path}/d/demonstrations.jsonl",), "demonstrations", 0)
+    assert (line["messages"], line["completion"]) == (talk, "2") and "prompt" not in line
+
+
 # --- wrong input ---
 
 

@@ -89,7 +89,7 @@ def validate(record: Record, kind: str) -> None:
         _check_prompt(record)
         _check_comparison(record)
     elif kind == "answers":
-        _check_text(record, "prompt")
+        _check_prompt(record)
         _check_answers(record)
     elif kind == "ratings":
         _check_text(record, "prompt")

@@ -31,7 +31,8 @@ JSON Lines in the workdir, in the order of the source's records, then of the lab
     at        ISO 8601 time of the last edit, or null; sorts as text
 
 and every field of the source's record that has one value (`prompt`, `user`, `use_case`, `distribution`, ...), unless a
-field below has its name. `kind` here is the questionnaire's kind.
+field below has its name. `kind` here is the questionnaire's kind. Of a record with `messages` the files for training
+have `messages` again, the others the dialogue as a text, `prompt` (`data.chats.named`).
 
 * `comparisons.jsonl`, one line a ranking (kinds `comparisons` and `toxicity`), a record of `config.data.comparisons`:
   all fields of the source's record, so `prompt`, `completions` and where there are `ended`, `tokens`, `tokenizer`
@@ -50,8 +51,8 @@ field below has its name. `kind` here is the questionnaire's kind.
     prompt, 0, 1 more) and `continuity` (int, 1-7).
 
 * `demonstrations.jsonl`, records of `config.data.demonstrations`: `prompt`, `completion` (`config.label.separator`
-  and what the labeler wrote). Of kind `few_shot_prompts`: one line a pair, the other pairs as its context, without
-  separator (`data.prompts.few_shot`).
+  and what the labeler wrote; after `messages` without separator). Of kind `few_shot_prompts`: one line a pair, the
+  other pairs as its context, without separator (`data.prompts.few_shot`).
 
 * `prompts.jsonl` (the three kinds of prompts), records of `config.data.prompts` and of `data.prompts`: `prompt`,
   `user` (the labeler's id), `written` ('plain', 'few_shot' or 'user_based').

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import chats, schema, sources
 from instructgpt_jax.labeling import instructions, kinds, pages, people
 
 KEY, PROJECTS = "key.jsonl", "projects"
@@ -155,9 +155,9 @@ def distribute(
 
 def data_of(kind: str, task: Task, page: kinds.Page) -> dict:
     """What Label Studio is told of a task: these fields and no others."""
-    data = {"task": task.id}
+    data, record = {"task": task.id}, task.record | as_texts(task.record)
     for field in page.shows:
-        data[field] = task.record.get(field) or "not said"
+        data[field] = record.get(field) or "not said"
     if page.asks_of_each:
         texts = [task.record["completions"][group[0]] for group in task.shown]
         data[kinds.OUTPUTS] = [
@@ -165,6 +165,15 @@ def data_of(kind: str, task: Task, page: kinds.Page) -> dict:
             for letter, text in zip(LETTERS, texts, strict=False)
         ]
     return data
+
+
+def as_texts(record: dict) -> dict[str, str]:
+    """`prompt` of a record with messages, and `completion` of a whole dialogue: what people read."""
+    if "messages" not in record:
+        return {}
+    found = {"prompt": str(chats.named(record))}
+    whole = record["messages"][-1]["role"] == schema.ASSISTANT
+    return found | ({"completion": record["messages"][-1]["content"]} if whole and "completion" not in record else {})
 
 
 def _write_project(folder: epath.Path, part: Project, kind: str, page: kinds.Page, text: str, seed: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from instructgpt_jax import simulated
+from instructgpt_jax.data import chats
 from instructgpt_jax.labeling import filling, kinds, make, people
 
 NAME = "simulated labelers"  # in place of a file
@@ -29,7 +30,7 @@ def answers(tasks: Iterable[make.Task], groups: tuple[str, ...], seed: int) -> I
     for task in tasks:
         chosen = [known[name] for name in task.labelers]
         if not chosen:
-            prompt = task.record["prompt"]
+            prompt = chats.named(task.record)
             chosen = [one for group in groups for one in simulated.draw_labelers(group, prompt, task.copies, seed)]
         for one in chosen:
             yield task, _person(one), fill(task, one, seed)
@@ -37,7 +38,7 @@ def answers(tasks: Iterable[make.Task], groups: tuple[str, ...], seed: int) -> I
 
 def fill(task: make.Task, labeler: simulated.Labeler, seed: int) -> dict[str, Any]:
     """What the labeler says on the pages of a task, as filling.results takes it."""
-    prompt = task.record["prompt"]
+    prompt = chats.named(task.record)
     texts = [task.record["completions"][group[0]] for group in task.shown]
     values: dict[str, Any] = {kinds.RANKING: simulated.rank(labeler, prompt, texts, seed)}
     for n, text in enumerate(texts):

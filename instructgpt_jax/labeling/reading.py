@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from instructgpt_jax.data import pii, prompts, sources
+from instructgpt_jax.data import chats, pii, prompts, sources
 from instructgpt_jax.labeling import exports, kinds, make, people
 
 Lines = dict[str, list[dict]]  # name of a file without its suffix -> its lines
@@ -170,17 +170,25 @@ def _typed(kind: str, values: dict[str, Any]) -> list[str]:
     return [text for name, text in values.items() if name.rpartition("_")[0] in parts or name in parts]
 
 
-def _about(one: Answered) -> dict[str, Any]:
-    """The fields of every line."""
-    about = {name: value for name, value in one.task.record.items() if not isinstance(value, list | dict)}
-    return about | {
+def _who_and_when(one: Answered) -> dict[str, Any]:
+    return {
         "task": one.task.id, "labeler": one.labeler.id, "group": one.labeler.group, "seconds": one.seconds,
         "at": one.at,
     }  # fmt: skip
 
 
+def _about(one: Answered) -> dict[str, Any]:
+    """The fields of every line; a prompt of messages as the text that the labeler has read."""
+    about = {name: value for name, value in one.task.record.items() if not isinstance(value, list | dict)}
+    return about | make.as_texts(one.task.record) | _who_and_when(one)
+
+
 def _demonstration(one: Answered, c: ConfigDict) -> Iterator[tuple[str, dict]]:
-    yield "demonstrations", _about(one) | {"completion": c.separator + one.values["written"]}
+    about, separator = _about(one), c.separator
+    if "messages" in one.task.record:  # the template writes what stands before an answer
+        about = {name: value for name, value in about.items() if name != "prompt"}
+        about, separator = about | {"messages": chats.prompt_of(one.task.record)}, ""
+    yield "demonstrations", about | {"completion": separator + one.values["written"]}
 
 
 def _prompt(one: Answered, c: ConfigDict) -> Iterator[tuple[str, dict]]:
@@ -201,7 +209,7 @@ def _ranking(one: Answered, c: ConfigDict) -> Iterator[tuple[str, dict]]:
     record, about = one.task.record, _about(one)
     place = {k: n for n, group in enumerate(one.task.shown) for k in group}  # completion -> output of the page
     ranking = [one.values[kinds.RANKING][place[k]] for k in range(len(place))]
-    yield "comparisons", record | about | {"ranking": ranking}
+    yield "comparisons", record | _who_and_when(one) | {"ranking": ranking}
     policies = record.get("policies") or [None] * len(place)
     for k, answer in enumerate(record["completions"]):
         of = {question.name: one.values[f"{question.name}_{place[k]}"] for question in kinds.PAGES[c.kind].asks_of_each}

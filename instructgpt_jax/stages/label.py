@@ -79,7 +79,7 @@ def _simulate(config: ConfigDict, folder: epath.Path) -> None:
 def read(config: ConfigDict, crowd: people.People, folder: epath.Path) -> None:
     """Writes the files of the answers (see `labeling`), and `read.json` in the end."""
     given = config.label.export if config.label.step == "read" else ()
-    files = [file for pattern in given for file in jsonl.match(pattern)]
+    files = [file for pattern in given for file in jsonl.match(pattern, "json")]
     files = files or sorted(map(str, (folder / EXPORTS).glob("*.json")))
     if not files:
         raise ValueError(f"config.label.export must name an export of Label Studio, got none, and none in {EXPORTS}/")

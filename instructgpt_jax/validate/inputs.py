@@ -74,7 +74,7 @@ def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> 
     for key, files in named.items():
         for file in files:
             try:
-                found = not expected(file) or jsonl.match(file)
+                found = not expected(file) or jsonl.match(file, "json")
             except ValueError:
                 found = False
             if not found:
