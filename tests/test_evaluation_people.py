@@ -7,6 +7,7 @@ import random
 import pytest
 from ml_collections import ConfigDict
 
+from instructgpt_jax.data import chats
 from instructgpt_jax.evaluation import people, statistics
 from instructgpt_jax.report import check, figures, findings, page
 from tests.report_example import example, interval
@@ -111,6 +112,15 @@ def test_a_line_belongs_to_a_distribution(tmp_path):
     assert people.about(people.Judged({}, {}), 0) == {}
 
 
+def test_a_dialogue_belongs_to_its_distribution(tmp_path):
+    messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    line = {key: value for key, value in ranking("", ["sft", "ppo"], [2, 1]).items() if key != "prompt"}
+    c = config(rankings=write(tmp_path / "a.jsonl", [line | {"messages": messages}]))
+    judged = people.load(c, {"instruct": ["user"], "chat": [chats.named({"messages": messages})]})
+    results, _ = people.judge(c, judged, {"instruct": [], "chat": []}, {})
+    assert list(results) == ["chat"] and results["chat"]["ppo"]["win_rate"]["training"]["mean"] == 1
+
+
 @pytest.mark.parametrize(
     "kind, line, told",
     [
@@ -176,6 +186,18 @@ def test_page_says_who_judged_and_has_the_tables(judged_by_people):
     assert text.count("<td>71.0<small>67.0 to 75.0</small></td>") == 2 * 6
     assert "Which model labelers prefer" in text
     assert {one.verdict for one in findings.findings(report)} == {findings.HOLDS}
+
+
+def test_the_papers_head_to_head_findings():
+    report = example()
+    table = {"ppo_ptx_small": {"base_small": interval(0.85, 0.03), "prefix_small": interval(0.52, 0.04)}}
+    report["head_to_head"] = {"instruct": {"training": table}, "gpt": {"training": {}}}
+    found = {one.claim: one for one in findings.findings(report) if one.claim.startswith("Head to head")}
+    assert found["Head to head, PPO-ptx is preferred to GPT"].here == "small: 85 ± 3 %"
+    assert [one.verdict for one in found.values()] == [findings.HOLDS, findings.UNCLEAR]
+    table["ppo_ptx_small"]["base_small"] = interval(0.4, 0.03)
+    verdicts = {one.claim: one.verdict for one in findings.findings(report)}
+    assert verdicts["Head to head, PPO-ptx is preferred to GPT"] == findings.FAILS
 
 
 def part(report):

@@ -11,6 +11,7 @@ from instructgpt_jax.report import words
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too close to tell"
 NEAR = 0.05  # of a win rate or an accuracy: what counts as the same
 KEPT = 0.02  # of the pretraining loss: what counts as no tax
+HALF = {"mean": 0.5, "low": 0.5, "high": 0.5}  # as often preferred as not
 
 
 class Finding(NamedTuple):
@@ -68,6 +69,7 @@ class _View:
         distribution, self.group = (words.measured(report, "win_rate") or plain)[0]
         self.rows = report.get("results", {}).get(distribution, {})
         self.rates = self.values("win_rate", self.group)
+        self.table = report.get("head_to_head", {}).get(distribution, {}).get(self.group, {})
         language = report.get("language", {})
         self.losses = {name: row["pretraining_loss"] for name, row in language.items() if "pretraining_loss" in row}
         self.reward = report.get("reward_model", {})
@@ -98,6 +100,11 @@ class _View:
         """Two methods at each size that has both."""
         names = [(self.where(size), self.model(first, [size]), self.model(second, [size])) for size in self.sizes]
         return [(size, values[a], values[b]) for size, a, b in names if a in values and b in values]
+
+    def head_to_head(self, first: str, second: str) -> list[tuple[str, dict, dict]]:
+        """One half, and how often the first method is preferred to the second, at each size that has both."""
+        names = [(self.where(size), self.model(first, [size]), self.model(second, [size])) for size in self.sizes]
+        return [(size, HALF, self.table[a][b]) for size, a, b in names if b in self.table.get(a, {})]
 
     def small_and_large(self, method: str) -> list[tuple[str, dict, dict]]:
         """The largest model of the method and the smallest PPO-ptx."""
@@ -141,6 +148,9 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     for method, what, rate in (("base", "GPT", "24 %"), ("prefix", "prompted GPT", "41 %")):
         claim, paper = f"The smallest PPO-ptx beats the largest {what}", f"175B {what} → 1.3B PPO-ptx: {rate} → 52 %"
         yield claim, paper, found.small_and_large(method), _above, _arrow
+    for method, what, rate in (("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %")):  # section 1
+        claim = f"Head to head, PPO-ptx is preferred to {what}"
+        yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), _above, lambda a, b: words.percent(b)
     claim = "The pretraining mix costs no preference: PPO and PPO-ptx within 5 points"
     yield claim, "1.3B: 51 % and 52 %\n175B: 62 % and 65 %", pairs("ppo", "ppo_ptx", rates), _near, _both
     claim = "Held-out labelers judge as training labelers do, within 5 points"
