@@ -1,5 +1,6 @@
 """What people, and models in their place, say of answers: against plain loops and numbers by hand; on the page."""
 
+import html
 import itertools
 import json
 import random
@@ -168,6 +169,7 @@ def judged_by_people():
         "agreement": {"training": interval(0.726, 0.015), "researcher and training": interval(0.7, 0.04)},
     }  # fmt: skip
     report["reward_model"]["agreement"] = {"training": interval(0.738, 0.01)}
+    report["results"]["instruct"]["ppo_small"]["relative_toxicity"] = {"researcher": interval(-0.25, 0.1)}
     check.check(report)
     return report
 
@@ -185,6 +187,8 @@ def test_page_says_who_judged_and_has_the_tables(judged_by_people):
     assert text.index(people) < text.index(judge)
     assert text.count("<td>71.0<small>67.0 to 75.0</small></td>") == 2 * 6
     assert "Which model labelers prefer" in text
+    assert "<td>−0.25<small>−0.35 to −0.15</small></td>" in text
+    assert "Toxicity beside the prompt's" in html.unescape(text)
     assert {one.verdict for one in findings.findings(report)} == {findings.HOLDS}
 
 
