@@ -204,7 +204,7 @@ def export(stage):
     """A trained network for transformers."""
     config = common.config("export")
     config.models.model = common.network(init_from=f"{{workdir}}/{stage}")
-    config.export = {}
+    config.export = {"dtype": "float32"}
     return config
 
 

@@ -19,8 +19,9 @@ PATHS = (
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
-    "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy", "evaluate.prefix.prompts",
-    "evaluate.overoptimisation.prompts", "evaluate_reward.comparisons", "evaluate_reward.bag_of_words", "label.source",
+    "evaluate.rankings", "evaluate.ratings", "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy",
+    "evaluate.prefix.prompts", "evaluate.overoptimisation.prompts", "evaluate_reward.comparisons",
+    "evaluate_reward.bag_of_words", "label.source",
 )  # fmt: skip
 
 
