@@ -179,7 +179,8 @@ class Tokenizer:
         """Writes it where `load` and AutoTokenizer find it, with its end tokens and its template."""
         self._pretrained.save_pretrained(os.fspath(directory))
         if self.end_ids != (self.eos_id,):
-            content = json.dumps({"eos_token_id": list(self.end_ids)}, indent=2) + "\n"
+            ends = sorted(self.end_ids, key=lambda i: i != self.end_id)  # the first is what texts end with
+            content = json.dumps({"eos_token_id": ends}, indent=2) + "\n"
             (pathlib.Path(directory) / end_tokens.GENERATION).write_text(content)
 
     def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
