@@ -173,7 +173,8 @@ def test_evaluate_on_dialogues(policy, tmp_path, monkeypatch):
     talks = write(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS])
     ranked = {"messages": TALKS[1][:3], "completions": ["Two hens.", "No."], "ranking": [1, 2]}
     task = {"messages": TALKS[0][:1], "choices": ["Yes", "No"], "answer": 0}
-    monkeypatch.setattr(text, "bleu", lambda *_: 0.0)  # needs the extra eval
+    for name in ("bleu", "rouge_l"):  # need the extra eval
+        monkeypatch.setattr(text, name, lambda *_: 0.5)
     config.evaluate.update({
         "distributions": {"talks": talks}, "references": talks, "num_samples": 2, "response_length": 6,
         "accuracy": write(tmp_path / "ranked.jsonl", [ranked]), "seconds": "", "report": "", "batch_size": 8,
@@ -185,7 +186,7 @@ def test_evaluate_on_dialogues(policy, tmp_path, monkeypatch):
     assert [one["messages"] for one in report["samples"]] == [TALKS[0][:1], TALKS[1][:3]]
     assert [one["reference"] for one in report["samples"]] == ["By the river.", "Two hens."]
     assert report["samples"][1]["prompt"] == "user: Who is there?\n\nassistant: A fox.\n\nuser: And who else?"
-    assert report["results"]["talks"]["sft"]["rouge_l"]["mean"] >= 0 and "accuracy" in report["reward_model"]
+    assert report["results"]["talks"]["sft"]["rouge_l"]["mean"] == 0.5 and "accuracy" in report["reward_model"]
     assert report["language"]["sft"]["tasks"]["yes"]["mean"] in (0.0, 1.0)
 
 
