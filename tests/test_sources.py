@@ -8,6 +8,8 @@ import re
 import sys
 import types
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from instructgpt_jax.data import datasets, jsonl, records, schema, sources
@@ -144,6 +146,14 @@ def test_bucket_files_are_found_and_read(tmp_path, monkeypatch):
     assert len(sources.load(("jsonl:gs://data/raw/b.jsonl",), "prompts", 0)) == 1
     with pytest.raises(ValueError, match="gs://data/none.jsonl must name at least one file"):
         sources.load(("jsonl:gs://data/none.jsonl",), "prompts", 0)
+    table = pyarrow.Table.from_pylist([{"prompt": f"p{i}"} for i in range(30)])
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet", row_group_size=10)
+    bucket.pipe_file("/data/raw/c.parquet", (tmp_path / "c.parquet").read_bytes())
+    records = sources.load(("parquet:gs://data/raw/*.parquet",), "prompts", 0)
+    assert [record["prompt"] for record in records] == [f"p{i}" for i in range(30)]
+    assert records.origin(12) == "gs://data/raw/c.parquet[12]"
+    with pytest.raises(ValueError, match="parquet:gs://data/none must name at least one file, got none"):
+        sources.load(("parquet:gs://data/none",), "prompts", 0)
 
 
 def test_simulated_records_are_checked_too(monkeypatch):

@@ -91,6 +91,9 @@ def concatenate(parts: Sequence[Records]) -> Records:
     records = Records(starts[-1], get, origin, np.concatenate([part.keys for part in parts]) if noted else None)
     records.parts = tuple(parts)
     records.skipped = tuple(line for part in parts for line in part.skipped)
+    for part in parts:
+        for why, count in part.left_out.items():
+            records.left_out[why] = records.left_out.get(why, 0) + count
     return records
 
 

@@ -50,10 +50,11 @@ def load(config: ConfigDict, tokenizer) -> Data:
         read[key] = about | {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
         return used
 
-    def plain(key: str, used: list) -> list:
+    def plain(key: str, found: Sequence) -> list:
         """As `note`, of records that are all used as they are."""
+        used, left_out = list(found), found.left_out if isinstance(found, sources.Records) else {}
         texts = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in used]
-        note(key, texts, {"records": len(used), "validation": 0, "left_out": {}})
+        note(key, texts, {"records": len(used) + sum(left_out.values()), "validation": 0, "left_out": left_out})
         return used
 
     def records(names: Sequence[str], kind: str) -> sources.Records:
@@ -97,7 +98,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),
         snapshot_prompts=prompts("overoptimisation.prompts", c.overoptimisation.prompts),
         references=references,
-        comparisons=plain("accuracy", list(records(c.accuracy, "comparisons"))) if c.accuracy else [],
+        comparisons=plain("accuracy", records(c.accuracy, "comparisons")) if c.accuracy else [],
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,
