@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import jinja2
 from etils import epath
 
-from instructgpt_jax.data.schema import ASSISTANT, Record
+from instructgpt_jax.data.dialogues import Prompt
+from instructgpt_jax.data.schema import ASSISTANT
 
 OWN, HUMAN_ASSISTANT = "chat", "human_assistant"
 NAMES = ("", OWN, HUMAN_ASSISTANT)  # anything else is a path
@@ -57,8 +58,6 @@ _TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)
 _PROBE = "An answer of ours"
 _LACKS = re.compile(r"has no attribute '(\w+)'")  # how Jinja says it
 _SHOWN = 100  # characters of a rendering in an error
-
-Prompt = str | list[dict[str, Any]]  # a prompt of a record: its text, or its messages
 
 
 class Chat(NamedTuple):
@@ -99,46 +98,6 @@ def keep(chat: Chat, directory: str | os.PathLike) -> None:
     """Keeps a template beside its tokenizer, which has its program and the end tokens."""
     name = HUMAN_ASSISTANT if chat.template == HUMAN_ASSISTANT else OWN
     (epath.Path(directory) / FILE).write_text(json.dumps({"template": name, "day": chat.day}) + "\n")
-
-
-def prompt_of(record: Record) -> Prompt:
-    """What is to be answered: the messages of a record, without an answer that they end with, or its prompt."""
-    if "messages" not in record:
-        return record["prompt"]
-    messages = record["messages"]
-    return messages[:-1] if messages[-1]["role"] == ASSISTANT else messages
-
-
-def asked_and_said(record: Record) -> tuple[str, str]:
-    """The prompt of a demonstration as `named` has it, and what is demonstrated; of a whole dialogue the last turn."""
-    return named(record), record["completion"] if "completion" in record else record["messages"][-1]["content"]
-
-
-class Dialogue(str):
-    """Messages as one text, which people read and results are kept by; that of a user's single message is its text.
-
-    Attributes:
-      messages: the messages.
-    """
-
-    messages: list[dict[str, Any]]
-
-    def __new__(cls, messages: list[dict[str, Any]]):
-        single = len(messages) == 1 and messages[0]["role"] == "user"
-        turns = (f"{message['role']}: {message['content']}" for message in messages)
-        made = super().__new__(cls, messages[0]["content"] if single else "\n\n".join(turns))
-        made.messages = messages
-        return made
-
-
-def named(record: Record) -> str:
-    """The prompt of a record as a text: a `Dialogue` where it has messages."""
-    return Dialogue(prompt_of(record)) if "messages" in record else record["prompt"]
-
-
-def given(prompt: str) -> Prompt:
-    """The prompt that a text of `named` stands for."""
-    return prompt.messages if isinstance(prompt, Dialogue) else prompt
 
 
 def source(template: str, own: str | dict | None, name: str) -> str:

@@ -68,10 +68,7 @@ class Encoder:
         plain = [number for number, text in enumerate(texts) if not text.ordinary]
         batch = self._whole.encode_batch([texts[number].text for number in plain], add_special_tokens=False)
         found = {number: _arrays(encoding) for number, encoding in zip(plain, batch, strict=True)}
-        return [
-            found[number] if number in found else self._cut(text, self._first)
-            for number, text in enumerate(texts)
-        ]
+        return [found[number] if number in found else self._cut(text, self._first) for number, text in enumerate(texts)]
 
     def _rest(self, text: Rendered) -> _Ids:
         """What stands behind the skipped part, encoded by itself."""

@@ -27,7 +27,7 @@ import transformers
 from etils import epath
 
 from instructgpt_jax import paths
-from instructgpt_jax.data import chats, end_tokens, rendered
+from instructgpt_jax.data import chats, dialogues, end_tokens, rendered
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -72,7 +72,7 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.hash)
 
-    def prompt(self, prompt: chats.Prompt) -> str | chats.Rendered:
+    def prompt(self, prompt: dialogues.Prompt) -> str | chats.Rendered:
         """What `encode_prompts` takes of a prompt: its text, or what the template writes of it.
 
         Raises:
@@ -82,7 +82,7 @@ class Tokenizer:
             self.check_messages()
         return self.chat.prompt(prompt) if self.chat else prompt
 
-    def answer(self, prompt: chats.Prompt, text: str, ended: bool = True) -> str | chats.Rendered:
+    def answer(self, prompt: dialogues.Prompt, text: str, ended: bool = True) -> str | chats.Rendered:
         """What `encode` takes of an answer to a prompt; the token that ends it, where it `ended`, is not in it."""
         return self.chat.answer(prompt, text, ended) if self.chat else text
 

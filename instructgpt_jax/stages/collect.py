@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, process, responses, simulated
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import chats, datasets, encoding, padding
+from instructgpt_jax.data import datasets, dialogues, encoding, padding
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.simulated import world
 from instructgpt_jax.training import resume
@@ -72,7 +72,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         found = [written[number, k] for k in range(count)]
         kept = {field: record[field] for field in KEPT if field in record}
         if "messages" in record:
-            kept["messages"] = chats.prompt_of(record)
+            kept["messages"] = dialogues.prompt_of(record)
         kept |= {
             "completions": [one.text for one in found],
             "ended": [one.ended for one in found],
@@ -132,7 +132,7 @@ def complete(
 
 def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:
     """The record as a comparison, once for each group of labelers: by one of them, who depends on the prompt."""
-    prompt = chats.named(record)
+    prompt = dialogues.named(record)
     for group in groups:
         people = simulated.labelers(group)
         labeler = world.pick(world.rng_of("labeler of", group, prompt, seed), people)
@@ -143,7 +143,7 @@ def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:
 def shuffle(record: dict, seed: int) -> dict:
     """The comparison with its ranks in an order that has nothing to do with the completions."""
     ranks = record["ranking"]
-    rng = world.rng_of("shuffle", record["labeler"], chats.named(record), seed)
+    rng = world.rng_of("shuffle", record["labeler"], dialogues.named(record), seed)
     return record | {"ranking": world.sample(rng, ranks, len(ranks))}
 
 
