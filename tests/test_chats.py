@@ -13,6 +13,7 @@ from test_tokenizer import FAMILIES
 from tokenizers import AddedToken
 
 from instructgpt_jax import run_tokenizer
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, encoding, packing, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.stages import reward_start
@@ -407,3 +408,14 @@ def test_a_run_keeps_template_ends_and_day(tmp_path):
     assert exported.chat_template.startswith("{{ strftime_now(")
     config.data.template = ""
     assert tokenizers.load(run_tokenizer.settled(config, tmp_path / "plain").data.tokenizer).chat is None
+
+
+def test_a_run_from_before_there_were_templates_goes_on_without_one():
+    config = common.config("sft")
+    stored = workdirs.as_json(config)
+    for key in ("template", "end_tokens"):
+        del stored["data"][key]
+    assert workdirs.compare(stored, workdirs.as_json(config)) == []
+    config.data.template = "chat"
+    (line,) = workdirs.compare(stored, workdirs.as_json(config))
+    assert line == "  data.template: '' in the workdir, 'chat' asked for"

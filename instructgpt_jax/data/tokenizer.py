@@ -289,6 +289,7 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, n
             token["special"] |= token["id"] in meant
         backend, special = tokenizers.Tokenizer.from_str(json.dumps(raw)), special | meant
         backend.encode_special_tokens = True
+        content.append(sorted(meant))
     if template or end_id != eos:
         content += [template.jinja if template else "", end_id]
     only_pad = {pad} - unknown - {None, eos, bos, *end_ids}  # many published tokenizers pad with another token
