@@ -96,13 +96,10 @@ def test_public_preferences_train_every_stage(name, template, folder, shared_dat
     found = run(config, tmp_path / "ppo", files, **data, models__policy__init_from=f"{tmp_path}/sft",
                 models__reward__init_from=f"{tmp_path}/reward", ppo__iterations=1, ppo__batch_size=8,
                 ppo__num_minibatches=2, ppo__max_prompt_length=740, ppo__response_length=8, ppo__row_length=768,
-                ppo__missing_eos_score=-1.0, ppo__policy_optimizer__warmup_steps=1)  # fmt: skip
+                ppo__missing_eos_score=-1.0, ppo__eval_batches=0, ppo__policy_optimizer__warmup_steps=1)  # fmt: skip
     assert np.isfinite(found["objective/score"]) and 0 < found["response/length"] <= 8
     ours = tokenizers.load(tmp_path / "ppo" / "tokenizer")
     assert ours.chat.name == template and ours == tokenizers.load(tmp_path / "sft" / "tokenizer")
-    shown = [json.loads(line) for line in (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()]
-    end = "\n\nAssistant:" if template == "human_assistant" else "<|im_start|>assistant\n"
-    assert shown and all(line["prompt"].endswith(end) for line in shown)
 
 
 # Stages that use a model ----------------------------------------------------------------------------------------------
