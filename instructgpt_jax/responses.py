@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import reward, rollout
-from instructgpt_jax.data import dialogues, encoding, padding
+from instructgpt_jax.data import chats, encoding, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes, Packed
 from instructgpt_jax.models import ModelConfig
@@ -271,7 +271,7 @@ def on_mesh(
 def completions(records: Sequence[dict], tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Prompts and completions of comparisons as `score` reads them: a prompt for each completion, record by record."""
     ends = encoding.completions(records, tokenizer)
-    begun = tokenizer.encode_prompts([tokenizer.prompt(dialogues.prompt_of(record)) for record in records])
+    begun = tokenizer.encode_prompts([tokenizer.prompt(chats.prompt_of(record)) for record in records])
     prompts = [ids for ids, texts in zip(begun, ends, strict=True) for _ in texts]
     return prompts, [ids for texts in ends for ids in texts]
 

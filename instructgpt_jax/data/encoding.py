@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructgpt_jax.data import dialogues, packing, sources
+from instructgpt_jax.data import chats, packing, sources
 
 _CHUNK = 1024  # records encoded at once
 
@@ -48,7 +48,7 @@ def demonstrations(records, tokenizer, allowed: Allowed, *, row_length: int, los
     def texts(record):
         if "completion" not in record:
             return [tokenizer.dialogue(record["messages"])]
-        prompt = dialogues.prompt_of(record)
+        prompt = chats.prompt_of(record)
         return [tokenizer.prompt(prompt), tokenizer.answer(prompt, record["completion"])]
 
     def example(record, prompt, *completion):
@@ -79,7 +79,7 @@ def comparisons(
     """`packing.Comparison`s of the completions as `completions` has them; prompts with all tied are left out."""
 
     def texts(record):
-        return [tokenizer.prompt(dialogues.prompt_of(record)), *_unsampled(record, tokenizer)]
+        return [tokenizer.prompt(chats.prompt_of(record)), *_unsampled(record, tokenizer)]
 
     def example(record, prompt, *encoded):
         completions = _as_sampled(record, encoded, tokenizer)
@@ -126,7 +126,7 @@ def _unsampled(record: dict, tokenizer) -> list:
     """The completions to encode of one comparison: none where it keeps their tokens."""
     if record.get("tokens") is not None and record["tokenizer"] == tokenizer.hash:
         return []
-    prompt, texts = dialogues.prompt_of(record), record["completions"]
+    prompt, texts = chats.prompt_of(record), record["completions"]
     return [tokenizer.answer(prompt, text, done) for text, done in zip(texts, _ended(record), strict=True)]
 
 
@@ -169,7 +169,7 @@ def prompts(records, tokenizer, allowed: Allowed, *, max_prompt_length: int) -> 
             )
         return prompt
 
-    return _encode(records, tokenizer, allowed, lambda record: [tokenizer.prompt(dialogues.prompt_of(record))], example)
+    return _encode(records, tokenizer, allowed, lambda record: [tokenizer.prompt(chats.prompt_of(record))], example)
 
 
 def _check_fits(prompt: int, completion: int, row_length: int) -> None:

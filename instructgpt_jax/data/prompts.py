@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import errors, paths
-from instructgpt_jax.data import dialogues, pii, sources, tokenizer
+from instructgpt_jax.data import chats, pii, sources, tokenizer
 from instructgpt_jax.data.records import about
 from instructgpt_jax.data.schema import ASSISTANT
 from instructgpt_jax.splits import split_of
@@ -51,7 +51,7 @@ def deduplicate(records: Iterable[Record], prefix_chars: int) -> list[Record]:
         raise ValueError(f"prefix_chars must be at least 1, got {prefix_chars!r}")
     seen, kept = set(), []
     for record in records:
-        digest = _prefix_digest(dialogues.named(record), prefix_chars)
+        digest = _prefix_digest(chats.named(record), prefix_chars)
         if digest not in seen:
             seen.add(digest)
             kept.append(record)
@@ -92,7 +92,7 @@ def _written(record: Record) -> list[str]:
     """What the user wrote: the prompt, or every message that is not the assistant's."""
     if "messages" not in record:
         return [record["prompt"]]
-    return [message["content"] for message in dialogues.prompt_of(record) if message["role"] != ASSISTANT]
+    return [message["content"] for message in chats.prompt_of(record) if message["role"] != ASSISTANT]
 
 
 def drop_long(
@@ -102,11 +102,11 @@ def drop_long(
 
     A token covers at least one byte of UTF-8 in every byte-level vocabulary, so only texts of more bytes are counted.
     """
-    suspects = [i for i, record in enumerate(records) if len(dialogues.named(record).encode()) > max_tokens]
+    suspects = [i for i, record in enumerate(records) if len(chats.named(record).encode()) > max_tokens]
     long = set()
     for start in range(0, len(suspects), _CHUNK):
         chunk = suspects[start : start + _CHUNK]
-        lengths = count_tokens([dialogues.named(records[i]) for i in chunk])
+        lengths = count_tokens([chats.named(records[i]) for i in chunk])
         long |= {i for i, length in zip(chunk, lengths, strict=True) if length > max_tokens}
     return [record for i, record in enumerate(records) if i not in long]
 
@@ -119,7 +119,7 @@ def language_shares(records: Sequence[Record], sample: int) -> dict[str, float]:
     import py3langid  # loads its model of 5 MB, which nothing else needs
 
     step = max(1, len(records) // sample)
-    texts = [dialogues.named(record) for record in records[::step][:sample]]
+    texts = [chats.named(record) for record in records[::step][:sample]]
     counts = collections.Counter(py3langid.classify(text)[0] for text in texts)
     return {language: count / len(texts) for language, count in counts.most_common()}
 

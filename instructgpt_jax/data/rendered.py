@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
-from instructgpt_jax.data.chats import Rendered
+from instructgpt_jax.data.templates import Rendered
 
 _Ids = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, and where each begins and ends in the text
 

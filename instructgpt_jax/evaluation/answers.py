@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, responses
-from instructgpt_jax.data import dialogues, padding
+from instructgpt_jax.data import chats, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
@@ -58,7 +58,7 @@ class Examiner:
           temperature (at 1 when greedy).
         """
         c = self._options
-        bare = self.tokenizer.encode_prompts([self.tokenizer.prompt(dialogues.given(prompt)) for prompt in prompts])
+        bare = self.tokenizer.encode_prompts([self.tokenizer.prompt(chats.given(prompt)) for prompt in prompts])
         seen = self.tokenizer.encode_prompts([prefix + prompt for prompt in prompts]) if prefix else bare
         widest = c.max_prompt_length + c.prefix.max_length * bool(prefix)
         rows = [padding.rows(wanted, self._mesh) for wanted in (c.batch_size, -(-c.batch_size // padding.NARROW))]

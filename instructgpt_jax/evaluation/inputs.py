@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from instructgpt_jax.data import datasets, dialogues, encoding, sources
+from instructgpt_jax.data import chats, datasets, encoding, sources
 from instructgpt_jax.evaluation import curves, text
 from instructgpt_jax.training import checkpoint
 
@@ -16,7 +16,7 @@ class Data(NamedTuple):
     """Everything that is read before anything is computed.
 
     prompts: distribution -> its distinct prompts, the list of them `answers_per_prompt` times over. A prompt that is
-      messages is a `dialogues.Dialogue`, here and below.
+      messages is a `chats.Dialogue`, here and below.
     prefix_prompts, snapshot_prompts: to choose the prefix by, and for the answers of snapshots.
     references: prompt -> the texts that people wrote.
     comparisons, tasks: records of comparisons; task -> its records.
@@ -68,7 +68,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
             return []
         allowed = datasets.allowed(config.data)
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
-        distinct = list(dict.fromkeys(dialogues.named(found[i]) for i in kept.records))
+        distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
 
     times = c.answers_per_prompt
@@ -80,7 +80,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
             )
     references: dict[str, list[str]] = {}
     for record in plain("references", list(records(c.references, "demonstrations"))) if c.references else ():
-        prompt, completion = dialogues.asked_and_said(record)
+        prompt, completion = chats.asked_and_said(record)
         references.setdefault(prompt, []).append(completion)
     if references and not any(prompt in references for given in found.values() for prompt in given):
         raise ValueError("config.evaluate.references must have a prompt of config.evaluate.distributions, got none")

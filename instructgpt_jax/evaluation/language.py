@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import losses, models
-from instructgpt_jax.data import dialogues, padding
+from instructgpt_jax.data import chats, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
@@ -57,7 +57,7 @@ def closed_task(
       options: `batch_size`, `row_length` and `microbatch_rows`.
     """
     starts = np.cumsum([0, *(len(record["choices"]) for record in records)])
-    asked = [(dialogues.prompt_of(record), choice) for record in records for choice in record["choices"]]
+    asked = [(chats.prompt_of(record), choice) for record in records for choice in record["choices"]]
     prompts = tokenizer.encode_prompts([tokenizer.prompt(prompt) for prompt, _ in asked])
     choices = tokenizer.encode([tokenizer.answer(prompt, choice, ended=False) for prompt, choice in asked])
     Q, R = max(map(len, prompts)), max(map(len, choices))

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, networks, paths, responses, run_tokenizer
-from instructgpt_jax.data import chats, dialogues, jsonl, padding, schema, sources
+from instructgpt_jax.data import chats, jsonl, padding, schema, sources, templates
 from instructgpt_jax.data import tokenizer as tokenizers
 
 RULE = "-" * 80  # between printed answers
@@ -29,7 +29,7 @@ SHORTEST = 16  # columns that prompts are padded to at least; then powers of two
 
 
 class Prompt(NamedTuple):
-    """A prompt, and where it stands; its text is a `dialogues.Dialogue` where it is messages."""
+    """A prompt, and where it stands; its text is a `chats.Dialogue` where it is messages."""
 
     origin: str
     text: str
@@ -73,7 +73,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             continue
         try:
             turns = [*said, {"role": "user", "content": line}]
-            found = list(answer([Prompt("the prompt", dialogues.Dialogue(turns) if tokenizer.chat else line)], number))
+            found = list(answer([Prompt("the prompt", chats.Dialogue(turns) if tokenizer.chat else line)], number))
             keep(found)
             said = [*turns, {"role": schema.ASSISTANT, "content": found[0]["response"]}]
         except ValueError as error:
@@ -86,7 +86,7 @@ def read_prompts(config: ConfigDict) -> list[Prompt]:
     found = [Prompt(f"config.sample.prompts[{number}]", text) for number, text in enumerate(c.prompts)]
     if c.file.endswith((".jsonl", ".jsonl.gz")):
         records = sources.load((f"jsonl:{c.file}",), "prompts", config.data.skip_bad)
-        found += [Prompt(records.origin(i), dialogues.named(records[i])) for i in range(len(records))]
+        found += [Prompt(records.origin(i), chats.named(records[i])) for i in range(len(records))]
     elif c.file:
         if not epath.Path(c.file).is_file():
             raise ValueError(f"config.sample.file must exist, got {c.file!r}")
@@ -122,9 +122,9 @@ def make_answer(
                 )
         return encoded
 
-    def rendered(prompt: Prompt) -> str | chats.Rendered:
+    def rendered(prompt: Prompt) -> str | templates.Rendered:
         try:
-            return tokenizer.prompt(dialogues.given(prompt.text))
+            return tokenizer.prompt(chats.given(prompt.text))
         except ValueError as error:
             raise ValueError(f"{prompt.origin}: {error}") from None
 
@@ -137,7 +137,7 @@ def make_answer(
         for batch, found in responses.answer(sampler, params, encoded, numbers, batches, mesh):
             for place, one in zip(batch.places, found, strict=True):
                 text = prompts[place].text
-                also = {"messages": text.messages} if isinstance(text, dialogues.Dialogue) else {}
+                also = {"messages": text.messages} if isinstance(text, chats.Dialogue) else {}
                 yield {"prompt": text, **also, "response": one.text, "ended": one.ended}
 
     return answer
