@@ -116,7 +116,7 @@ SECTIONS = {
     },
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {},
+    "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
