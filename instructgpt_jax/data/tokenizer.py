@@ -179,8 +179,7 @@ class Tokenizer:
         """Writes it where `load` and AutoTokenizer find it, with its end tokens and its template."""
         self._pretrained.save_pretrained(os.fspath(directory))
         if self.end_ids != (self.eos_id,):
-            ends = sorted(self.end_ids, key=lambda i: i != self.end_id)  # the first is what texts end with
-            content = json.dumps({"eos_token_id": ends}, indent=2) + "\n"
+            content = json.dumps({"eos_token_id": self.ends}, indent=2) + "\n"
             (pathlib.Path(directory) / end_tokens.GENERATION).write_text(content)
 
     def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
@@ -194,6 +193,11 @@ class Tokenizer:
         elif made.pad_token_id is None:
             made.pad_token = made.eos_token
         return made
+
+    @property
+    def ends(self) -> list[int]:
+        """`end_ids` as generation_config.json has them: the first is what texts end with."""
+        return sorted(self.end_ids, key=lambda i: i != self.end_id)
 
     @property
     def _start_of_chat(self) -> np.ndarray:
