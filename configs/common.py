@@ -38,7 +38,8 @@ def data() -> ConfigDict:
             "pretraining": (),
             "valid_fraction": 0.05,  # by user, else by prompt
             "max_prompt_tokens": 1024,  # longer prompts are dropped (appendix C)
-            "skip_bad": 0,
+            "skip_bad": 0,  # malformed records that may be left out
+            "skip_long": False,  # records that do not fit a row are left out and counted; else they are malformed
             "allow_changed": False,  # a run goes on although its data are others than when it was saved
             "data_dir": "",
             "cache_dir": "",
@@ -306,14 +307,30 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
     return settings
 
 
-def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> ConfigDict:
+def reward_evaluation() -> ConfigDict:
+    """Reward models, the entries of `config.models`, on comparisons that people ranked."""
+    settings = config("evaluate_reward")
+    settings.evaluate_reward = {
+        "comparisons": (),  # each source is told apart
+        "bag_of_words": (),  # sources of the comparisons that a linear model of words learns from; () = none
+        "split": "all",  # of the records; or valid: those that training holds out
+        "best_of": (2, 4),  # numbers of completions to choose the best of
+        "batch_size": 64,
+        "row_length": 2048,
+        "microbatch_rows": 8,
+    }
+    return settings
+
+
+def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts: dict | None = None) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 
     A stage's own seed is added to it.
 
     Args:
       stages: in their order.
-      sources: keys that the user sets, `{KEY}` in the stages.
+      sources: keys that the user sets to one or several data sources, `{KEY}` in the stages.
+      texts: keys that the user sets to a text, likewise, and what they are before.
     """
     seed = config_dict.FieldReference(0)
     wandb = config_dict.FieldReference("")
@@ -329,11 +346,12 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> Co
         "order": tuple(stages),
         "stages": stages,
     }
-    return ConfigDict(settings | dict.fromkeys(sources, ""))
+    return ConfigDict(settings | dict.fromkeys(sources, ()) | (texts or {}))
 
 
 PAPER_TO_TINY = {  # beside what `shrink` changes in every run
     "sft.batch_size": 16, "sft.num_epochs": 1, "sft.row_length": 256, "reward.row_length": 512,
+    "evaluate_reward.batch_size": 32, "evaluate_reward.row_length": 512,
     "collect.batch_size": 32, "collect.max_prompt_length": 96, "collect.response_length": 32,
     "select.batch_size": 32, "select.num_batches": 1, "select.num_samples": 4, "select.max_prompt_length": 96,
     "select.response_length": 32, "select.row_length": 128, "sample.response_length": 32, "ppo.num_minibatches": 4,

@@ -21,6 +21,7 @@ from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.stages import (
     collect,
     evaluate,
+    evaluate_reward,
     export,
     label,
     ppo,
@@ -59,6 +60,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "select": select.run,
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
+    "evaluate_reward": evaluate_reward.run,
     "sample": sample.run,
     "export": export.run,
 }
@@ -91,7 +93,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.stage == "label":  # no network and no tokenizer
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir))
-    elif config.stage not in ("sample", "export"):  # whose workdir is no model's
+    elif config.stage not in ("sample", "export", "evaluate_reward"):  # these read by the tokenizers of their models
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it

@@ -20,7 +20,8 @@ PATHS = (
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
     "evaluate.rankings", "evaluate.ratings", "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy",
-    "evaluate.prefix.prompts", "evaluate.overoptimisation.prompts", "label.source",
+    "evaluate.prefix.prompts", "evaluate.overoptimisation.prompts", "evaluate_reward.comparisons",
+    "evaluate_reward.bag_of_words", "label.source",
 )  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 `config.stages` is a dict of stage configurations by name, `config.order` says in which order they run. A stage lives in
 the folder of its name (`sft/`, `round0/reward/`) and is the same run as if it had been started alone there. `{workdir}`
 in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`.
-`{NAME}` of a string `config.NAME` beside `stages` is that string: one place for the user's sources. A stage that is
-complete is skipped, one that was interrupted resumes.
+`{NAME}` of a string `config.NAME` beside `stages` is that string. Where `config.NAME` is a tuple of data sources,
+`{NAME}` among a stage's sources is all of them, each with the options that follow: one place for what the user gives.
+A stage that is complete is skipped, one that was interrupted resumes.
 
 `config.parallel` stages run at once where they are the programs of one CPU device, each in a thread of its own, as soon
 as the stages that they name have ended: small networks leave a core idle between their products. What a stage computes
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.data import sources
 from instructgpt_jax.validate import validate_pipeline
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
@@ -77,6 +79,8 @@ def run(
 def needed(config: ConfigDict, name: str) -> set[str]:
     """The stages before this one in the order whose workdirs its configuration names."""
     text = json.dumps(config.stages[name].to_dict(), default=str)
+    for key, own in config.items():
+        text = text.replace(f"{{{key}}}", own) if isinstance(own, str) else text
     earlier = config.order[: config.order.index(name)]
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
 
@@ -90,24 +94,43 @@ def read_seconds(path: epath.Path) -> dict[str, float]:
 
 
 def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
-    """The configuration of one stage, `{workdir}` and the `{NAME}`s of the pipeline's own strings filled in.
+    """The configuration of one stage, `{workdir}` and the `{NAME}`s of the pipeline's own keys filled in.
 
     Raises:
-      ValueError: a string that the stage needs is empty.
+      ValueError: a key that the stage needs is empty.
     """
-    own = {key: value for key, value in config.items() if isinstance(value, str)} | {"workdir": str(workdir)}
+    own = {key: value for key, value in config.items() if isinstance(value, str | tuple) and key != "order"}
+    own = {key: text.replace("{workdir}", str(workdir)) if isinstance(text, str) else text for key, text in own.items()}
+    own["workdir"] = str(workdir)
+
+    def needed_of(text: str) -> list[str]:
+        """The keys that a text names."""
+        found = [key for key in own if f"{{{key}}}" in text]
+        for key in found:
+            if not own[key]:
+                example = f"--config.{key}=" + (f"jsonl:{key}.jsonl" if isinstance(own[key], tuple) else key.upper())
+                raise ValueError(f"config.{key} must be set, for example {example}, got {own[key]!r}")
+        return found
 
     def fill(value):
         if isinstance(value, str):
-            for key, text in own.items():
-                if f"{{{key}}}" in value and not text:
-                    raise ValueError(f"config.{key} must be set, for example --config.{key}=jsonl:{key}.jsonl, got ''")
-                value = value.replace(f"{{{key}}}", text)
+            for key in needed_of(value):
+                if isinstance(own[key], tuple):
+                    raise ValueError(f"config.{key} must stand among data sources in stage {name}, got it in {value!r}")
+                value = value.replace(f"{{{key}}}", own[key])
             return value
         if isinstance(value, dict):
             return {key: fill(part) for key, part in value.items()}
         if isinstance(value, list | tuple):
-            return type(value)(map(fill, value))
+            return type(value)(one for part in value for one in several(part))
         return value
+
+    def several(part) -> tuple:
+        """What an element of a list becomes: as many as a tuple of sources has, or one."""
+        match = re.match(r"\{(\w+)\}", part) if isinstance(part, str) else None
+        if match and isinstance(own.get(match[1], None), tuple):
+            needed_of(part)
+            return tuple(map(fill, sources.extended(own[match[1]], part[match.end() :])))
+        return (fill(part),)
 
     return ConfigDict(fill(config.stages[name].to_dict())).lock()

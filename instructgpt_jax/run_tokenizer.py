@@ -66,6 +66,27 @@ def check_shared(key: str, init_from: str, ours: Tokenizer) -> None:
             )
 
 
+def name_for(config: ConfigDict) -> str:
+    """Where the tokenizer of a run comes from: `config.data.tokenizer`, or what its `init_from` brings.
+
+    Raises:
+      ValueError: neither has one.
+    """
+    if config.data.tokenizer:
+        return config.data.tokenizer
+    own = [name for name in ("policy", "model", "reward") if name in config.models] or sorted(config.models)
+    network = own[0]  # of an evaluation, whose policies have names of their own: the reward model
+    init_from = config.models[network].get("init_from", "")
+    if not init_from:
+        raise ValueError(
+            f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
+        )
+    found = beside(init_from)
+    if not found:
+        raise ValueError(f"config.data.tokenizer must be set, config.models.{network}.init_from={init_from!r} has none")
+    return found
+
+
 def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
     """The configuration with the tokenizer of its run, a copy in `workdir/tokenizer` for later stages and for export.
 
@@ -77,19 +98,7 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
     (of an evaluation: of the reward model).
     """
     kept = epath.Path(workdir) / "tokenizer"
-    wanted = config.data.tokenizer
-    if not wanted:
-        own = [name for name in ("policy", "model", "reward") if name in config.models] or sorted(config.models)
-        network = own[0]  # of an evaluation, whose policies have names of their own: the reward model
-        init_from = config.models[network].get("init_from", "")
-        if not init_from:
-            raise ValueError(
-                f"config.data.tokenizer must be set, or config.models.{network}.init_from bring one, got neither"
-            )
-        wanted = beside(init_from)
-        if not wanted:
-            key = f"config.models.{network}.init_from"
-            raise ValueError(f"config.data.tokenizer must be set, {key}={init_from!r} has none")
+    wanted = name_for(config)
     if not (kept / "tokenizer.json").exists():
         with tempfile.TemporaryDirectory() as made:
             if wanted.startswith("train:"):

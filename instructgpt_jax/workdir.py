@@ -26,6 +26,7 @@ LATER = {  # keys that a config.json from before them lacks (* = any name), and 
     "evaluate.answers_per_prompt": 1,
     "data.template": "",
     "data.end_tokens": [],
+    "data.skip_long": False,
     "models.*.architecture.scaled_embeddings": False,
     "models.*.architecture.local_rotary_theta": None,
     "models.*.architecture.norm_offset": 0.0,

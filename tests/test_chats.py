@@ -355,6 +355,20 @@ def test_a_prompt_in_the_form_of_hh_rlhf_stays_as_it_is(tmp_path):
 # Ends, and what a run keeps -------------------------------------------------------------------------------------------
 
 
+def test_a_prompt_in_the_form_of_hh_rlhf_is_its_dialogue_under_another_template(tmp_path):
+    ours = loaded(checkpoint(tmp_path, "chatml"))
+    text = "\n\nHuman: Red?\n\nAssistant: A fox.\n\nHuman: Blue? Human: no\n\nAssistant:"
+    said = [("user", "Red?"), ("assistant", "A fox."), ("user", "Blue? Human: no")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    for prompt, answer in ((text, " A bird."), (messages, "A bird.")):
+        asked = ours.encode_prompts([ours.prompt(prompt)])[0]
+        found = ours.encode([ours.answer(prompt, answer)])[0]
+        if prompt is text:
+            expected = asked.tolist(), found.tolist()
+    assert (asked.tolist(), found.tolist()) == expected
+    assert ours.decode(found) == "A bird."
+
+
 def test_the_end_tokens_are_those_of_the_checkpoint_the_template_and_the_user(tmp_path):
     folder = checkpoint(tmp_path, "llama3")
     plain = loaded(folder, "")

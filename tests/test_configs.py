@@ -46,15 +46,19 @@ def parts(config):
     if config.stage != "pipeline":
         return [config]
     for key, value in config.items():
-        if value == "" and key != "only":
-            config[key] = f"jsonl:{key}.jsonl"
+        if value == ():
+            config[key] = (f"jsonl:{key}.jsonl",)
+        elif value == "" and key != "only":
+            config[key] = key
     return [ConfigDict(pipeline.stage_config(config, name, "{workdir}")).unlock() for name in config.order]
 
 
 def with_sources(config):
     for kind in STAGES:
         config.data[kind] = (f"jsonl:{kind}.jsonl",)
-    if config.stage == "label":
+    if config.stage == "evaluate_reward":
+        config.evaluate_reward.comparisons = config.data.comparisons
+    elif config.stage == "label":
         config.label.source = ("jsonl:unranked.jsonl",)
     return config
 
@@ -114,7 +118,7 @@ def test_fine_tuning_has_the_papers_numbers(name):
 
 
 # The paper has dropout in the SFT baseline alone; the two embedded worlds have their own, in supervised stages alone.
-DROPOUT = {"quickstart": 0.1, "e2e": 0.1} | {name: row[-1] for name, row in FINE_TUNING.items()}
+DROPOUT = {"quickstart": 0.1, "e2e": 0.1, "instruct": 0.0} | {name: row[-1] for name, row in FINE_TUNING.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

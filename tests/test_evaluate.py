@@ -300,7 +300,7 @@ def token_logprobs(network, params, ids) -> np.ndarray:
 def test_answers_do_not_depend_on_the_batch(runs, whole, examiner):
     """Text, score and KL of an answer, against unpacked forward passes of one sequence at a time."""
     settings, examine, nets, mesh = examiner
-    prompts = evaluate.inputs.load(settings, tokenizers.load(settings.data.tokenizer)).prompts["gpt"]
+    prompts = evaluate.inputs.load(settings, tokenizers.load(settings.data.tokenizer), longest=64).prompts["gpt"]
     with jax.set_mesh(mesh):
         params = {name: networks.freeze(nets[name]) for name in ("sft", "ref_policy", "reward")}
         answers = examine.answer(nets["sft"].config, params["sft"], "sft", prompts)

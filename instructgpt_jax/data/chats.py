@@ -9,7 +9,8 @@
   already stays as it is.
 * the path of a file with a template in Jinja.
 
-A `prompt` that has no such form is the only message of a user. Templates are run by `apply_chat_template` of
+With `chat` or a file, a `prompt` in the form of hh-rlhf is read as the dialogue that it spells, and an answer to it
+begins behind its space. Any other `prompt` is the only message of a user. Templates are run by `apply_chat_template` of
 transformers, in its sandbox, so the text is what every other program gets. Two things differ. A special token's text
 inside a message is marked before the template runs, so that the tokenizer can tell it from the template's own and
 write it as ordinary text. And a template that writes the date writes the day on which the first run began, or a run

@@ -123,7 +123,7 @@ def _rows(options) -> Rows:
 
 def allowed(data) -> encoding.Allowed:
     """Which records `config.data` lets be left out."""
-    return encoding.Allowed(data.max_prompt_tokens, data.skip_bad)
+    return encoding.Allowed(data.max_prompt_tokens, data.skip_bad, data.skip_long)
 
 
 def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:

@@ -19,10 +19,15 @@ _CHUNK = 1024  # records encoded at once
 
 
 class Allowed(NamedTuple):
-    """Which records may be left out: `config.data` has both numbers."""
+    """Which records may be left out: `config.data` says it."""
 
     max_prompt_tokens: int  # longer prompts are (the paper, appendix C: 1,024); 0 keeps all
     skip_bad: int  # bad records that may be, those that `sources.load` left out among them
+    skip_long: bool = False  # those that are too long for a row are, however many; else they are bad records
+
+
+class TooLong(ValueError):
+    """A record that is good, but does not fit the rows that it is to be read in."""
 
 
 class Encoded(NamedTuple):
@@ -91,7 +96,7 @@ def comparisons(
         _check_fits(len(prompt), max(lengths), row_length)
         rows = packing.rows_of_comparison(len(prompt), lengths, row_length, shared_prompt)
         if rows > process_rows:
-            raise ValueError(
+            raise TooLong(
                 f"microbatch_rows must give a process at least the {rows} rows of {row_length} tokens that the "
                 f"comparison takes, got {process_rows}"
             )
@@ -120,6 +125,18 @@ def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
         _as_sampled(record, [next(encoded) for _ in group], tokenizer)
         for record, group in zip(records, texts, strict=True)
     ]
+
+
+def that_fit(records, tokenizer, longest: int):
+    """The comparisons whose prompt with each of its completions has at most `longest` tokens, as `sources.Records`."""
+    chosen = list(records)
+    asked = [len(prompt) for prompt in tokenizer.encode_prompts([tokenizer.prompt(chats.prompt_of(r)) for r in chosen])]
+    said = [max(map(len, group)) for group in completions(chosen, tokenizer)]
+    kept = records.subset(np.array(asked, int) + np.array(said, int) <= longest)
+    if len(kept) < len(records):
+        too_long = {f"longer than {longest} tokens": len(records) - len(kept)}
+        kept.left_out = records.left_out | too_long
+    return kept
 
 
 def _unsampled(record: dict, tokenizer) -> list:
@@ -174,7 +191,7 @@ def prompts(records, tokenizer, allowed: Allowed, *, max_prompt_length: int) -> 
 
 def _check_fits(prompt: int, completion: int, row_length: int) -> None:
     if prompt + completion > row_length:
-        raise ValueError(
+        raise TooLong(
             f"prompt and completion must fit row_length={row_length} tokens, got {prompt} + {completion} with EOS"
         )
 
@@ -209,6 +226,11 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
             else:
                 try:
                     made = example(record, prompt, *rest)
+                except TooLong as error:
+                    if not allowed.skip_long:
+                        bad.append(f"{records.origin(number)}: {error}")
+                        continue
+                    made = "too long for row_length and microbatch_rows"
                 except ValueError as error:
                     bad.append(f"{records.origin(number)}: {error}")
                     continue

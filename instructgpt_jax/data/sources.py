@@ -96,8 +96,24 @@ def parse(source: str) -> Source:
 
 def with_option(source: str, option: str) -> str:
     """The source with one more option: with_option("jsonl:a@2", "1/5") -> "jsonl:a#1/5@2"."""
-    form, name, weight, options = parse(source)
-    return f"{form}:{name}" + "".join(f"#{o}" for o in (*options, option)) + ("" if weight is None else f"@{weight:g}")
+    return extended((source,), f"#{option}")[0]
+
+
+def extended(sources: tuple[str, ...], ending: str) -> tuple[str, ...]:
+    """Each source with more options; the weight of the ending is theirs together, in the proportions of their own.
+
+    >>> extended(("jsonl:a@3", "jsonl:b#unique"), "#1/2@0.4")
+    ('jsonl:a#1/2@0.3', 'jsonl:b#unique#1/2@0.1')
+    """
+    more = parse(f"jsonl:*{ending}")
+    parsed = [parse(source) for source in sources]
+    whole = sum(source.weight or 1.0 for source in parsed)
+    found = []
+    for form, name, weight, options in parsed:
+        weight = weight if more.weight is None else more.weight * (weight or 1.0) / whole
+        chosen = "".join(f"#{option}" for option in (*options, *more.options))
+        found.append(f"{form}:{name}{chosen}" + ("" if weight is None else f"@{weight:g}"))
+    return tuple(found)
 
 
 def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "") -> Records:

@@ -121,6 +121,8 @@ class Template:
             whole = prompt + (" " + words if words else "")
             return Rendered(whole, self._found(whole), len(prompt))
         messages = _messages(prompt)
+        if _is_dialogue(prompt):
+            text = text.removeprefix(" ")
         before = self._render(messages, True).text
         whole = self._render([*messages, {"role": ASSISTANT, "content": text}], False)
         self._check_prefix(before, whole.text)
@@ -157,12 +159,7 @@ class Template:
 
     def _stays(self, prompt: Prompt) -> bool:
         """Whether a prompt is a text in the template's form already."""
-        return (
-            self.name == HUMAN_ASSISTANT
-            and isinstance(prompt, str)
-            and "\n\nHuman:" in prompt
-            and prompt.endswith("\n\nAssistant:")
-        )
+        return self.name == HUMAN_ASSISTANT and _is_dialogue(prompt)
 
     def _found(self, text: str) -> tuple[tuple[int, int], ...]:
         return tuple(match.span() for match in self._special.finditer(text))
@@ -275,8 +272,27 @@ def make(chat: Chat, pretrained, name: str, special: Sequence[str], others: Sequ
     return dataclasses.replace(bare, lead=lead, end=end[0], _special=_any_of([*special, end[0]]))
 
 
+def _is_dialogue(prompt: Prompt) -> bool:
+    """Whether a prompt is a text in the form of hh-rlhf."""
+    return isinstance(prompt, str) and "\n\nHuman:" in prompt and prompt.endswith("\n\nAssistant:")
+
+
 def _messages(prompt: Prompt) -> list[dict]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    """The messages of a prompt; those that a text in the form of hh-rlhf spells, before the answer begins.
+
+    >>> _messages("\\n\\nHuman: Hello\\n\\nAssistant: Hi.\\n\\nHuman: Who?\\n\\nAssistant:")[1:]
+    [{'role': 'assistant', 'content': 'Hi.'}, {'role': 'user', 'content': 'Who?'}]
+    """
+    if not isinstance(prompt, str):
+        return prompt
+    if not _is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+    first, *turns = re.split(r"\n\n(Human|Assistant):", prompt)
+    messages = [{"role": "system", "content": first.strip()}] if first.strip() else []
+    for speaker, said in zip(turns[:-2:2], turns[1:-2:2], strict=True):
+        role = "user" if speaker == "Human" else ASSISTANT
+        messages.append({"role": role, "content": said.removeprefix(" ")})
+    return messages
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern:

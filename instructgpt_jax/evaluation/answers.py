@@ -101,7 +101,7 @@ class Examiner:
           ValueError: prompt and completion are longer than the network's context.
         """
         c, network, texts = self._options, self._networks[name].config, responses.completions(records, self.tokenizer)
-        row_length = max(c.row_length, sum(max(map(len, ids)) for ids in texts))
-        networks.check_context("prompt and completion of config.evaluate.accuracy", row_length, network)
+        longest = max(len(prompt) + len(response) for prompt, response in zip(*texts, strict=True))
+        networks.check_context("prompt and completion of config.evaluate.accuracy", longest, network)
         params = self._frozen[name]
-        return responses.score(network, params, *texts, self._mesh, c.batch_size, row_length, c.microbatch_rows)
+        return responses.score(network, params, *texts, self._mesh, c.batch_size, c.row_length, c.microbatch_rows)

@@ -38,8 +38,12 @@ class Data(NamedTuple):
     read: dict[str, dict]
 
 
-def load(config: ConfigDict, tokenizer) -> Data:
-    """Reads and checks all records."""
+def load(config: ConfigDict, tokenizer, longest: int) -> Data:
+    """Reads and checks all records.
+
+    Args:
+      longest: tokens that the reward model reads; with config.data.skip_long, longer comparisons are left out.
+    """
     c, read, whole = config.evaluate, {}, {}  # key -> its prompts, those that are not used too
     for name, workdir in c.overoptimisation.runs.items():
         if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
@@ -96,12 +100,18 @@ def load(config: ConfigDict, tokenizer) -> Data:
         running = records(config.data.pretraining, "pretraining")
         sequences = encoding.pretraining(running, tokenizer, row_length=length, cache_dir="").examples
     text_used = [sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))]
+    comparisons = []
+    if c.accuracy:
+        ranked = records(c.accuracy, "comparisons")
+        if config.data.skip_long:
+            ranked = encoding.that_fit(ranked, tokenizer, longest)
+        comparisons = plain("accuracy", ranked)
     return Data(
         prompts=found,
         prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),
         snapshot_prompts=prompts("overoptimisation.prompts", c.overoptimisation.prompts),
         references=references,
-        comparisons=plain("accuracy", records(c.accuracy, "comparisons")) if c.accuracy else [],
+        comparisons=comparisons,
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,

@@ -22,15 +22,8 @@ def accuracy(records: Sequence[dict], scores: Sequence[float]) -> dict:
     Returns:
       `accuracy`: group -> interval, the prompts being the sample; `calibration`: see calibration.
     """
-    K = max(len(record["completions"]) for record in records)
-    table, ranks = np.zeros((len(records), K)), np.zeros((len(records), K), np.int32)
-    start = 0
-    for row, record in enumerate(records):
-        count = len(record["completions"])
-        table[row, :count], ranks[row, :count] = scores[start : start + count], record["ranking"]
-        start += count
-    better = losses.ranked_above(ranks)
-    margin = table[:, :, None] - table[:, None, :]
+    table, ranks = tables(records, scores)
+    better, margin = losses.ranked_above(ranks), margins(table)
     right, pairs = (better & (margin > 0)).sum(axis=(1, 2)), better.sum(axis=(1, 2))  # (P,)
     groups = np.array([encoding.group_name(record) or ALL for record in records])
     found = {group: statistics.ratio_interval(right[groups == group], pairs[groups == group]) for group in set(groups)}
@@ -38,6 +31,23 @@ def accuracy(records: Sequence[dict], scores: Sequence[float]) -> dict:
         "accuracy": {str(group): found[group] for group in sorted(found) if found[group]},
         "calibration": calibration(margin[better]),
     }
+
+
+def tables(records: Sequence[dict], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (P, K) float64 and ranks (P, K) int32 of comparisons, 0 where there is no completion; see accuracy."""
+    K = max(len(record["completions"]) for record in records)
+    table, ranks = np.zeros((len(records), K)), np.zeros((len(records), K), np.int32)
+    start = 0
+    for row, record in enumerate(records):
+        count = len(record["completions"])
+        table[row, :count], ranks[row, :count] = scores[start : start + count], record["ranking"]
+        start += count
+    return table, ranks
+
+
+def margins(table: np.ndarray) -> np.ndarray:
+    """(P, K, K): the score of completion i less that of completion j."""
+    return table[:, :, None] - table[:, None, :]
 
 
 def collect(scored: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,15 +78,14 @@ def summarise(
     loss, _ = losses.ranking_loss(scores, ranks)
     better = losses.ranked_above(ranks)
     prompt, i, j = np.nonzero(better)
-    margins = scores[prompt, i].astype(np.float64) - scores[prompt, j]
-    correct = margins > 0
+    margin = scores[prompt, i].astype(np.float64) - scores[prompt, j]
+    correct = margin > 0
     completions, group = (ranks > 0).sum(axis=1)[prompt], groups[prompt]
-    curve = calibration(margins)
-    found = {"loss": float(loss), "prompts": float(len(ranks)), "pairs": float(len(margins))}
-    if len(margins):
+    curve = calibration(margin)
+    found = {"loss": float(loss), "prompts": float(len(ranks)), "pairs": float(len(margin))}
+    if len(margin):
         found["accuracy"] = float(correct.mean())
-        gaps = sum(b["pairs"] * abs(b["predicted"] - b["observed"]) for b in curve)
-        found["calibration_error"] = gaps / (2 * len(margins))
+        found["calibration_error"] = calibration_error(curve)
     for k in np.unique(completions):
         found[f"accuracy_k{k}"] = float(correct[completions == k].mean())
     for g in np.unique(group[group >= 0]):
@@ -84,21 +93,27 @@ def summarise(
     return found, curve
 
 
-def calibration(margins: np.ndarray) -> list[dict[str, float]]:
+def calibration_error(curve: list[dict[str, float]]) -> float:
+    """Mean distance of predicted and observed over the pairs of a calibration curve."""
+    gaps = sum(b["pairs"] * abs(b["predicted"] - b["observed"]) for b in curve)
+    return gaps / sum(b["pairs"] for b in curve)
+
+
+def calibration(margin: np.ndarray) -> list[dict[str, float]]:
     """Predicted probability that the first of two completions is preferred, sigmoid(margin), against how often it was.
 
     Every pair counts in both orders, so that the curve does not hang on the order in which completions were stored; it
     is symmetric about (0.5, 0.5).
 
     Args:
-      margins: score of the preferred completion less score of the other, of each untied pair.
+      margin: score of the preferred completion less score of the other, of each untied pair.
 
     Returns:
       for each tenth of the range of probabilities that is not empty, `predicted` and `observed` (means) and `pairs`
       (both orders counted).
     """
-    probability = 0.5 * (1 + np.tanh(np.concatenate([margins, -margins]) / 2))  # sigmoid without overflow
-    preferred = np.repeat([1.0, 0.0], len(margins))
+    probability = 0.5 * (1 + np.tanh(np.concatenate([margin, -margin]) / 2))  # sigmoid without overflow
+    preferred = np.repeat([1.0, 0.0], len(margin))
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     return [
         {

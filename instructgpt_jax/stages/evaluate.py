@@ -64,7 +64,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     if known and (folder / "report.json").exists():
         process.say(f"evaluate: complete in {folder}, nothing to do")
         return
-    data = inputs.load(config, tokenizer)
+    data = inputs.load(config, tokenizer, nets["reward"].config.max_length)
     parts = Parts(workdir / "parts")
     if len(parts):  # they are answers to these prompts, judged beside these references
         resume.check_data("evaluate", resume.read_data(workdir), data.read, allowed=None)

@@ -36,6 +36,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         )
     networks.check_context("config.reward.row_length", section.row_length, network.config)
     data = datasets.load(config, section, "comparisons", mesh)  # last: it takes the longest
+    if config.data.valid_fraction and "valid" not in data.valid:
+        raise ValueError(
+            f"config.data.comparisons must leave validation comparisons with config.data.valid_fraction="
+            f"{config.data.valid_fraction} (0: without), got none of {data.read['comparisons']['records']} records"
+        )
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
 
     def measured(sums):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling
-from instructgpt_jax.validate.evaluation import check_evaluation
+from instructgpt_jax.validate.evaluation import check_evaluation, check_reward_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
@@ -44,8 +44,8 @@ MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TOKENIZER, "template": TEXT, "end_tokens": TEXTS,
     "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
-    "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
-    "cache_dir": TEXT, "allow_changed": FLAG,
+    "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "skip_long": FLAG,
+    "data_dir": TEXT, "cache_dir": TEXT, "allow_changed": FLAG,
 }  # fmt: skip
 LOG = {"log": {"wandb": TEXT}}
 TRAINING = {
@@ -116,6 +116,14 @@ SECTIONS = {
         ),
         "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
     },
+    "evaluate_reward": {
+        "comparisons": TEXTS, "bag_of_words": TEXTS, "split": choice("all", "valid"),
+        "best_of": Rule(
+            "a tuple of integers of at least 2",
+            lambda x: isinstance(x, tuple) and all(integer(2).holds(n) for n in x),
+        ),
+        "batch_size": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
+    },
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {"dtype": choice("float32", "bfloat16")},
@@ -160,7 +168,9 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             check(config.get("data", None), name, rule, "config.data")
     if stage == "evaluate":
         check_evaluation(config)
-    if stage == "label":
+    elif stage == "evaluate_reward":
+        check_reward_evaluation(config)
+    elif stage == "label":
         labeling.check_labeling(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
@@ -171,6 +181,9 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             raise ValueError("config.collect.labelers must name a group for config.collect.shuffled=True, got ()")
     elif stage == "sample":
         _divides("config.sample.batch_size", config.sample.batch_size, *_shards(mesh))
+    elif stage == "evaluate_reward":
+        for name in ("batch_size", "microbatch_rows"):
+            _divides(f"config.evaluate_reward.{name}", config.evaluate_reward[name], *_shards(mesh))
     elif stage in TRAINED:
         _divides(f"config.{stage}.microbatch_rows", config[stage].microbatch_rows, *_shards(mesh))
     if stage in TRAINED:
@@ -198,7 +211,7 @@ def networks_used(config: ConfigDict) -> tuple[str, ...]:
     wanted = NETWORKS.get(config.stage, ("model",))
     if config.stage == "select" and config.select.by == "loss":
         return ("model",)
-    if config.stage == "collect":
+    if config.stage in ("collect", "evaluate_reward"):
         return tuple(config.get("models", ())) or wanted
     if config.stage == "evaluate":
         return (*wanted, *(entry.model for entry in config.evaluate.models.values()))

@@ -52,3 +52,26 @@ def check_evaluation(config: ConfigDict) -> None:
                 raise ValueError(f"{path}.labelers=True must have simulated prompts, got {path}.{name}={source!r}")
     if c.split == "valid" and not config.data.valid_fraction:
         raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
+
+
+def check_reward_evaluation(config: ConfigDict) -> None:
+    """Reward models that are named, and sets of comparisons to score."""
+    c, path = config.evaluate_reward, "config.evaluate_reward"
+    for name in config.models:
+        if not name.replace("_", "").replace("-", "").isalnum():  # files are called so
+            raise ValueError(f"names in config.models must be letters, digits, - and _, got {name!r}")
+    for name, entry in config.models.items():
+        if name in ("longer", "bag_of_words"):
+            raise ValueError(f"config.models must not have the name of a baseline, got {name!r}")
+        if not entry.get("init_from", ""):
+            raise ValueError(f"config.models.{name}.init_from must be a workdir or a Hugging Face classifier, got ''")
+    if not c.comparisons:
+        raise ValueError(f"{path}.comparisons must name at least one source, got ()")
+    for name in ("comparisons", "bag_of_words"):
+        for source in c[name]:
+            try:
+                sources.parse(source)
+            except ValueError as error:
+                raise ValueError(f"{path}.{name}: {error}") from None
+    if c.split == "valid" and not config.data.valid_fraction:
+        raise ValueError(f"config.data.valid_fraction must be above 0 for {path}.split='valid', got 0")

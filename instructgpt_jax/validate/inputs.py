@@ -9,7 +9,7 @@ from collections.abc import Callable
 from etils import epath
 from ml_collections import ConfigDict
 
-from instructgpt_jax import networks, paths
+from instructgpt_jax import networks, paths, run_tokenizer
 from instructgpt_jax.data import chats, jsonl, sources, tables, templates
 from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
@@ -34,11 +34,11 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         """Whether it must be there now."""
         return not (later and f"{place}/".startswith(f"{later.rstrip('/')}/"))
 
+    kept = (epath.Path(workdir) / "tokenizer" / "tokenizer.json").exists()
     if config.stage != "export":
-        kept = (epath.Path(workdir) / "tokenizer" / "tokenizer.json").exists()
         read = {f"config.data.{kind}": config.data[kind] for kind in kinds_read(config, with_tokenizer=not kept)}
-        if config.stage == "evaluate":
-            found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
+        if config.stage in ("evaluate", "evaluate_reward"):
+            found = paths.find(config[config.stage], paths.SOURCES, f"{config.stage}.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
         if config.stage == "label" and config.label.step in ("make", "simulate"):
             read["config.label.source"] = config.label.source
@@ -64,6 +64,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if name not in empty and expected(entry.get("init_from", "")):
             shapes[name] = networks.shape(f"config.models.{name}", entry)
     _check_rows(config, shapes)
+    if config.stage not in ("sample", "export", "evaluate_reward") and not kept:  # those take the one of a network
+        run_tokenizer.name_for(config)
 
 
 def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> None:
