@@ -30,6 +30,8 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             "tokenizer": "",  # directory, Hub id or train:SIZE; empty = what init_from brings
+            "template": "",  # of chats: chat (the tokenizer's own), human_assistant or a Jinja file; empty = plain text
+            "end_tokens": (),  # texts of the tokens that end a response; empty = those that the checkpoint names
             "demonstrations": (),
             "comparisons": (),
             "prompts": (),

@@ -19,7 +19,8 @@ FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
     "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
 )  # fmt: skip
-LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
+# Keys that a config.json from before them lacks, and what they were then.
+LATER = {"evaluate.answers_per_prompt": 1, "data.template": "", "data.end_tokens": []}
 
 
 def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:

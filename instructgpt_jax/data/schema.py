@@ -2,11 +2,16 @@
 
 | kind | required fields |
 |---|---|
-| demonstrations | `prompt` str, `completion` str |
+| demonstrations | `prompt` str, `completion` str; or `messages` alone that end with the assistant's turn |
 | comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
 | prompts | `prompt` str |
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
+
+In each of these `messages` may stand in place of `prompt`: the dialogue so far, a list of `{"role": str, "content":
+str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/chats.py). A
+demonstration without a `completion` is a whole dialogue: it ends with the assistant's turn, and each of the assistant's
+turns is one that is demonstrated. Such a record is a prompt too, which asks for that last turn.
 
 A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
 answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
@@ -22,13 +27,14 @@ or lost a completion, or is a list of scores: none of the three can be trained o
 Text is what UTF-8 can hold: half of a surrogate pair, which JSON can spell, is refused in every field and every name.
 
 Empty strings: a completion of a comparison may be empty (models do answer nothing, and labelers rank it), every other
-text may not.
+text may not. Of messages those of the user and of the assistant may not, others, such as a system message, may.
 """
 
 import json
 import re
 from typing import Any
 
+ASSISTANT = "assistant"  # the role whose turns are demonstrated, compared and sampled
 KINDS = ("demonstrations", "comparisons", "prompts", "pretraining", "tasks")
 
 Record = dict[str, Any]
@@ -68,23 +74,61 @@ def validate(record: Record, kind: str) -> None:
       ValueError: names the field, what it must be, and what it is.
     """
     if kind == "demonstrations":
-        _check_text(record, "prompt")
-        _check_text(record, "completion")
+        whole = "messages" in record and "completion" not in record
+        _check_prompt(record, answered=whole)
+        if not whole:
+            _check_text(record, "completion")
     elif kind == "comparisons":
-        _check_text(record, "prompt")
+        _check_prompt(record)
         _check_comparison(record)
     elif kind == "prompts":
-        _check_text(record, "prompt")
+        _check_prompt(record, answered=None)
     elif kind == "pretraining":
         _check_text(record, "text")
     elif kind == "tasks":
-        _check_text(record, "prompt")
+        _check_prompt(record)
         _check_choices(record)
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     user = record.get("user")
     if user is not None and (not isinstance(user, (str, int)) or isinstance(user, bool)):
         raise ValueError(f"user must be a string or an integer, got {_short(user)}")
+
+
+def _check_prompt(record: Record, answered: bool | None = False) -> None:
+    """A `prompt`, or `messages` whose last is the assistant's turn if `answered`, another's if not; None: either."""
+    if "messages" not in record:
+        return _check_text(record, "prompt")
+    if "prompt" in record:
+        raise ValueError("a record must have prompt or messages, got both: leave one out")
+    messages = record["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages must be a list of at least one message, got {_short(messages)}")
+    for k, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"messages[{k}] must be an object with role and content, got {_short(message)}")
+        for field in ("role", "content"):
+            if field not in message:
+                raise ValueError(f"messages[{k}] must have the field {field!r}, got {sorted(message)}")
+            _check_string(message[field], f"messages[{k}].{field}")
+        if not message["role"] or not message["content"] and message["role"] in ("user", ASSISTANT):
+            raise ValueError(
+                f"messages[{k}] must have a role, and as the user's or the assistant's turn a text, got "
+                f"{_short(message)}: cut the dialogue before it"
+            )
+    last = messages[-1]["role"]
+    if last == messages[0]["role"] == ASSISTANT:
+        raise ValueError("messages must begin with another's turn, got role 'assistant': leave that turn out")
+    if answered and last != ASSISTANT:
+        raise ValueError(
+            f"messages must end with the assistant's turn, got role {last!r}: cut the dialogue there, or give the "
+            "answer as completion"
+        )
+    if answered is False and last == ASSISTANT:
+        raise ValueError(
+            "messages must end with another's turn for the assistant to answer, got role 'assistant': cut the dialogue "
+            "before it"
+        )
 
 
 def _check_text(record: Record, field: str) -> None:

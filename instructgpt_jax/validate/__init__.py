@@ -40,7 +40,8 @@ TOKENIZER = Rule(
 )
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
-    "tokenizer": TOKENIZER, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
+    "tokenizer": TOKENIZER, "template": TEXT, "end_tokens": TEXTS,
+    "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
     "cache_dir": TEXT, "allow_changed": FLAG,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths
-from instructgpt_jax.data import jsonl, sources
+from instructgpt_jax.data import chats, jsonl, sources, tables
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
 from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
@@ -40,14 +40,16 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
             read |= {f"config.{name}": section[key] for name, section, key in found}
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
-                if form == "jsonl" and expected(place):
+                if form in ("jsonl", "parquet", "hf") and expected(place):
                     try:
-                        jsonl.match(place)
+                        tables.check_hf(place) if form == "hf" else jsonl.match(place, form)
                     except ValueError as error:
                         raise ValueError(f"{name}: {error}") from None
         wanted = "" if kept or config.data.tokenizer.startswith("train:") else config.data.tokenizer
         if wanted and expected(wanted):
             _check_tokenizer(wanted)
+        if config.data.template not in chats.NAMES and not kept:
+            chats.source(config.data.template, None, wanted)  # is it there
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
     shapes, empty = {}, networks.stand_ins(config)
