@@ -134,7 +134,7 @@ def runs(tmp_path_factory):
             time.sleep(0.05)
         before = lines(workdir)
         processes[1].kill()
-        alone = code(processes[0], 60), log.read_text()
+        alone = code(processes[0], 120), log.read_text()
     with running(folder, "pair", 2) as processes:
         assert [code(process) for process in processes] == [0, 0], log.read_text()
     with running(folder, "one", 1) as processes:
@@ -160,9 +160,11 @@ def test_a_pair_goes_on_after_one_of_it_was_killed(runs):
     assert lines(runs.pair)[: len(runs.before)] == runs.before
 
 
-def test_the_other_one_ends_by_itself_in_one_line(runs):
+def test_the_other_one_ends_by_itself(runs):
+    """In one line where a transfer breaks off; where none is under way, the service of the job ends it."""
     exit_code, said = runs.alone
-    assert exit_code == 1 and "error: another process of this job has ended" in said, said
+    assert exit_code not in (0, None), said
+    assert "error: another process of this job has ended" in said or "stopped sending heartbeats" in said, said
 
 
 def test_a_pair_keeps_no_programs(runs):
