@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 # Keys of a stage's configuration that hold a path, and those that hold data sources.
 PATHS = (
     "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
-    "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*",
+    "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*", "label.labelers",
+    "label.instructions",
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
     "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy", "evaluate.prefix.prompts",
-    "evaluate.overoptimisation.prompts",
+    "evaluate.overoptimisation.prompts", "label.source",
 )  # fmt: skip
 
 

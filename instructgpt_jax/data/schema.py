@@ -4,6 +4,7 @@
 |---|---|
 | demonstrations | `prompt` str, `completion` str; or `messages` alone that end with the assistant's turn |
 | comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
+| answers | `prompt` str, `completions` list of K >= 2 str; to be ranked by people, see `labeling/` |
 | prompts | `prompt` str |
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
@@ -15,7 +16,8 @@ turns is one that is demonstrated. Such a record is a prompt too, which asks for
 
 A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
 answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
-sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to.
+sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to. Answers may
+also say by `policies`, a list of K str, who wrote them.
 
 Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
 one.
@@ -35,7 +37,7 @@ import re
 from typing import Any
 
 ASSISTANT = "assistant"  # the role whose turns are demonstrated, compared and sampled
-KINDS = ("demonstrations", "comparisons", "prompts", "pretraining", "tasks")
+KINDS = ("demonstrations", "comparisons", "answers", "prompts", "pretraining", "tasks")
 
 Record = dict[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as JSON spells one: only such a line can hold half of a pair
@@ -81,6 +83,9 @@ def validate(record: Record, kind: str) -> None:
     elif kind == "comparisons":
         _check_prompt(record)
         _check_comparison(record)
+    elif kind == "answers":
+        _check_prompt(record)
+        _check_answers(record)
     elif kind == "prompts":
         _check_prompt(record, answered=None)
     elif kind == "pretraining":
@@ -170,16 +175,9 @@ def _check_texts(value: Any, name: str) -> None:
 
 
 def _check_comparison(record: Record) -> None:
-    for field in ("completions", "ranking"):
-        if field not in record:
-            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
-        if not isinstance(record[field], list):
-            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+    _check_lists(record, "completions", "ranking")
     completions, ranking = record["completions"], record["ranking"]
-    if len(completions) < 2:
-        raise ValueError(f"completions must hold at least 2 texts, got {len(completions)}")
-    for k, completion in enumerate(completions):
-        _check_string(completion, f"completions[{k}]")
+    _check_completions(completions)
     if len(ranking) != len(completions):
         raise ValueError(f"ranking must give one rank for each of {len(completions)} completions, got {len(ranking)}")
     for k, rank in enumerate(ranking):
@@ -190,8 +188,34 @@ def _check_comparison(record: Record) -> None:
     _check_sampled(record, len(completions))
 
 
+def _check_answers(record: Record) -> None:
+    _check_lists(record, "completions")
+    count = len(record["completions"])
+    _check_completions(record["completions"])
+    policies = record.get("policies")
+    if policies is not None:
+        if not isinstance(policies, list) or len(policies) != count or not all(isinstance(x, str) for x in policies):
+            raise ValueError(f"policies must be a list of {count} names, one a completion, got {_short(policies)}")
+    _check_sampled(record, count)
+
+
+def _check_lists(record: Record, *fields: str) -> None:
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
+        if not isinstance(record[field], list):
+            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+
+
+def _check_completions(completions: list) -> None:
+    if len(completions) < 2:
+        raise ValueError(f"completions must hold at least 2 texts, got {len(completions)}")
+    for k, completion in enumerate(completions):
+        _check_string(completion, f"completions[{k}]")
+
+
 def _check_sampled(record: Record, count: int) -> None:
-    """`ended`, `tokens` and `tokenizer` of a comparison, where it has them."""
+    """`ended`, `tokens` and `tokenizer` of a comparison or of answers, where they are there."""
     ended, tokens = record.get("ended"), record.get("tokens")
     if ended is not None:
         if not isinstance(ended, list) or len(ended) != count or not all(isinstance(done, bool) for done in ended):

@@ -202,8 +202,8 @@ class _Sieve:
         return records
 
 
-def refuse_or_list(bad: Sequence[str], skip_bad: int) -> None:
-    """Lists bad records as a warning, or as an error where they are more than `config.data.skip_bad` allows.
+def refuse_or_list(bad: Sequence[str], skip_bad: int, key: str = "config.data.skip_bad") -> None:
+    """Lists bad records as a warning, or as an error where they are more than `skip_bad`, the value of `key`, allows.
 
     Args:
       bad: "file:line: reason" of each.
@@ -215,8 +215,8 @@ def refuse_or_list(bad: Sequence[str], skip_bad: int) -> None:
         listed += f"\n  … and {len(bad) - _LISTED} more"
     summary = f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}"
     if len(bad) > skip_bad:
-        raise ValueError(f"{summary}, config.data.skip_bad allows {skip_bad}:{listed}")
-    logging.warning("%s left out (config.data.skip_bad = %d):%s", summary, skip_bad, listed)
+        raise ValueError(f"{summary}, {key} allows {skip_bad}:{listed}")
+    logging.warning("%s left out (%s = %d):%s", summary, key, skip_bad, listed)
 
 
 def _load_jsonl(source: Source, kind: str) -> Records:

@@ -2,9 +2,9 @@
 
 Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
 simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
-people to rank. A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
-what PPO will score: an answer that was cut has no end token, and another segmentation of the text is another input.
-A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
+people to rank (stage `label`). A completion keeps whether it `ended` and the `tokens` that were sampled, so that the
+reward model reads what PPO will score: an answer that was cut has no end token, and another segmentation of the text is
+another input. A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
 
 import json
@@ -30,7 +30,8 @@ KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `comparisons.jsonl` into the workdir, with `config.collect.shuffled` also `shuffled.jsonl`: the same
-    completions with their ranks in random order; without labelers `unranked.jsonl` instead.
+    completions with their ranks in random order; without labelers `unranked.jsonl` instead, with `policies`: who wrote
+    which.
 
     Raises:
       ValueError: a policy that is missing, or whose context does not hold a prompt with its response.
@@ -73,6 +74,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         kept = {field: record[field] for field in KEPT if field in record}
         if "messages" in record:
             kept["messages"] = chats.prompt_of(record)
+        if not c.labelers:  # people will be asked: the key of their questionnaire keeps who wrote what
+            kept["policies"] = [sorted(policies)[(number + k) % len(policies)] for k in range(count)]
         kept |= {
             "completions": [one.text for one in found],
             "ended": [one.ended for one in found],

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
+from instructgpt_jax.validate import labeling
 from instructgpt_jax.validate.evaluation import check_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
@@ -113,8 +114,9 @@ SECTIONS = {
         ),
         "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
     },
+    "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {},
+    "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
@@ -122,6 +124,7 @@ NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
+    "label": (),
 }
 SOURCES = {
     "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",
@@ -155,6 +158,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             check(config.get("data", None), name, rule, "config.data")
     if stage == "evaluate":
         check_evaluation(config)
+    if stage == "label":
+        labeling.check_labeling(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)
