@@ -15,12 +15,12 @@ from instructgpt_jax import errors, paths
 # same when it is run again ...
 FIXED = ("stage", "seed", "models", "data", "rollout")
 # ... except, inside them, the length of the run, what changes speed or memory alone, places (the tokenizer that counts
-# is the copy in the workdir), and the step of labelling. All else (mesh, logging, checkpoints, evaluation) may change
-# freely.
+# is the copy in the workdir), the step of labelling, and who judges the answers. All else (mesh, logging, checkpoints,
+# evaluation) may change freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
-    "skip_answers",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export", "skip_answers",
+    "rankings", "ratings", "preferences",
 )  # fmt: skip
 LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then
     "evaluate.answers_per_prompt": 1,

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths
-from instructgpt_jax.data import chats, jsonl, sources, tables
+from instructgpt_jax.data import chats, jsonl, sources, tables, templates
 from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
@@ -40,7 +40,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if config.stage == "evaluate":
             found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
-        if config.stage == "label" and config.label.step == "make":
+        if config.stage == "label" and config.label.step in ("make", "simulate"):
             read["config.label.source"] = config.label.source
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
@@ -53,7 +53,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if wanted and expected(wanted):
             _check_tokenizer(wanted)
         if config.data.template not in chats.NAMES and not kept:
-            chats.source(config.data.template, None, wanted)  # is it there
+            templates.source(config.data.template, None, wanted)  # is it there
     if config.stage == "label":
         _check_files_of_labeling(config.label, expected)
     if config.stage in TRAINED and checkpoint.steps(workdir):
@@ -68,7 +68,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
 
 def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> None:
     """Refuses files that a step of labelling reads and that are not there, and a server that cannot be spoken to."""
-    named = {"labelers": (c.labelers,), "instructions": (c.instructions,) if c.instructions else ()}
+    named = {"labelers": (c.labelers,) if c.step != "simulate" else ()}
+    named |= {"instructions": (c.instructions,) if c.instructions else ()}
     named |= {"export": c.export} if c.step == "read" else {}
     for key, files in named.items():
         for file in files:
