@@ -1,11 +1,15 @@
 """Prompts answered and texts scored: what a response holds, and what it must not depend on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_supervised
 from ml_collections import ConfigDict
 
+from instructgpt_jax import episodes as ep
 from instructgpt_jax import models, responses
 from instructgpt_jax.data import padding
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -137,6 +141,41 @@ def test_measures_are_of_real_prompts_and_the_first_are_shown(tokenizer, monkeyp
     assert [sample["prompt"] for sample in samples] == [prompt, tokenizer.decode([40, 41]), prompt]
     assert [sample["score"] for sample in samples] == [1.0, 2.0, 4.0] == [-sample["kl"] for sample in samples]
     assert {sample["response"] for sample in samples} == {"the cat"}
+
+
+def test_measures_of_answers():
+    """Reward model, judge and reference, none like another, against unpacked passes; a greedy policy's KL is at 1."""
+    shapes = {"reward": SCALAR, "judge": SCALAR.replace(width=8, num_layers=2), "ref_policy": CONFIG}
+    frozen = {name: models.init(network, jax.random.key(n)) for n, (name, network) in enumerate(shapes.items())}
+    frozen["judge"]["scalar_head"]["bias"] = jnp.float32(0.5)
+    rng, allowed = np.random.default_rng(0), np.arange(300) < 262
+    lengths, ends = np.array([4, 1, 3]), np.array([2, 3, 1])
+    prompts, texts = rng.integers(0, 262, (3, 4)).astype(np.int32), rng.integers(0, 262, (3, 3)).astype(np.int32)
+    logprobs = rng.normal(size=(3, 3)).astype(np.float32)
+    sequences = np.zeros((3, 7), np.int32)
+    for row, prompt, q, text in zip(sequences, prompts, lengths, texts, strict=True):
+        row[: q + 3] = [*prompt[:q], *text]
+
+    @functools.partial(jax.jit, compiler_options=tiny_supervised.QUICK)
+    def run(frozen, episodes):
+        packed, positions = ep.pack(episodes, 16, 2), jnp.broadcast_to(jnp.arange(7), (3, 7))
+        measured = [responses.measures_of(shapes, frozen, episodes, packed, logprobs, t, allowed) for t in (0.0, 0.7)]
+        alone = {}
+        for name in ("reward", "judge"):
+            hidden = models.hidden(shapes[name], frozen[name], sequences, positions, None)
+            alone[name] = models.scalar(shapes[name], frozen[name], hidden)
+        return measured, alone, models.logits(CONFIG, frozen["ref_policy"], sequences)
+
+    measured, alone, logits = run(frozen, Episodes(prompts, lengths, texts, np.arange(3) < ends[:, None]))
+    for temperature, found in zip((1.0, 0.7), measured, strict=True):
+        assert found.keys() == {"score", "judge", "kl"}
+        for name, network in (("score", "reward"), ("judge", "judge")):
+            np.testing.assert_allclose(found[name], alone[network][np.arange(3), lengths + ends - 1], atol=3e-6)
+        reference = np.asarray(logits, np.float64)[..., allowed] / temperature
+        reference -= np.log(np.exp(reference).sum(axis=-1, keepdims=True))
+        for row, (q, r) in enumerate(zip(lengths, ends, strict=True)):
+            kl = sum(logprobs[row, t] - reference[row, q - 1 + t, texts[row, t]] for t in range(r))
+            np.testing.assert_allclose(found["kl"][row], kl, rtol=1e-5)
 
 
 def test_scores_are_read_at_the_last_token_and_include_the_bias():

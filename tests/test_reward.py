@@ -148,6 +148,67 @@ def test_packed_comparisons_equal_one_sequence_a_row(row_length, rows, shared_pr
         np.testing.assert_allclose(got, want, atol=1e-6 + 2e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=tiny_supervised.QUICK)
+def loss_of_rows(config, params, batch, with_dropout, key):
+    """Of the first microbatch, with its sums; and the scores of all."""
+    rows = jax.tree.map(lambda x: x[0], batch)
+    loss = reward.comparison_loss(config, params, rows, key if with_dropout else None)
+    return loss, reward.batch_scores(config, params, batch)[0]
+
+
+def test_dropout_is_of_the_loss_alone():
+    """Each key draws its masks; comparisons are scored without any."""
+    config, params = CONFIG.replace(residual_dropout=0.5), make_params("learned")
+    batch = pack(make_comparisons(), 96, 16, True)
+    (plain, _), scores = loss_of_rows(CONFIG, params, batch, False, jax.random.key(0))
+    found = [loss_of_rows(config, params, batch, True, jax.random.key(n)) for n in (1, 1, 2)]
+    first, again, other = (float(loss) for (loss, _), _ in found)
+    assert first == again and len({first, other, float(plain)}) == 3
+    np.testing.assert_allclose(found[0][1], scores, atol=3e-6)
+
+
+def test_flops_of_comparisons():
+    """Forward and backward, token by token: a prompt counts once, and a completion sees it and itself."""
+    comparisons = make_comparisons()
+    (_, sums), _ = loss_of_rows(
+        CONFIG, make_params("learned"), pack(comparisons, 96, 16, True), False, jax.random.key(0)
+    )
+    seen = [keys for c in comparisons for keys in range(1, len(c.prompt) + 1)]
+    for c in comparisons:
+        seen += [len(c.prompt) + keys for completion in c.completions for keys in range(1, len(completion) + 1)]
+    assert sums["tokens"] == len(seen)
+    np.testing.assert_allclose(sums["flops"], 3 * sum(map(CONFIG.flops_per_token, seen)), rtol=1e-6)
+
+
+def test_sum_of_scores_reads_every_sequence_at_its_end():
+    """Up to the last column of a row, in two microbatches with an empty one behind them."""
+    layout = [[[8], [3, 5]], [[2, 4], []], [[], []]]  # lengths by microbatch and row
+    rng, params = np.random.default_rng(0), make_params("learned")
+    batch = {name: np.zeros((3, 2, 8), np.int32) for name in ("tokens", "positions", "segments")}
+    alone = []
+    for m, b in np.ndindex(3, 2):
+        column = 0
+        for segment, length in enumerate(layout[m][b], 1):
+            here = m, b, slice(column, column + length)
+            batch["tokens"][here] = sequence = rng.integers(1, 50, length)
+            batch["positions"][here], batch["segments"][here] = np.arange(length), segment
+            alone.append(np.pad(sequence, (0, 8 - length)))
+            column += length
+    hidden = models.hidden(CONFIG, params, np.stack(alone), np.broadcast_to(np.arange(8), (len(alone), 8)), None)
+    ends = [length - 1 for rows in layout for lengths in rows for length in lengths]
+    want = models.scalar(CONFIG, params, hidden)[np.arange(len(alone)), np.array(ends)]
+    total, count = jax.jit(functools.partial(reward.sum_of_scores, CONFIG))(params, batch)
+    assert count == len(alone) == 5
+    np.testing.assert_allclose(total, want.sum(), rtol=1e-5)
+
+
+def test_score_refuses_shapes_that_do_not_fit():
+    prompts, lengths, responses = np.ones((2, 3), np.int32), np.array([3, 2]), np.ones((2, 4), np.int32)
+    for wrong in ((lengths, np.ones((2, 1), bool)), (lengths[:1], np.ones((2, 4), bool))):
+        with pytest.raises(AssertionError):
+            reward.score(CONFIG, make_params("learned"), prompts, wrong[0], responses, wrong[1], 8, 2)
+
+
 def test_the_end_of_text_starts_with_the_embedding_of_another_token(world, trained):
     found = {}
     for text in ("", "."):
