@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import pytest
 
@@ -43,7 +44,7 @@ class Pair:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"} | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{compiling.SOON} --xla_force_host_platform_device_count=2",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": "2",
         } | variables  # fmt: skip
