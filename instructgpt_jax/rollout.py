@@ -60,7 +60,7 @@ def generate(
     *,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_id: int | None = None,
+    eos_id: int | tuple[int, ...] | None = None,
     iteration: int | jax.Array = 0,
     episodes: jax.Array | None = None,
     wave: int | None = None,
@@ -77,7 +77,7 @@ def generate(
       temperature: divides the logits; 0 = greedy.
       top_k: sample among the k likeliest tokens; 0 = all.
       top_p: sample among the likeliest tokens that together hold this much probability; 1 = all.
-      eos_id: the token that ends a response; None = every response has R tokens.
+      eos_id: the token that ends a response, or several, any of which does; None = every response has R tokens.
       episodes: (B,) int32, the identity of each prompt for its keys; 0 … B-1 by default.
       wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order
         of length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
@@ -220,7 +220,7 @@ def _run_wave(config, params, prompts, lengths, episodes, max_new_tokens, eos_id
             array, jnp.where(done, 0, column).astype(array.dtype)[:, None], length, axis=1
         )
         rollout = Rollout(put(rollout.tokens, tokens), put(rollout.logprobs, logprobs), put(rollout.mask, ~done))
-        return rollout, done if eos_id is None else done | (tokens == eos_id)
+        return rollout, done if eos_id is None else done | jnp.isin(tokens, jnp.array(eos_id))
 
     def more(state: Sampling):
         return (state.length < max_new_tokens) & ~jnp.all(state.done)
