@@ -62,12 +62,14 @@ def extend(
     slots = jnp.where(positions < 0, EMPTY, positions)
     slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, slots, column, axis=1)
     shared = transformer.layer_inputs(config, query, Layout(slots))
+    local = transformer.local_rotary(config, query, shared)
     x = transformer.embed(config, params, jnp.where(positions < 0, 0, tokens), jnp.maximum(positions, 0))
     keys, values = [], []
     for layer, window in enumerate(config.layer_windows):
         inputs = shared
         if window:
-            inputs = shared._replace(mask=shared.mask & attention.within_window(query, Layout(slots), window))
+            mask = shared.mask & attention.within_window(query, Layout(slots), window)
+            inputs = shared._replace(mask=mask, rotary=local)
         past = (cache.keys[layer], cache.values[layer], column)
         x, (k, v) = transformer.Block(config).apply({"params": params["blocks"][layer]}, x, inputs, past)
         keys.append(k)
