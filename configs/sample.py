@@ -2,6 +2,7 @@
 
 Command:  python -m instructgpt_jax.main --config=configs/sample.py --config.models.model.init_from=runs/ppo_ptx_1b3
               then type prompts; or with --config.sample.prompts="('First prompt', 'Second prompt')"
+              or with --config.data.template=chat: a dialogue in turns, an empty line begins another
               or with --config.sample.file=prompts.jsonl (records {"prompt": …}; another suffix: a prompt a line)
 Hardware: the model in bfloat16 or float32, sharded over the mesh.
 Expected: each answer printed, and added to samples.jsonl in the workdir.

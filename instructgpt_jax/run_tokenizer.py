@@ -104,7 +104,7 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
                 chats.keep(chat, made)
             generation = hf.read_generation(wanted)  # how its model is sampled: for the export at the end
             if generation:
-                generation["eos_token_id"] = list(tokenizer.end_ids)
+                generation["eos_token_id"] = tokenizer.ends
                 (pathlib.Path(made) / storage.GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
             kept.mkdir(parents=True, exist_ok=True)
             # tokenizer.json comes last: where it is, the others are.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_chats import checkpoint
 
-from configs import common, ppo_ptx_1b3, reward_6b, sample, sft_1b3
+from configs import common, ppo_1b3, reward_6b, sample, sft_1b3
 from instructgpt_jax import main
 from instructgpt_jax.data import build, encoding, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -65,7 +65,6 @@ def files_of(data, folder, as_messages):
         comparisons.append(asked | {"completions": texts, "ranking": record["ranking"]})
         prompts.append(asked)
     made = {"demonstrations": demonstrations, "comparisons": comparisons, "prompts": prompts}
-    made["pretraining"] = [{"text": f"{number} " + " ".join(texts)} for number in range(12)]
     return {kind: write(folder / f"{kind}.jsonl", records) for kind, records in made.items()}
 
 
@@ -93,18 +92,14 @@ def test_public_preferences_train_every_stage(name, template, folder, shared_dat
     found = run(reward_6b.get_config("tiny"), tmp_path / "reward", files, **data, **start, reward__num_steps=2,
                 reward__batch_size=8, reward__row_length=768, reward__num_epochs=9)  # fmt: skip
     assert np.isfinite(found["reward/loss"]) and found["reward/pairs"] > 0
-    config = ppo_ptx_1b3.get_config("tiny")
+    config = ppo_1b3.get_config("tiny")
     found = run(config, tmp_path / "ppo", files, **data, models__policy__init_from=f"{tmp_path}/sft",
                 models__reward__init_from=f"{tmp_path}/reward", ppo__iterations=1, ppo__batch_size=8,
                 ppo__num_minibatches=2, ppo__max_prompt_length=740, ppo__response_length=8, ppo__row_length=768,
-                ppo__ptx_row_length=64, ppo__ptx_ratio=1, ppo__missing_eos_score=-1.0,
-                ppo__policy_optimizer__warmup_steps=1)  # fmt: skip
-    assert np.isfinite(found["objective/score"]) and np.isfinite(found["ptx/loss"])
+                ppo__missing_eos_score=-1.0, ppo__eval_batches=0, ppo__policy_optimizer__warmup_steps=1)  # fmt: skip
+    assert np.isfinite(found["objective/score"]) and 0 < found["response/length"] <= 8
     ours = tokenizers.load(tmp_path / "ppo" / "tokenizer")
     assert ours.chat.name == template and ours == tokenizers.load(tmp_path / "sft" / "tokenizer")
-    shown = [json.loads(line) for line in (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()]
-    end = "\n\nAssistant:" if template == "human_assistant" else "<|im_start|>assistant\n"
-    assert shown and all(line["prompt"].endswith(end) for line in shown)
 
 
 # Stages that use a model ----------------------------------------------------------------------------------------------
@@ -175,7 +170,8 @@ def test_evaluate_on_dialogues(policy, tmp_path, monkeypatch):
     talks = write(tmp_path / "talks.jsonl", [{"messages": talk} for talk in TALKS])
     ranked = {"messages": TALKS[1][:3], "completions": ["Two hens.", "No."], "ranking": [1, 2]}
     task = {"messages": TALKS[0][:1], "choices": ["Yes", "No"], "answer": 0}
-    monkeypatch.setattr(text, "bleu", lambda *_: 0.0)  # needs the extra eval
+    for name in ("bleu", "rouge_l"):  # need the extra eval
+        monkeypatch.setattr(text, name, lambda *_: 0.5)
     config.evaluate.update({
         "distributions": {"talks": talks}, "references": talks, "num_samples": 2, "response_length": 6,
         "accuracy": write(tmp_path / "ranked.jsonl", [ranked]), "seconds": "", "report": "", "batch_size": 8,
@@ -187,7 +183,7 @@ def test_evaluate_on_dialogues(policy, tmp_path, monkeypatch):
     assert [one["messages"] for one in report["samples"]] == [TALKS[0][:1], TALKS[1][:3]]
     assert [one["reference"] for one in report["samples"]] == ["By the river.", "Two hens."]
     assert report["samples"][1]["prompt"] == "user: Who is there?\n\nassistant: A fox.\n\nuser: And who else?"
-    assert report["results"]["talks"]["sft"]["rouge_l"]["mean"] >= 0 and "accuracy" in report["reward_model"]
+    assert report["results"]["talks"]["sft"]["rouge_l"]["mean"] == 0.5 and "accuracy" in report["reward_model"]
     assert report["language"]["sft"]["tasks"]["yes"]["mean"] in (0.0, 1.0)
 
 

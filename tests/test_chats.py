@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
@@ -11,8 +13,10 @@ from test_tokenizer import FAMILIES
 from tokenizers import AddedToken
 
 from instructgpt_jax import run_tokenizer
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, encoding, packing, sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.stages import reward_start
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"  # each says which checkpoint it is of
 CONTROLS = {  # tokens that each template means, and the one that ends a turn
@@ -169,6 +173,34 @@ def test_several_turns_are_packed_with_their_loss(tmp_path):
     np.testing.assert_array_equal(row[len(dialogue.tokens) :][:6], [0, 0, 0, 1, 1, 0])
     learnt = [ours.decode(part) for part in np.split(dialogue.tokens, np.flatnonzero(np.diff(dialogue.loss)) + 1)[1::2]]
     assert learnt == [f"{content}</s>" for role, content in SAID if role == "assistant"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_would_merge_with_its_prompt_is_encoded_as_it_is_sampled(family, tmp_path):
+    """PPO's prompt ends where it ends: an answer cannot take its last letters back."""
+    folder = checkpoint(tmp_path, "human_assistant", family)
+    (folder / "bare.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    ours = loaded(folder, str(folder / "bare.jinja"))
+    asked, said = "The re", "d fox and </s>" if "</s>" in ours.vocabulary() else "d fox"
+    (whole,) = ours.encode_prompts([ours.prompt(asked + said)])
+    prompt, answer = ours.encode_prompts([ours.prompt(asked)])[0], ours.encode([ours.answer(asked, said)])[0]
+    assert len(prompt) + len(answer) > len(whole)  # "red" is one token
+    names = {i: token for token, i in ours.vocabulary().items()}
+    assert names[int(answer[0])].startswith("d") and ours.eos_id not in answer
+    assert ours.decode(np.concatenate([prompt, answer])) == asked + said
+
+
+def test_the_token_that_ends_a_completion_starts_as_its_twin(tmp_path):
+    ours = loaded(checkpoint(tmp_path, "llama3"), "", ("<|start_header_id|>",))
+    table = np.arange(2.0 * ours.vocab_size).reshape(-1, 2)
+    network = types.SimpleNamespace(load=lambda: {"embed": {"tokens": jnp.array(table)}}, grown=True)
+    config = common.config("reward")
+    config.reward = {"eos_init": ".", "head_examples": 0}
+    config.models.model = common.network(init_from="x")
+    made = reward_start.params(config, network, types.SimpleNamespace(tokenizer=ours), None)["embed"]["tokens"]
+    assert ours.end_id != ours.eos_id
+    table[ours.end_id] = table[ours.encode(["."])[0][0]]
+    np.testing.assert_array_equal(made, table)
 
 
 # Text of special tokens -----------------------------------------------------------------------------------------------
@@ -337,11 +369,18 @@ def test_the_end_tokens_are_those_of_the_checkpoint_the_template_and_the_user(tm
     named = loaded(folder, "", ("<|start_header_id|>",))
     assert named.end_ids == (header,) and named.end_id == header and named.hash != plain.hash
     assert named.eos_id == eot  # of a pretraining document
+    two = loaded(folder, "", ("<|start_header_id|>", "<|begin_of_text|>"))
+    two.save(tmp_path / "kept")
+    again = tokenizers.load(tmp_path / "kept")
+    assert (again.end_id, again.end_ids) == (two.end_id, two.end_ids) and again == two and two.end_id == header
     with_template = loaded(folder, "chat", (tokenizers.EOS,))
     assert with_template.end_ids == (text, eot) and with_template.end_id == eot
     assert with_template.hash not in (plain.hash, loaded(folder, "human_assistant").hash)
     with pytest.raises(ValueError, match=r"config.data.end_tokens must be tokens of the tokenizer, got \['<end>'\]"):
         loaded(folder, "", ("<end>",))
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match="generation_config.json must be a JSON object with eos_token_id"):
+        loaded(folder, "")
     for ended in (text, eot):
         assert several.text_of(np.array([*several.encode(["fox"])[0], ended])) == ("fox", True)
 
@@ -369,3 +408,14 @@ def test_a_run_keeps_template_ends_and_day(tmp_path):
     assert exported.chat_template.startswith("{{ strftime_now(")
     config.data.template = ""
     assert tokenizers.load(run_tokenizer.settled(config, tmp_path / "plain").data.tokenizer).chat is None
+
+
+def test_a_run_from_before_there_were_templates_goes_on_without_one():
+    config = common.config("sft")
+    stored = workdirs.as_json(config)
+    for key in ("template", "end_tokens"):
+        del stored["data"][key]
+    assert workdirs.compare(stored, workdirs.as_json(config)) == []
+    config.data.template = "chat"
+    (line,) = workdirs.compare(stored, workdirs.as_json(config))
+    assert line == "  data.template: '' in the workdir, 'chat' asked for"

@@ -403,6 +403,11 @@ def test_bad_configurations(tmp_path, changes, message):
     assert str(refused.value).startswith(message)
 
 
+def test_a_prefix_and_a_chat_template_do_not_go_together(tmp_path):
+    with pytest.raises(ValueError, match="^config.data.template must be '' beside a model with a prefix, .* 'chat'"):
+        main.check(config(tmp_path, data__template="chat"), str(tmp_path))
+
+
 def test_bad_models_and_records(runs, tmp_path):
     settings = config(runs)
     settings.models.reward = common.network(init_from=f"{runs}/sft")

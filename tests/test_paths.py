@@ -158,6 +158,7 @@ def unread(monkeypatch):
         ({"data__pretraining": ("jsonl:nowhere.jsonl",)},
          r"config.data.pretraining: jsonl:nowhere.jsonl must name at least one file, got none"),
         ({"data__pretraining": ("jsonl:.",)}, r"config.data.pretraining: jsonl:. must name files, got a folder"),
+        ({"data__template": "~/no.jinja"}, r"config.data.template must be one of .* got '.*/no.jinja': No such file"),
         ({"data__tokenizer": "no/such/folder"}, r"config.data.tokenizer must be a directory that exists, a Hub id or "),
     ],
 )  # fmt: skip

@@ -49,7 +49,7 @@ CASES = {
         temperature=0.7, batch_size=16, microbatch_rows=8, ptx_coef=3.0, ptx_microbatch_rows=8, max_prompt_length=5
     ),
 }  # fmt: skip
-ENDS = {"every option": (EOS, 3)}  # tokens any of which ends a response
+ENDS = {"every option": (EOS, 4)}  # tokens any of which ends a response
 ALLOWED = {"more ids than tokens": np.array([i < 21 and i != 7 for i in range(tiny_ppo.VOCAB)])}
 
 
@@ -336,7 +336,7 @@ def test_the_cases_are_worth_comparing():
     """Responses end early and never, scores are clipped and replaced, ratios and values leave their ranges."""
     episodes, new, metrics = after("every option")
     last = {int(row[mask][-1]) for row, mask in zip(episodes.responses, episodes.response_mask, strict=True)}
-    assert last >= {EOS, 3} and len(last) > 2  # both ends, and responses that were cut
+    assert last >= {EOS, 4} and len(last) > 2  # both ends, and responses that were cut
     lengths = np.asarray(episodes.response_mask.sum(axis=1))
     assert lengths.min() < 4 and 0 < metrics["response/ended"] < 1
     assert metrics["objective/score"] > 0.9 or metrics["objective/score_std"] > 0.3

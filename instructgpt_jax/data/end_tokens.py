@@ -1,5 +1,6 @@
 """The tokens that end a response: those that a checkpoint, a template and the user name."""
 
+import json
 import pathlib
 
 import tokenizers
@@ -9,13 +10,24 @@ GENERATION = "generation_config.json"  # of a checkpoint; beside a run's tokeniz
 
 
 def of_checkpoint(name: str) -> list[int]:
-    """The ids of the generation_config.json beside a tokenizer, a directory or Hub id; [] where there is none."""
-    if pathlib.Path(name).is_dir() and not (pathlib.Path(name) / GENERATION).is_file():
+    """The ids of the generation_config.json beside a tokenizer, a directory or Hub id; [] where there is none.
+
+    Raises:
+      ValueError: a file that is damaged.
+    """
+    path = pathlib.Path(name) / GENERATION
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text()).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} must be a JSON object with eos_token_id, got {error}") from None
+    elif path.parent.is_dir():
         return []
-    try:
-        found = transformers.GenerationConfig.from_pretrained(name).eos_token_id
-    except OSError:  # a Hub id without the file
-        return []
+    else:
+        try:
+            found = transformers.GenerationConfig.from_pretrained(name).eos_token_id
+        except OSError:  # a Hub id without the file
+            return []
     return found if isinstance(found, list) else [] if found is None else [found]
 
 

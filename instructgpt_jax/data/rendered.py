@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tokenizers
 
-from instructgpt_jax.data.chats import Rendered
+from instructgpt_jax.data.templates import Rendered
 
 _Ids = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, and where each begins and ends in the text
 
@@ -34,9 +34,14 @@ class Encoder:
         self._special, self._spelled = special, spelled
         content = json.loads(backend.to_str())
         content["post_processor"] = None  # it would trim the places of the ids
-        self._whole, self._whole_text = _backends(content)
+        self._whole = _backend(content)
+        # For a piece of ordinary text: at the beginning, behind a special token, in the middle of other text. Some
+        # tokenizers write a space before the first word of a text, some before that of every piece.
         later = json.loads(json.dumps(content).replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
-        self._later, self._later_text = (self._whole, self._whole_text) if later == content else _backends(later)
+        middle = content | {key: _without_prefix(content[key]) for key in ("normalizer", "pre_tokenizer")}
+        self._first = _backend(content, special=False)
+        self._later = self._first if later == content else _backend(later, special=False)
+        self._middle = self._later if middle == later else _backend(middle, special=False)
 
     def encode(self, texts: Sequence[Rendered]) -> list[np.ndarray]:
         """The ids of each text behind what it skips, (length,) int32."""
@@ -63,27 +68,24 @@ class Encoder:
         plain = [number for number, text in enumerate(texts) if not text.ordinary]
         batch = self._whole.encode_batch([texts[number].text for number in plain], add_special_tokens=False)
         found = {number: _arrays(encoding) for number, encoding in zip(plain, batch, strict=True)}
-        return [
-            found[number] if number in found else self._cut(text, self._whole, self._whole_text)
-            for number, text in enumerate(texts)
-        ]
+        return [found[number] if number in found else self._cut(text, self._first) for number, text in enumerate(texts)]
 
     def _rest(self, text: Rendered) -> _Ids:
         """What stands behind the skipped part, encoded by itself."""
         ordinary = tuple((a - text.skip, b - text.skip) for a, b in text.ordinary if a >= text.skip)
-        return self._cut(Rendered(text.text[text.skip :], ordinary), self._later, self._later_text)
+        return self._cut(Rendered(text.text[text.skip :], ordinary), self._middle)
 
-    def _cut(self, text: Rendered, backend: tokenizers.Tokenizer, first: tokenizers.Tokenizer) -> _Ids:
+    def _cut(self, text: Rendered, first: tokenizers.Tokenizer) -> _Ids:
         """One text in pieces; `first` encodes a piece that stands at its beginning."""
         masked = text.text
         for start, end in text.ordinary:  # letters that are no special token
             masked = masked[:start] + "x" * (end - start) + masked[end:]
-        ids, starts, ends = _arrays(backend.encode(masked, add_special_tokens=False))
+        ids, starts, ends = _arrays(self._whole.encode(masked, add_special_tokens=False))
         pieces, place = [], 0
 
         def between(stop: int) -> None:
             if place < stop:
-                encoder = self._later_text if place else first
+                encoder = self._later if place else first
                 piece = _arrays(encoder.encode(text.text[place:stop], add_special_tokens=False))
                 spelled, came_from = self._spelled(piece[0])
                 pieces.append((spelled, piece[1][came_from] + place, piece[2][came_from] + place))
@@ -97,11 +99,22 @@ class Encoder:
         return ids.astype(np.int32), starts, ends
 
 
-def _backends(content: dict) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """One that knows special tokens by their text, and one to which it is ordinary text."""
-    made = [tokenizers.Tokenizer.from_str(json.dumps(content)) for _ in range(2)]
-    made[1].encode_special_tokens = True
-    return made[0], made[1]
+def _backend(content: dict, special: bool = True) -> tokenizers.Tokenizer:
+    """One that knows special tokens by their text, or one to which it is ordinary text."""
+    made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    made.encode_special_tokens = not special
+    return made
+
+
+def _without_prefix(part: dict | None) -> dict | None:
+    """A normalizer or pre-tokenizer without what writes a space before a text."""
+    if part is None or part["type"] == "Prepend":
+        return None
+    for key in ("normalizers", "pretokenizers"):  # of a Sequence
+        if key in part:
+            return part | {key: [one for one in map(_without_prefix, part[key]) if one]}
+    changes = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    return part | changes.get(part["type"], {})
 
 
 def _arrays(encoding: tokenizers.Encoding) -> _Ids:

@@ -11,7 +11,7 @@
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
 
 In each of these `messages` may stand in place of `prompt`: the dialogue so far, a list of `{"role": str, "content":
-str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/chats.py). A
+str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/templates.py). A
 demonstration without a `completion` is a whole dialogue: it ends with the assistant's turn, and each of the assistant's
 turns is one that is demonstrated. Such a record is a prompt too, which asks for that last turn.
 

@@ -8,7 +8,7 @@ Everything downstream sees ids only. Three conventions hold everywhere:
   gets one where an export needs it, and nowhere else.
 * The text of a special token inside a record (a literal "<|endoftext|>" in a crawled page) is ordinary text: it is
   encoded piece by piece and cannot end a sequence. Only BOS at the very beginning of a prompt is BOS, and what a chat
-  template writes itself (data/chats.py) are the tokens that it means.
+  template writes itself (data/templates.py) are the tokens that it means.
 """
 
 import copy
@@ -27,7 +27,7 @@ import transformers
 from etils import epath
 
 from instructgpt_jax import paths
-from instructgpt_jax.data import chats, end_tokens, rendered
+from instructgpt_jax.data import chats, end_tokens, rendered, templates
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -57,7 +57,7 @@ class Tokenizer:
     eos_id: int
     end_id: int
     end_ids: tuple[int, ...]
-    chat: chats.Template | None
+    chat: templates.Template | None
     pad: str
     vocab_size: int
     hash: str
@@ -72,7 +72,7 @@ class Tokenizer:
     def __hash__(self) -> int:
         return hash(self.hash)
 
-    def prompt(self, prompt: chats.Prompt) -> str | chats.Rendered:
+    def prompt(self, prompt: chats.Prompt) -> str | templates.Rendered:
         """What `encode_prompts` takes of a prompt: its text, or what the template writes of it.
 
         Raises:
@@ -82,11 +82,11 @@ class Tokenizer:
             self.check_messages()
         return self.chat.prompt(prompt) if self.chat else prompt
 
-    def answer(self, prompt: chats.Prompt, text: str, ended: bool = True) -> str | chats.Rendered:
+    def answer(self, prompt: chats.Prompt, text: str, ended: bool = True) -> str | templates.Rendered:
         """What `encode` takes of an answer to a prompt; the token that ends it, where it `ended`, is not in it."""
         return self.chat.answer(prompt, text, ended) if self.chat else text
 
-    def dialogue(self, messages: list[dict]) -> chats.Rendered:
+    def dialogue(self, messages: list[dict]) -> templates.Rendered:
         """What `encode_dialogues` takes of a whole dialogue, see `prompt`."""
         self.check_messages()
         return self.chat.dialogue(messages)
@@ -99,7 +99,7 @@ class Tokenizer:
                 "or a Jinja file"
             )
 
-    def encode_dialogues(self, texts: Sequence[chats.Rendered]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def encode_dialogues(self, texts: Sequence[templates.Rendered]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The ids of whole dialogues, (length,) int32, and which are loss tokens, (length,) bool.
 
         Behind the last of the assistant's turns stands `end_id` and nothing else.
@@ -114,7 +114,7 @@ class Tokenizer:
             found.append((np.concatenate([start, ids]), np.concatenate([np.zeros(len(start), bool), loss])))
         return found
 
-    def encode(self, texts: Sequence[str | chats.Rendered]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str | templates.Rendered]) -> list[np.ndarray]:
         """The ids of each text, (length,) int32, without special tokens; the whole list on all cores at once.
 
         Special tokens that a template wrote are there.
@@ -125,18 +125,18 @@ class Tokenizer:
         Raises:
           ValueError: the text of a special token that the tokenizer has no other ids for.
         """
-        if texts and isinstance(texts[0], chats.Rendered):
+        if texts and isinstance(texts[0], templates.Rendered):
             return self._encoder.encode(texts)
         # Not by the wrapper of transformers: its offsets and masks cost a third of the time and nobody reads them.
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._ordinary(np.array(encoding.ids, np.int32)) for encoding in encodings]
 
-    def encode_prompts(self, texts: Sequence[str | chats.Rendered]) -> list[np.ndarray]:
+    def encode_prompts(self, texts: Sequence[str | templates.Rendered]) -> list[np.ndarray]:
         """The ids of each text as the beginning of a sequence, (length,) int32: `start`, then the text's own.
 
         A text that begins with the text of BOS has it once. A chat template writes BOS itself or does not want it.
         """
-        if texts and isinstance(texts[0], chats.Rendered):
+        if texts and isinstance(texts[0], templates.Rendered):
             return [np.concatenate([self._start_of_chat, ids]) for ids in self.encode(texts)]
         start = np.array(self.start, np.int32)
         return [np.concatenate([start, ids]) for ids in self.encode([text.removeprefix(self.bos) for text in texts])]
@@ -179,7 +179,7 @@ class Tokenizer:
         """Writes it where `load` and AutoTokenizer find it, with its end tokens and its template."""
         self._pretrained.save_pretrained(os.fspath(directory))
         if self.end_ids != (self.eos_id,):
-            content = json.dumps({"eos_token_id": list(self.end_ids)}, indent=2) + "\n"
+            content = json.dumps({"eos_token_id": self.ends}, indent=2) + "\n"
             (pathlib.Path(directory) / end_tokens.GENERATION).write_text(content)
 
     def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
@@ -193,6 +193,11 @@ class Tokenizer:
         elif made.pad_token_id is None:
             made.pad_token = made.eos_token
         return made
+
+    @property
+    def ends(self) -> list[int]:
+        """`end_ids` as generation_config.json has them: the first is what texts end with."""
+        return sorted(self.end_ids, key=lambda i: i != self.end_id)
 
     @property
     def _start_of_chat(self) -> np.ndarray:
@@ -279,7 +284,7 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, n
     ids = set(backend.get_vocab().values())
     ordinary = backend.get_added_tokens_decoder().keys() - special
     texts = [[backend.id_to_token(i) for i in found] for found in (special, ordinary)]
-    template = chats.make(chat, pretrained, name, *texts) if chat.template else None
+    template = templates.make(chat, pretrained, name, *texts) if chat.template else None
     of_template, of_checkpoint = template.end if template else "", end_tokens.of_checkpoint(name)
     end_id, end_ids = end_tokens.settle(backend, chat.end_tokens, of_template, eos, of_checkpoint)
     if meant := ordinary & set(end_ids):  # the file calls them ordinary, but no message may end its own turn
@@ -288,6 +293,7 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, n
             token["special"] |= token["id"] in meant
         backend, special = tokenizers.Tokenizer.from_str(json.dumps(raw)), special | meant
         backend.encode_special_tokens = True
+        content.append(sorted(meant))
     if template or end_id != eos:
         content += [template.jinja if template else "", end_id]
     only_pad = {pad} - unknown - {None, eos, bos, *end_ids}  # many published tokenizers pad with another token

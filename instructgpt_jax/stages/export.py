@@ -35,7 +35,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     beside = run_tokenizer.beside(source)
     generation = hf.read_generation(beside) if beside else {}
     if generation or tokenizer.end_ids != (tokenizer.eos_id,):
-        generation["eos_token_id"] = list(tokenizer.end_ids)
+        generation["eos_token_id"] = tokenizer.ends
     hf.save(workdir, network.config, network.load(), made, config.export.dtype, generation)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, networks, paths, responses, run_tokenizer
-from instructgpt_jax.data import chats, jsonl, padding, schema, sources
+from instructgpt_jax.data import chats, jsonl, padding, schema, sources, templates
 from instructgpt_jax.data import tokenizer as tokenizers
 
 RULE = "-" * 80  # between printed answers
@@ -122,7 +122,7 @@ def make_answer(
                 )
         return encoded
 
-    def rendered(prompt: Prompt) -> str | chats.Rendered:
+    def rendered(prompt: Prompt) -> str | templates.Rendered:
         try:
             return tokenizer.prompt(chats.given(prompt.text))
         except ValueError as error:

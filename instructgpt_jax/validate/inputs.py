@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths
-from instructgpt_jax.data import chats, jsonl, sources, tables
+from instructgpt_jax.data import chats, jsonl, sources, tables, templates
 from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
@@ -53,7 +53,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if wanted and expected(wanted):
             _check_tokenizer(wanted)
         if config.data.template not in chats.NAMES and not kept:
-            chats.source(config.data.template, None, wanted)  # is it there
+            templates.source(config.data.template, None, wanted)  # is it there
     if config.stage == "label":
         _check_files_of_labeling(config.label, expected)
     if config.stage in TRAINED and checkpoint.steps(workdir):
