@@ -6,14 +6,22 @@ import pathlib
 import shutil
 import tempfile
 
+import compiling
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Many tests run the same stages: all workers share what they compile.
-_made = not os.environ.get("JAX_COMPILATION_CACHE_DIR")
-if _made:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    own = f"{compiling.SOON} --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {own}"
+# Many tests run the same stages: all workers and what they start share what is compiled, in a folder of this run.
+_folder = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _folder = pathlib.Path(tempfile.mkdtemp(prefix="compiled_"))
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):  # where no module is compiled, every process would do it again
+        os.environ["PYTHONPYCACHEPREFIX"] = str(_folder / "modules")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_folder / "programs")
+        compiling.fetch(_folder / "programs")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 
@@ -40,9 +48,16 @@ def one_device():
         yield
 
 
+LONGEST = (
+    "notebook", "ppo_learning", "ppo", "pair_ppo", "resume", "reward", "instruct", "chat_stages", "rollout", "sft", "use",
+    "evaluate", "loop",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first, so that with two workers it is not what both end with."""
-    items.sort(key=lambda item: item.path.name != "test_notebook.py")
+    """The longest files first, so that two workers end together."""
+    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,6 +69,11 @@ def pytest_xdist_make_scheduler(config, log):
     return LoadFileScheduling(config, log)
 
 
+def pytest_sessionfinish(exitstatus):
+    if _folder and (_folder / "programs").is_dir() and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        compiling.keep(_folder / "programs")
+
+
 def pytest_unconfigure():
-    if _made:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if _folder:
+        shutil.rmtree(_folder, ignore_errors=True)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -290,7 +291,8 @@ if number == 0:
         port = str(free.getsockname()[1])
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": compiling.SOON,
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # as main.keep_programs says of such a job
         "RAYON_NUM_THREADS": "1",
         "PYTHONHASHSEED": "3",
     }

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoi
 
 def start(workdir, overrides, *arguments, limit=None):
     """The toy stage in a process of its own; no file of it may grow past `limit` bytes, as on a full disk."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}  # one device a process
+    environment = os.environ | {"XLA_FLAGS": compiling.SOON, "JAX_PLATFORMS": "cpu"}  # one device a process
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a process that is killed may leave half a program there
     begin = [sys.executable]
     if limit:
         program = f"import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import compiling
 import jax
 import pytest
 import toy_stage
@@ -40,7 +41,7 @@ def refusals(tmp_path_factory):
     (folder / "site" / "configs" / "__init__.py").write_text("")
     (folder / "site" / "instructgpt_jax").symlink_to(ROOT / "instructgpt_jax")
     (folder / "mine.py").write_text("from configs import pretrain_tiny\nget_config = pretrain_tiny.get_config\n")
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "HOME": str(folder)}
+    environment = os.environ | {"XLA_FLAGS": compiling.SOON, "JAX_PLATFORMS": "cpu", "HOME": str(folder)}
     places = {True: (folder / "foreign", {"PYTHONPATH": str(folder / "site")}), False: (ROOT, {})}
     command = [sys.executable, "-m", "instructgpt_jax.main"]
     processes = {}

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import compiling
 import pytest
 
 nbclient = pytest.importorskip("nbclient")
@@ -15,7 +16,8 @@ NOTEBOOK = pathlib.Path(__file__).resolve().parents[1] / "launch" / "colab_tpu.i
 def ran(tmp_path_factory):
     """The notebook after its run, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("runs")
-    settings = {"HARDWARE": "cpu", "SIZE": ":tiny", "RUNS": str(folder), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    settings = {"HARDWARE": "cpu", "SIZE": ":tiny", "RUNS": str(folder), "JAX_PLATFORMS": "cpu"}
+    settings["XLA_FLAGS"] = compiling.SOON
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():

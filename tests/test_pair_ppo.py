@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import compiling
 import pytest
 import small_runs
 from absl import app
@@ -31,9 +32,6 @@ SETTINGS = {
     "ppo.eval_batches": 0,
     "ppo.policy_optimizer.eps": 1e-3, "ppo.value_optimizer.eps": 1e-3,  # else Adam makes steps of rounding errors
 }  # fmt: skip
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__ < (0, 11):
-    QUICK += " --xla_cpu_use_fusion_emitters=false"  # it takes half of the time to compile; 0.12 has it no more
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["instructgpt_jax.main"])
 
@@ -44,7 +42,7 @@ def run(folder: pathlib.Path, name: str, devices: int, held: bool, variables: di
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     os.chdir(small_runs.ROOT)
-    os.environ |= variables | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}"}
+    os.environ |= variables | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiling.SOON}"}
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache" / name))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     following = loop._next

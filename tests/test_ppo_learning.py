@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,7 +212,7 @@ def test_ptx_keeps_the_pretraining_loss(world, text_loss):
 def command(folder, workdir, *overrides):
     """A PPO-ptx run of the command line, from fresh networks, on one device; programs are compiled once for all."""
     environment = os.environ | {
-        "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        "XLA_FLAGS": compiling.SOON, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
     config = f"--config={small_runs.__file__}:{folder}"

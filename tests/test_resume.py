@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import compiling
 import jax
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ STEPS = 6
 # Compiling is most of these runs: quick code, and kept on disk from one run to the next.
 QUICK = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": compiling.SOON,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }

@@ -119,17 +119,23 @@ def test_the_loss_of_a_share_is_that_of_each_kind_alone(tmp_path):
     assert values["sft/loss_tokens"] == sums[1][1] + sums[2][1]
 
 
+@pytest.fixture(scope="module")
+def learned(one_device, tmp_path_factory):
+    """A world, and the workdir of a model that knows its demonstrations by heart."""
+    folder = tmp_path_factory.mktemp("learned")
+    world = tiny_supervised.make_world(folder / "world")
+    changes = {"sft.num_steps": 0, "sft.num_epochs": 30, "eval_every": 0, "checkpoint.every": 1000}
+    config = tiny_supervised.config("sft", world, **changes, **{"models.model.residual_dropout": 0.0})
+    main.run(config, str(folder / "run"))
+    return world, folder / "run"
+
+
 @pytest.mark.parametrize("rate, said", [(0.9, True), (0.01, False)])
-def test_dropout_that_a_model_does_not_bear_is_told(tmp_path, capsys, rate, said):
+def test_dropout_that_a_model_does_not_bear_is_told(learned, one_device, tmp_path, capsys, rate, said):
     """A model that knows its data by heart, fine-tuned with and without much noise."""
-    world = tiny_supervised.make_world(tmp_path)
-    learned = tiny_supervised.config("sft", world, **{"sft.num_steps": 0, "sft.num_epochs": 30, "eval_every": 0})
-    learned.models.model.residual_dropout = 0.0
-    learned.mesh.fsdp = -1
-    main.run(learned, str(tmp_path / "learned"))
+    world, start = learned
     settings = tiny_supervised.config("sft", world, **{"sft.num_steps": 1})
-    settings.models.model = common.network(init_from=str(tmp_path / "learned"), residual_dropout=rate)
-    settings.mesh.fsdp = -1
+    settings.models.model = common.network(init_from=str(start), residual_dropout=rate)
     capsys.readouterr()
     main.run(settings, str(tmp_path / "noisy"))
     lines = [line for line in capsys.readouterr().err.splitlines() if "with dropout" in line]

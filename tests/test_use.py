@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -389,7 +390,7 @@ def test_grid_of_the_paper():
 
 def test_sweep_goes_on_after_a_failure_and_resumes(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", compiling.SOON)
     overrides = ["--config.pretrain.num_steps=2", "--config.eval_every=0"]
     overrides += [f"--config.data.tokenizer={runs}/base/tokenizer"]
     overrides += ["--config.data.pretraining=simulated:pretraining:100"]

@@ -81,7 +81,8 @@ def check_meshes(build, config, loss: str) -> None:
     def run(*sizes):
         settings = copy.deepcopy(config)
         settings[settings.stage].optimizer.eps = 0.01  # else Adam steps by the sign of gradients that are all rounding
-        mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), jax.devices()[: math.prod(sizes)])
+        devices = jax.devices()[: math.prod(sizes)]  # by its name, which `one_device` gives way to
+        mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), devices=devices)
         with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
             stage = build(settings, mesh)
             update, arguments = stage.programs()["update"]

@@ -18,7 +18,6 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from scipy import stats
 
 from instructgpt_jax import networks, process, responses, run_tokenizer
 from instructgpt_jax import workdir as workdirs
@@ -156,6 +155,8 @@ def deal(names: Sequence[str], folds: int) -> list[tuple[str, ...]]:
 
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean of some measurements, its standard error, and half the width of Student's 95 % interval."""
+    from scipy import stats  # a quarter of a second that no other run pays
+
     n = len(values)
     error = float(np.std(values, ddof=1) / n**0.5)
     return {

@@ -12,7 +12,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -111,6 +110,8 @@ def fit_head(states: np.ndarray, ranks: np.ndarray, l2: float) -> np.ndarray:
     Returns:
       (D,) float32.
     """
+
+    import scipy.optimize  # a quarter of a second that no other run pays
 
     @jax.jit
     def objective(w, states, ranks):
