@@ -48,8 +48,11 @@ class Run(NamedTuple):
 
     params: as models.unstack makes them.
     prompts, lengths: (P, Q) and (P,) int32.
+    counts: (P,) int32, responses to each prompt, in rows that follow one another.
+    owners: (B,) int32, the prompt of each row.
     order: (P,) int32, the numbers of the prompts in the order in which they are taken.
-    answers: K, to each prompt.
+    waiting: () int32, how many of these have responses to come.
+    limits: (B,) int32, tokens of each response at most.
     max_new_tokens: R.
     choose: (hidden states (b, D), rows of the rollout (b,), positions (b,)) -> tokens, logprobs (b,).
     ended: tokens (b,) -> (b,) bool.
@@ -60,8 +63,11 @@ class Run(NamedTuple):
     params: dict
     prompts: jax.Array
     lengths: jax.Array
+    counts: jax.Array
+    owners: jax.Array
     order: jax.Array
-    answers: int
+    waiting: jax.Array
+    limits: jax.Array
     max_new_tokens: int
     choose: Callable
     ended: Callable
@@ -122,7 +128,8 @@ def generate(
     episodes: jax.Array | None = None,
     wave: int | None = None,
     allowed: np.ndarray | None = None,
-    answers: int = 1,
+    answers: int | jax.Array = 1,
+    limits: jax.Array | None = None,
 ) -> Rollout:
     """Samples responses to prompts.
 
@@ -141,10 +148,12 @@ def generate(
         so that prompts of one length are read together. None = a slot for each of the B responses.
       allowed: (V,) bool, the ids that may be sampled, for a vocabulary with ids that no token has: the distribution,
         log-probabilities included, is over these alone. None = all.
-      answers: K, responses to each prompt, which is read once for all of them.
+      answers: K, responses to each prompt, which is read once for all of them; or (P,) int32, how many to which, all
+        of them at most as many as `episodes` has rows.
+      limits: (B,) int32 in [1, R], the tokens that each response may have; None = R.
 
     Returns:
-      B = P · K responses, those to one prompt one after another.
+      B = P · K responses, those to one prompt one after another; rows that no prompt has are empty.
 
     Raises:
       ValueError: an empty range, or a context too short.
@@ -154,7 +163,7 @@ def generate(
         chex.assert_shape(allowed, (config.vocab_size,))
     (P, Q), mesh = prompts.shape, jax.sharding.get_abstract_mesh()
     for name, value in {"max_new_tokens": max_new_tokens, "answers": answers, "rollout.wave": wave}.items():
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if config.positions == "learned" and Q + max_new_tokens > config.max_length:
         raise ValueError(
@@ -167,9 +176,10 @@ def generate(
             f"got {temperature}, {top_k} and {top_p}"
         )
     key = jax.random.fold_in(jax.random.key(seed), iteration)
-    B, shards = P * answers, 1 if mesh.empty else batch_shards(mesh)
-    episodes = jnp.arange(B) if episodes is None else episodes
-    prompts, lengths, episodes = _whole((jnp.asarray(prompts), jnp.asarray(lengths), jnp.asarray(episodes)))
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    episodes = jnp.arange(P * answers) if episodes is None else episodes
+    counts = jnp.broadcast_to(answers, P)
+    prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
     ends = () if eos_id is None else eos_id if isinstance(eos_id, tuple) else (eos_id,)
 
@@ -183,53 +193,53 @@ def generate(
     def ended(tokens):
         return sum((tokens == end for end in ends), jnp.zeros(tokens.shape, bool))
 
-    order = jnp.argsort(lengths, stable=True)
-    run = Run(config, params, prompts, lengths, order, answers, max_new_tokens, choose, ended, shards)
-    return _run(run, B if wave is None else min(wave, _up(B, shards)))
+    B, asked = len(episodes), counts > 0
+    owners = jnp.repeat(jnp.arange(P), counts, total_repeat_length=B)
+    order = jnp.argsort(jnp.where(asked, lengths, Q + 1), stable=True)
+    limits = _whole(jnp.full(B, max_new_tokens) if limits is None else jnp.asarray(limits))
+    queue = prompts, lengths, counts, owners, order, asked.sum(), limits
+    slots = B if wave is None else min(wave, _up(B, shards))
+    return _run(Run(config, params, *queue, max_new_tokens, choose, ended, shards), slots)
 
 
 def _run(run: Run, slots: int) -> Rollout:
     """Answers all prompts with a pool of so many slots."""
     D, C, (P, Q), R = run.shards, min(PREFILL_CHUNK, run.prompts.shape[1]), run.prompts.shape, run.max_new_tokens
-    B, width = P * run.answers, _up(max(Q - 1, 1), C)
-    refills = B > slots or (D > 1 and run.answers > 1)  # some wait for a slot
-    tray = min(_up(P, D), _up(max(TRAY, -(-slots // (TRAY * run.answers))), D))
-    shape, zeros = (B, R), jnp.zeros(slots, jnp.int32)
-    pool = Pool(models.init_cache(run.config, slots, width + R), jnp.int32(width), zeros, zeros - 1, zeros)
+    B, width = len(run.owners), _up(max(Q - 1, 1), C)
+    refills = B > slots or D > 1  # some may wait for a slot
+    tray = min(_up(P, D), _up(max(TRAY, -(-slots // TRAY)), D))
+    free, empty = jnp.zeros(slots, jnp.int32), jnp.zeros(tray, jnp.int32)
     state = Sampling(
-        pool,
-        Tray(models.init_cache(run.config, tray, width), *(jnp.zeros(tray, jnp.int32),) * 2),
+        Pool(models.init_cache(run.config, slots, width + R), *_whole((jnp.int32(width), free, free - 1, free))),
+        Tray(models.init_cache(run.config, tray, width), *_whole((empty, empty))),
         jnp.int32(0),
-        Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool)),
+        _whole(Rollout(*(jnp.zeros((B, R), dtype) for dtype in (jnp.int32, jnp.float32, bool)))),
     )
     few = slots // D // TAIL * D if slots // D >= 2 * TAIL else 0
 
-    def all_seated(state):
-        return (state.taken >= P) & (state.tray.left.sum() == 0)
-
-    def goes_on(state):  # in the whole pool
-        left = (state.pool.positions >= 0).reshape(D, -1).sum(axis=1).max()
-        return ~all_seated(state) | (left > few // D)
+    def many(state):  # as many as ask for the whole pool
+        waiting = (state.taken < run.waiting) | (state.tray.left.sum() > 0)
+        return waiting | (jnp.sum(~_supply(run, state)[0], axis=1).max() > few // D)
 
     def decodes(state):
+        prefills, seats = _due(run, state)
         here = state.pool.clock < state.pool.cache.positions.shape[1]
-        return here & jnp.any(state.pool.positions >= 0) & ~_can_prefill(run, state) & ~_can_seat(run, state)
+        return here & jnp.any(state.pool.positions >= 0) & ~prefills & ~seats
 
-    def lap(state):
-        state = jax.lax.while_loop(lambda s: _can_prefill(run, s), lambda s: _prefill(run, C, s), state)
-        state = jax.lax.while_loop(lambda s: _can_seat(run, s), lambda s: _seat(run, C, s), state)
-        state = _rewind(state, width) if refills else state
-        return jax.lax.while_loop(lambda s: decodes(s) & goes_on(s), lambda s: _decode(run, s), state)
-
-    state = jax.lax.while_loop(goes_on, lap, state)
-    if few:  # the last answers, in fewer slots
-
+    def loop(goes_on, fills, state):
         def lap(state):
+            if fills:
+                state = jax.lax.while_loop(lambda s: _due(run, s)[0], lambda s: _prefill(run, C, s), state)
+                state = jax.lax.while_loop(lambda s: _due(run, s)[1], lambda s: _seat(run, C, s), state)
             state = _rewind(state, width) if refills else state
-            return jax.lax.while_loop(decodes, lambda s: _decode(run, s), state)
+            return jax.lax.while_loop(lambda s: decodes(s) & goes_on(s), lambda s: _decode(run, s), state)
 
+        return jax.lax.while_loop(goes_on, lap, state)
+
+    state = loop(many, True, state)
+    if few:  # the last answers, in fewer slots
         state = state._replace(pool=_shrunk(run, state.pool, few))
-        state = jax.lax.while_loop(lambda s: jnp.any(s.pool.positions >= 0), lap, state)
+        state = loop(lambda s: jnp.any(s.pool.positions >= 0), False, state)
     return state.rollout
 
 
@@ -237,20 +247,17 @@ def _decode(run: Run, state: Sampling) -> Sampling:
     """Samples the next token of every slot."""
     pool, rollout = state.pool, state.rollout
     active = pool.positions >= 0
-    column = lambda x: constrain(x[:, None], BATCH, None)  # noqa: E731
-    longest = jnp.max(pool.positions) + 1
-    hidden, cache = models.extend(
-        run.config, run.params, pool.cache, column(pool.tokens), column(pool.positions), pool.clock, longest
-    )
+    inputs = (constrain(x[:, None], BATCH, None) for x in (pool.tokens, pool.positions))
     positions = pool.positions + 1
+    hidden, cache = models.extend(run.config, run.params, pool.cache, *inputs, pool.clock, positions.max())
     tokens, logprobs = _whole(run.choose(hidden[:, 0], pool.rows, positions))
-    length = positions - run.lengths[pool.rows // run.answers]  # of the response before this token
+    length = positions - run.lengths[run.owners[pool.rows]]  # of the response before this token
     rows = jnp.where(active, pool.rows, len(rollout.mask))
     put = lambda array, x: array.at[rows, length].set(x, mode="drop")  # noqa: E731
     rollout = Rollout(put(rollout.tokens, tokens), put(rollout.logprobs, logprobs), put(rollout.mask, True))
-    stays = active & ~run.ended(tokens) & (length + 1 < run.max_new_tokens)
-    pool = Pool(cache, pool.clock + 1, jnp.where(stays, tokens, 0), jnp.where(stays, positions, -1), pool.rows)
-    return state._replace(pool=pool, rollout=rollout)
+    stays = active & ~run.ended(tokens) & (length + 1 < run.limits[pool.rows])
+    slots = jnp.where(stays, tokens, 0), jnp.where(stays, positions, -1), pool.rows
+    return state._replace(pool=Pool(cache, pool.clock + 1, *_whole(slots)), rollout=_whole(rollout))
 
 
 def _supply(run: Run, state: Sampling) -> tuple[jax.Array, jax.Array]:
@@ -259,14 +266,11 @@ def _supply(run: Run, state: Sampling) -> tuple[jax.Array, jax.Array]:
     return by_shard(state.pool.positions < 0), by_shard(state.tray.left > 0)
 
 
-def _can_seat(run: Run, state: Sampling) -> jax.Array:
+def _due(run: Run, state: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Whether a shard with a free slot has an empty tray while prompts wait, and whether one has a full tray."""
     free, stocked = _supply(run, state)
-    return jnp.any(free.any(axis=1) & stocked.any(axis=1))
-
-
-def _can_prefill(run: Run, state: Sampling) -> jax.Array:
-    free, stocked = _supply(run, state)
-    return (state.taken < len(run.order)) & jnp.any(free.any(axis=1) & ~stocked.any(axis=1))
+    able, stocked = free.any(axis=1), stocked.any(axis=1)
+    return (state.taken < run.waiting) & jnp.any(able & ~stocked), jnp.any(able & stocked)
 
 
 def _prefill(run: Run, C: int, state: Sampling) -> Sampling:
@@ -274,7 +278,7 @@ def _prefill(run: Run, C: int, state: Sampling) -> Sampling:
     tray, D = state.tray, run.shards
     empty = tray.left == 0
     turn = jnp.cumsum(empty.reshape(D, -1).T).reshape(-1, D).T.ravel() - 1
-    taken = empty & (state.taken + turn < len(run.order))
+    taken = empty & (state.taken + turn < run.waiting)
     prompts = jnp.where(taken, run.order[jnp.minimum(state.taken + turn, len(run.order) - 1)], tray.prompts)
     lengths, texts = jnp.where(taken, run.lengths[prompts] - 1, 0), run.prompts[prompts]
     width = tray.cache.positions.shape[1]
@@ -291,8 +295,8 @@ def _prefill(run: Run, C: int, state: Sampling) -> Sampling:
     if D > 1:  # another shard may have had prompts left
         keep = lambda new, old: jnp.where(jnp.expand_dims(taken, range(1, new.ndim)), new, old)  # noqa: E731
         cache = jax.tree.map(keep, cache, tray.cache)
-    left = jnp.where(taken, run.answers, tray.left)
-    return state._replace(tray=Tray(cache, prompts, left), taken=state.taken + taken.sum(dtype=jnp.int32))
+    left = jnp.where(taken, run.counts[prompts], tray.left)
+    return state._replace(tray=Tray(cache, *_whole((prompts, left))), taken=state.taken + taken.sum(dtype=jnp.int32))
 
 
 def _seat(run: Run, C: int, state: Sampling) -> Sampling:
@@ -307,14 +311,10 @@ def _seat(run: Run, C: int, state: Sampling) -> Sampling:
     prompts, left = tray.prompts[source], tray.left[source]
     lengths = run.lengths[prompts] - 1  # without the last token
     cache = pool.cache.with_copies(tray.cache, slot, place, jnp.where(taken, lengths, -1), pool.clock, C)
-    pool = Pool(
-        cache,
-        pool.clock,
-        put(pool.tokens, run.prompts[prompts, lengths]),
-        put(pool.positions, lengths),
-        put(pool.rows, prompts * run.answers + run.answers - left),
-    )
-    return state._replace(pool=pool, tray=tray._replace(left=tray.left.at[source].add(-taken.astype(jnp.int32))))
+    rows = (jnp.cumsum(run.counts)[prompts] - left).astype(jnp.int32)
+    slots = (put(pool.tokens, run.prompts[prompts, lengths]), put(pool.positions, lengths), put(pool.rows, rows))
+    left = _whole(tray.left.at[source].add(-taken.astype(jnp.int32)))
+    return state._replace(pool=Pool(cache, pool.clock, *_whole(slots)), tray=tray._replace(left=left))
 
 
 def _rewind(state: Sampling, width: int) -> Sampling:
@@ -337,8 +337,8 @@ def _shrunk(run: Run, pool: Pool, slots: int) -> Pool:
     D, b = run.shards, len(pool.rows)
     kept = jnp.argsort(pool.positions.reshape(D, -1) < 0, axis=1, stable=True)[:, : slots // D]
     flat = (kept + jnp.arange(D)[:, None] * (b // D)).ravel()
-    vectors = (x[flat] for x in (pool.tokens, pool.positions, pool.rows))
-    return Pool(pool.cache.selected(kept), pool.clock, *vectors)
+    slots = (x[flat] for x in (pool.tokens, pool.positions, pool.rows))
+    return Pool(pool.cache.selected(kept), pool.clock, *_whole(tuple(slots)))
 
 
 def _whole(arrays):

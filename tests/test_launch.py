@@ -119,7 +119,7 @@ def test_shellcheck_has_nothing_to_say():
     binary = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
     if binary is None:
         pytest.skip("no shellcheck")
-    files = sorted(map(str, [*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"]))
+    files = sorted(map(str, [*ROOT.glob("launch/*.sh"), ROOT / "benchmarks" / "gpu.sh", ROOT / ".ci" / "run"]))
     checked = subprocess.run([binary, *files], cwd=ROOT, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 

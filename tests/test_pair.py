@@ -1,6 +1,6 @@
 """Two processes of one job on the CPU: one is killed, the other ends by itself, and both go on as if nothing had been.
 
-They run the toy stage, after what the command line does first: `join_cluster` and `keep_programs`.
+They run the toy stage, after what the command line does first: `join_cluster` and `keep_programs`; or they sample.
 """
 
 import json
@@ -13,9 +13,10 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
-from instructgpt_jax import main
+from instructgpt_jax import main, models, rollout, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
@@ -33,10 +34,37 @@ toy_stage.run(workdir, **overrides)
 """
 
 
+SAMPLING = """
+import sys
+sys.path.insert(0, "tests")
+import jax
+import numpy as np
+import test_pair
+from instructgpt_jax import main
+main.join_cluster()
+np.save(f"{sys.argv[1]}_{jax.process_index()}.npy", test_pair.sampled(jax.devices()))
+"""
+
+
+def sampled(devices):
+    """(12, 5) tokens by a small network with random weights, its slots on all the devices; more prompts than slots."""
+    config = models.ModelConfig(vocab_size=64, num_layers=1, width=16, num_heads=2, mlp_width=32, max_length=16)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": len(devices), "tensor": 1}, devices)
+    rng, whole = np.random.default_rng(0), sharding.replicated(mesh)
+    prompts, lengths = rng.integers(0, 64, (12, 7)), rng.integers(1, 8, 12)
+
+    def sample(key, prompts, lengths):
+        params = models.init(config, key)
+        return rollout.generate(config, params, prompts, lengths, 5, 0, eos_id=(3, 4, 5), wave=4).tokens
+
+    with jax.set_mesh(mesh):
+        return np.asarray(jax.jit(sample, out_shardings=whole)(jax.random.key(0), prompts, lengths))
+
+
 class Pair:
     """The stage by two processes of two devices each; their logs are beside the workdir. Leaves no process behind."""
 
-    def __init__(self, workdir, sleep=0.0, **variables):
+    def __init__(self, workdir, sleep=0.0, program=PROGRAM, **variables):
         self.workdir = workdir
         self.logs = [workdir.with_name(f"{workdir.name}_{number}.log") for number in range(2)]
         with socket.socket() as free:
@@ -49,7 +77,7 @@ class Pair:
         } | variables  # fmt: skip
         self.processes = []
         for number, log in enumerate(self.logs):
-            command, own = [sys.executable, "-c", PROGRAM, str(workdir), str(sleep)], {"JAX_PROCESS_ID": str(number)}
+            command, own = [sys.executable, "-c", program, str(workdir), str(sleep)], {"JAX_PROCESS_ID": str(number)}
             with open(log, "a") as file:
                 process = subprocess.Popen(command, cwd=ROOT, env=environment | own, stdout=file, stderr=file)
             self.processes.append(process)
@@ -106,6 +134,15 @@ def test_a_pair_goes_on_after_one_of_it_was_killed(tmp_path):
     assert "restored step" in pair.logs[0].read_text()
     assert not (killed / ".compiled").exists()
     assert lines(killed) == lines(whole) and lines(whole)[-1]["step"] == 24
+
+
+def test_a_pair_samples_what_one_device_does(tmp_path):
+    with Pair(tmp_path / "tokens", program=SAMPLING) as pair:
+        assert [pair.wait(number) for number in range(2)] == [0, 0]
+    expected = sampled(jax.devices()[:1])
+    assert np.isin(expected, (3, 4, 5)).any() and not np.isin(expected, (3, 4, 5)).any(axis=1).all()
+    for number in range(2):
+        np.testing.assert_array_equal(np.load(tmp_path / f"tokens_{number}.npy"), expected)
 
 
 def test_only_what_comes_from_another_process_ends_in_one_line(capsys, monkeypatch):

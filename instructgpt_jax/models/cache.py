@@ -66,10 +66,12 @@ class Cache(NamedTuple):
         return Cache(keys, values, self.positions.at[rows].set(new, mode="drop"))
 
     def rewound(self, column: jax.Array) -> "Cache":
-        """The cache with its last `column` columns at the front, and none behind them."""
+        """The cache with its last `column` columns, () int32 above 0, at the front, and none behind them."""
         S = self.positions.shape[1]
         roll = lambda x, axis: jnp.roll(x, column - S, axis)  # noqa: E731
-        keys, values = jax.tree.map(functools.partial(roll, axis=2), (self.keys, self.values))
+        # Each in a loop of its own, so that one array at a time is there twice; XLA must not know that it runs once.
+        turn = lambda x: jax.lax.fori_loop(0, jnp.minimum(column, 1), lambda _, x: roll(x, 2), x)  # noqa: E731
+        keys, values = jax.tree.map(turn, (self.keys, self.values))
         return Cache(keys, values, jnp.where(jnp.arange(S) < column, roll(self.positions, 1), EMPTY))
 
     def selected(self, kept: jax.Array) -> "Cache":
