@@ -26,7 +26,7 @@ from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constra
 
 PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
 TRAY = 8  # prompts that go through it together: an eighth of the pool, and at least so many
-TAIL = 4  # the last answers go on in a pool of this part of the slots, as soon as they fit
+TAIL, LONG = 4, 128  # the last of answers that may be so long go on in this part of the slots, as soon as they fit
 
 
 class Rollout(NamedTuple):
@@ -215,7 +215,7 @@ def _run(run: Run, slots: int) -> Rollout:
         jnp.int32(0),
         _whole(Rollout(*(jnp.zeros((B, R), dtype) for dtype in (jnp.int32, jnp.float32, bool)))),
     )
-    few = slots // D // TAIL * D if slots // D >= 2 * TAIL else 0
+    few = slots // D // TAIL * D if R >= LONG and slots // D >= 2 * TAIL else 0
 
     def many(state):  # as many as ask for the whole pool
         waiting = (state.taken < run.waiting) | (state.tray.left.sum() > 0)

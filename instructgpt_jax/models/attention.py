@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-READS, FEWEST = 8, 64  # a cache is read by parts of so many, each of at least so many columns
+READS, FEWEST, ALIGNED = 8, 128, 16  # a cache is read by so many parts; columns of each at least, and a divisor
 EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
 
 
@@ -149,8 +149,9 @@ def attend_last(
 def read_sizes(columns: int) -> tuple[int, ...]:
     """What `attend_last` may read of a cache of so many columns.
 
-    >>> read_sizes(100), read_sizes(2048)
-    ((64, 100), (256, 512, 768, 1024, 1280, 1536, 1792, 2048))
+    >>> read_sizes(200), read_sizes(300), read_sizes(2048)
+    ((200,), (160, 300), (256, 512, 768, 1024, 1280, 1536, 1792, 2048))
     """
-    part = -(-columns // (READS * FEWEST)) * FEWEST
+    parts = max(min(READS, columns // FEWEST), 1)
+    part = -(-columns // (parts * ALIGNED)) * ALIGNED
     return (*range(part, columns, part), columns)
