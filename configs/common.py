@@ -30,6 +30,8 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             "tokenizer": "",  # directory, Hub id or train:SIZE; empty = what init_from brings
+            "template": "",  # of chats: chat (the tokenizer's own), human_assistant or a Jinja file; empty = plain text
+            "end_tokens": (),  # texts of the tokens that end a response; empty = those that the checkpoint names
             "demonstrations": (),
             "comparisons": (),
             "prompts": (),
@@ -198,6 +200,31 @@ def collection() -> ConfigDict:
     return settings
 
 
+def labeling(kind: str) -> ConfigDict:
+    """A questionnaire for people, one of the kinds of `instructgpt_jax/labeling/`; files alone, no network."""
+    settings = config("label")
+    settings.label = {
+        "kind": kind,
+        "step": "make",  # then push, pull or read
+        "purpose": "training",  # helpfulness goes first; or evaluation: truth and harmlessness do (section 3.4)
+        "source": (),  # what is asked about
+        "num_tasks": 0,  # of them; 0 = all
+        "labelers": "labelers.jsonl",  # who they are
+        "groups": ("training",),  # who of them is asked
+        "overlap": 2,  # how many get the same task, 0 = all ...
+        "overlap_share": 0.1,  # ... of so many of the tasks; most were labelled once (section 5.3)
+        "projects": "labeler",  # a project each, so that nobody sees what others say; or shared
+        "pairs": 4,  # room for so many queries with responses on a few-shot page
+        "example": "Input: {query}\nOutput: {response}",  # how a few-shot prompt writes them
+        "separator": "\n\n",  # between a prompt and the answer that was written for it
+        "instructions": "",  # a Markdown file of your own
+        "url": "",  # of a Label Studio server
+        "export": (),  # files that read takes; () = those that pull has fetched
+        "skip_answers": 0,  # of people, that do not fit the questionnaire: so many may be left out
+    }
+    return settings
+
+
 def selection() -> ConfigDict:
     """The choice among the snapshots of a run; the paper does not say how answers are drawn: as in PPO."""
     settings = config("select")
@@ -304,6 +331,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = ()) -> Co
 
 PAPER_TO_TINY = {  # beside what `shrink` changes in every run
     "sft.batch_size": 16, "sft.num_epochs": 1, "sft.row_length": 256, "reward.row_length": 512,
+    "collect.batch_size": 32, "collect.max_prompt_length": 96, "collect.response_length": 32,
     "select.batch_size": 32, "select.num_batches": 1, "select.num_samples": 4, "select.max_prompt_length": 96,
     "select.response_length": 32, "select.row_length": 128, "sample.response_length": 32, "ppo.num_minibatches": 4,
     "ppo.num_samples": 4, "ppo.max_prompt_length": 96, "ppo.response_length": 32, "ppo.row_length": 128,

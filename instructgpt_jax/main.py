@@ -18,7 +18,19 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.stages import collect, evaluate, export, ppo, pretrain, reward, reward_folds, sample, select, sft
+from instructgpt_jax.stages import (
+    collect,
+    evaluate,
+    export,
+    label,
+    ppo,
+    pretrain,
+    reward,
+    reward_folds,
+    sample,
+    select,
+    sft,
+)
 from instructgpt_jax.training import loop
 from instructgpt_jax.validate import inputs, validate
 
@@ -43,6 +55,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "sft": functools.partial(loop.train, sft.build),
     "reward": train_reward,
     "collect": collect.run,
+    "label": label.run,
     "select": select.run,
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
@@ -75,7 +88,10 @@ def run(config: ConfigDict, workdir: str) -> None:
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
     config, mesh = check(config, workdir)
-    if config.stage not in ("sample", "export"):  # whose workdir is no model's
+    if config.stage == "label":  # no network and no tokenizer
+        workdirs.check(epath.Path(workdir))
+        workdirs.check_settings(config, epath.Path(workdir))
+    elif config.stage not in ("sample", "export"):  # whose workdir is no model's
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it

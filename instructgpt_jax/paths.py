@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 # Keys of a stage's configuration that hold a path, and those that hold data sources.
 PATHS = (
-    "models.*.init_from", "data.tokenizer", "data.data_dir", "data.cache_dir", "sample.file", "evaluate.report",
-    "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*",
+    "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
+    "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*", "label.labelers",
+    "label.instructions",
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
     "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy", "evaluate.prefix.prompts",
-    "evaluate.overoptimisation.prompts",
+    "evaluate.overoptimisation.prompts", "label.source",
 )  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def expand(path: str | os.PathLike) -> str:
 def expand_source(source: str) -> str:
     """A data source with the `~` of its files expanded: `jsonl:~/x.jsonl#1/2@0.3`."""
     form, colon, name = source.partition(":")
-    return f"{form}:{expand(name)}" if form == "jsonl" and colon else source
+    return f"{form}:{expand(name)}" if form in ("jsonl", "parquet", "hf") and colon else source
 
 
 def expanded(config: ConfigDict) -> ConfigDict:

@@ -61,7 +61,7 @@ class Algorithm(NamedTuple):
     config: config.ppo.
     policy, value, reward: shapes of the networks; the reference has the policy's.
     policy_tx, value_tx: optimisers.
-    eos_id: the token that ends a response.
+    eos_id: the token that ends a response, or several, any of which does; None = none does.
     seed: of sampling and of the minibatches.
     wave: sequences decoded at once.
     allowed: (V,) bool, the ids that may be sampled, see rollout.generate; None = all. Policy and reference are
@@ -74,7 +74,7 @@ class Algorithm(NamedTuple):
     reward: ModelConfig
     policy_tx: optax.GradientTransformation
     value_tx: optax.GradientTransformation
-    eos_id: int | None
+    eos_id: int | tuple[int, ...] | None
     seed: int
     wave: int | None
     allowed: np.ndarray | None = None
@@ -150,7 +150,8 @@ def experience(
 
     # 3. Rewards.
     score = raw_score if not c.score_clip else rl.clip_score(raw_score, c.score_clip)
-    ended = jnp.any((episodes.responses == (-1 if ppo.eos_id is None else ppo.eos_id)) & mask, axis=1)
+    ends = jnp.isin(episodes.responses, jnp.array(-1 if ppo.eos_id is None else ppo.eos_id))
+    ended = jnp.any(ends & mask, axis=1)
     if c.missing_eos_score is not None:
         score = rl.replace_score_without_eos(score, ended, c.missing_eos_score)
     rewards = rl.kl_rewards(score, old_logprobs, ref_logprobs, mask, state.kl_coef)

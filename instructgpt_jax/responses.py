@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import reward, rollout
-from instructgpt_jax.data import encoding, padding
+from instructgpt_jax.data import chats, encoding, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes, Packed
 from instructgpt_jax.models import ModelConfig
@@ -59,9 +59,9 @@ class Answers(NamedTuple):
 class Response(NamedTuple):
     """An answer as the host has it.
 
-    text: without the end-of-text token.
+    text: without the token that ended it; with a chat template the content of a message.
     ended: whether the policy ended it; else it was cut.
-    tokens: (length,) int32 that were sampled, the end-of-text token included: what a reward model reads.
+    tokens: (length,) int32 that were sampled, the token that ended it included: what a reward model reads.
     logprobs: (length,) float32 of the tokens, see rollout.Rollout.
     """
 
@@ -136,7 +136,7 @@ def answer_batch(
 ) -> Answers:
     """Samples B responses to (P, Q) prompts.
 
-    Only ids that a token of the tokenizer has are sampled, and its EOS ends a response.
+    Only ids that a token of the tokenizer has are sampled, and any of its end tokens ends a response.
 
     Args:
       params: of the policy, as trained or frozen.
@@ -155,7 +155,7 @@ def answer_batch(
         sampler.temperature,
         top_k=sampler.top_k,
         top_p=sampler.top_p,
-        eos_id=sampler.tokenizer.eos_id,
+        eos_id=sampler.tokenizer.end_ids,
         iteration=iteration,
         episodes=index,
         wave=sampler.wave or None,
@@ -169,14 +169,12 @@ def answer_batch(
 
 
 def read(tokenizer: Tokenizer, answers: Answers, rows: Iterable[int]) -> list[Response]:
-    """Some rows of answers that the host holds. No text has an end-of-text token."""
+    """Some rows of answers that the host holds. No text has the token that ended it."""
     found = []
     for row in rows:
         mask = answers.episodes.response_mask[row]
         tokens = answers.episodes.responses[row][mask]
-        ended = bool(tokens[-1] == tokenizer.eos_id)
-        text = tokenizer.decode(tokens[:-1] if ended else tokens)
-        found.append(Response(text, ended, tokens, answers.logprobs[row][mask]))
+        found.append(Response(*tokenizer.text_of(tokens), tokens, answers.logprobs[row][mask]))
     return found
 
 
@@ -210,7 +208,8 @@ def answer_and_measure(
         found.append({name: x[real] for name, x in ({"length": mask.sum(axis=1)} | measured).items()})
         shown = real[: num_samples - len(samples)]
         for row, response in zip(shown, read(tokenizer, answers, shown), strict=True):
-            prompt = tokenizer.decode(prompts[row, len(tokenizer.start) : lengths[row]])
+            ids, begun = prompts[row, : lengths[row]], len(tokenizer.start)
+            prompt = tokenizer.decode(ids[begun:] if tuple(ids[:begun]) == tokenizer.start else ids)
             numbers = {name: float(measured[name][row]) for name in MEASURES if name in measured}
             samples.append({"prompt": prompt, "response": response.text} | numbers)
     return {name: np.concatenate([x[name] for x in found]) for name in found[0]}, samples
@@ -310,7 +309,7 @@ def on_mesh(
 def completions(records: Sequence[dict], tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Prompts and completions of comparisons as `score` reads them: a prompt for each completion, record by record."""
     ends = encoding.completions(records, tokenizer)
-    begun = tokenizer.encode_prompts([record["prompt"] for record in records])
+    begun = tokenizer.encode_prompts([tokenizer.prompt(chats.prompt_of(record)) for record in records])
     prompts = [ids for ids, texts in zip(begun, ends, strict=True) for _ in texts]
     return prompts, [ids for texts in ends for ids in texts]
 

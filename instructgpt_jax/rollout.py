@@ -142,7 +142,7 @@ def generate(
       temperature: divides the logits; 0 = greedy.
       top_k: sample among the k likeliest tokens; 0 = all.
       top_p: sample among the likeliest tokens that together hold this much probability; 1 = all.
-      eos_id: the token that ends a response, or several; None = every response has R tokens.
+      eos_id: the token that ends a response, or several, any of which does; None = every response has R tokens.
       episodes: (B,) int32, the identity of each response for its keys; 0 … B-1 by default.
       wave: slots, of which each answers one prompt at a time: bounds the cache. The shortest prompts are taken first,
         so that prompts of one length are read together. None = a slot for each of the B responses.
@@ -181,7 +181,6 @@ def generate(
     counts = jnp.broadcast_to(answers, P)
     prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
-    ends = () if eos_id is None else eos_id if isinstance(eos_id, tuple) else (eos_id,)
 
     def choose(hidden, rows, positions):
         logits = models.project(config, params, hidden)
@@ -191,7 +190,7 @@ def generate(
         return sample(logits, keys(episodes[rows], positions), temperature, top_k, top_p)
 
     def ended(tokens):
-        return sum((tokens == end for end in ends), jnp.zeros(tokens.shape, bool))
+        return jnp.zeros(tokens.shape, bool) if eos_id is None else jnp.isin(tokens, jnp.array(eos_id))
 
     B, asked = len(episodes), counts > 0
     owners = jnp.repeat(jnp.arange(P), counts, total_repeat_length=B)

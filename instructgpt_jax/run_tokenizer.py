@@ -6,8 +6,9 @@ import tempfile
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import chats, sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
 
 
@@ -22,13 +23,22 @@ def beside(init_from: str | os.PathLike) -> str:
     return os.fspath(init_from)
 
 
+def chat_of(config: ConfigDict, name: str) -> chats.Chat:
+    """How `config.data` has dialogues written and responses ended, with a tokenizer that perhaps is of a run."""
+    before = chats.kept(name)
+    if before and not config.data.template and config.stage != "export":
+        process.say(f"{config.stage}: config.data.template is '', and {name} is of a run with {before.template!r}")
+    day = before.day if before else chats.today()
+    return chats.Chat(config.data.template, tuple(config.data.end_tokens), day)
+
+
 def load_for(config: ConfigDict) -> Tokenizer:
     """The tokenizer of a stage that only uses a model: `config.data.tokenizer`, or the one of `config.models.model`."""
     init_from = config.models.model.init_from
     name = config.data.tokenizer or beside(init_from)
     if not name:
         raise ValueError(f"config.data.tokenizer must be set, config.models.model.init_from={init_from!r} has none")
-    return load(name)
+    return load(name, chat_of(config, name))
 
 
 def check_shared(key: str, init_from: str, ours: Tokenizer) -> None:
@@ -55,6 +65,9 @@ def check_shared(key: str, init_from: str, ours: Tokenizer) -> None:
 def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
     """The configuration with the tokenizer of its run, a copy in `workdir/tokenizer` for later stages and for export.
 
+    The copy has the end tokens and the chat template of the run with it, and the day on which the first of several runs
+    began, which some templates write.
+
     `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
     `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy
     (of an evaluation: of the reward model).
@@ -79,8 +92,11 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
                 data = config.data
                 records = sources.load(tuple(data.pretraining), "pretraining", data.skip_bad, data.data_dir)
                 train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
-            else:
-                load(wanted).save(made)
+                wanted = made
+            chat = chat_of(config, wanted)
+            load(wanted, chat).save(made)
+            if chat.template:
+                chats.keep(chat, made)
             kept.mkdir(parents=True, exist_ok=True)
             # tokenizer.json comes last: where it is, the others are.
             for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):

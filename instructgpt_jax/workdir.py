@@ -13,13 +13,16 @@ from instructgpt_jax import errors, paths
 # A workdir belongs to one experiment. These parts of the config, and the section named like the stage, must stay the
 # same when it is run again ...
 FIXED = ("stage", "seed", "models", "data", "rollout")
-# ... except, inside them, the length of the run, what changes speed or memory alone, and places (the tokenizer that
-# counts is the copy in the workdir). All else (mesh, logging, checkpoints, evaluation) may change freely.
+# ... except, inside them, the length of the run, what changes speed or memory alone, places (the tokenizer that counts
+# is the copy in the workdir), and the step of labelling. All else (mesh, logging, checkpoints, evaluation) may change
+# freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
+    "skip_answers",
 )  # fmt: skip
-LATER = {"evaluate.answers_per_prompt": 1}  # keys that a config.json from before them lacks, and what they were then
+# Keys that a config.json from before them lacks, and what they were then.
+LATER = {"evaluate.answers_per_prompt": 1, "data.template": "", "data.end_tokens": []}
 
 
 def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:

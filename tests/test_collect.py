@@ -93,7 +93,10 @@ def test_the_policies_take_turns(base, other, collected, tmp_path):
     config = configure(base, labelers=(), shuffled=False)
     config.models.two.init_from = str(other)
     main.run(config, str(tmp_path / "two"))
-    pairs = zip(read(collected / "comparisons.jsonl")[::2], read(tmp_path / "two" / "unranked.jsonl"), strict=True)
+    unranked = read(tmp_path / "two" / "unranked.jsonl")
+    for n, record in enumerate(unranked):  # for the key of a questionnaire
+        assert record["policies"] == [("one", "two")[(n + k) % 2] for k in range(len(record["completions"]))]
+    pairs = zip(read(collected / "comparisons.jsonl")[::2], unranked, strict=True)
     same = [[a == b for a, b in zip(x["completions"], y["completions"], strict=True)] for x, y in pairs]
     kept = [row[k] for n, row in enumerate(same) for k in range(len(row)) if (n + k) % 2 == 0]
     changed = [not row[k] for n, row in enumerate(same) for k in range(len(row)) if (n + k) % 2 == 1]

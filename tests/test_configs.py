@@ -54,6 +54,8 @@ def parts(config):
 def with_sources(config):
     for kind in STAGES:
         config.data[kind] = (f"jsonl:{kind}.jsonl",)
+    if config.stage == "label":
+        config.label.source = ("jsonl:unranked.jsonl",)
     return config
 
 

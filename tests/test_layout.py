@@ -9,7 +9,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-BELOW_STAGES = ("data", "models", "simulated", "training")  # packages that know nothing of stages
+BELOW_STAGES = ("data", "labeling", "models", "simulated", "training")  # packages that know nothing of stages
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -304,6 +304,6 @@ def test_command_lines_of_the_data_that_cannot_write(home, capsys):
 def test_a_file_that_vanishes_or_is_no_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"must name files, got a folder; .*/\*.jsonl names those in it"):
         sources.load((f"jsonl:{tmp_path}",), "prompts", 0)
-    monkeypatch.setattr(jsonl, "match", lambda pattern: [pattern])
+    monkeypatch.setattr(jsonl, "match", lambda pattern, form: [pattern])
     with pytest.raises(ValueError, match="/gone.jsonl must be readable, got No such file or directory$"):
         sources.load((f"jsonl:{tmp_path}/gone.jsonl",), "prompts", 0)

@@ -49,13 +49,15 @@ CASES = {
         temperature=0.7, batch_size=16, microbatch_rows=8, ptx_coef=3.0, ptx_microbatch_rows=8, max_prompt_length=5
     ),
 }  # fmt: skip
+ENDS = {"every option": (EOS, 3)}  # tokens any of which ends a response
 ALLOWED = {"more ids than tokens": np.array([i < 21 and i != 7 for i in range(tiny_ppo.VOCAB)])}
 
 
 @functools.cache
 def case(name):
     """(algorithm, its three programs, state, frozen networks, batch); the policy has moved off the reference."""
-    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(**CASES[name]))._replace(allowed=ALLOWED.get(name))
+    algorithm = tiny_ppo.algorithm(tiny_ppo.settings(**CASES[name]))
+    algorithm = algorithm._replace(allowed=ALLOWED.get(name), eos_id=ENDS.get(name, EOS))
     return algorithm, tiny_ppo.phases(algorithm), *tiny_ppo.start(algorithm, 0.5), tiny_ppo.batch(algorithm.config)
 
 
@@ -196,7 +198,7 @@ def plain_iteration(algorithm, state, frozen, batch, episodes):
     raw, rewards, ended = np.zeros(B), np.zeros(inside.shape), np.zeros(B, bool)
     for i, span in enumerate(spans):
         raw[i] = scalars[i, span.stop]
-        ended[i] = sequences[i, span.stop] == EOS
+        ended[i] = sequences[i, span.stop] in np.array(algorithm.eos_id)
         score = float(np.clip(raw[i], -c.score_clip, c.score_clip)) if c.score_clip else raw[i]
         if c.missing_eos_score is not None and not ended[i]:
             score = c.missing_eos_score
@@ -333,6 +335,8 @@ def test_flops_of_an_iteration(name):
 def test_the_cases_are_worth_comparing():
     """Responses end early and never, scores are clipped and replaced, ratios and values leave their ranges."""
     episodes, new, metrics = after("every option")
+    last = {int(row[mask][-1]) for row, mask in zip(episodes.responses, episodes.response_mask, strict=True)}
+    assert last >= {EOS, 3} and len(last) > 2  # both ends, and responses that were cut
     lengths = np.asarray(episodes.response_mask.sum(axis=1))
     assert lengths.min() < 4 and 0 < metrics["response/ended"] < 1
     assert metrics["objective/score"] > 0.9 or metrics["objective/score_std"] > 0.3

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from instructgpt_jax import main, pipeline, sweep
+from instructgpt_jax.labeling import server
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
@@ -142,6 +143,14 @@ def test_a_command_of_the_documents(words):
             | ["pytest", "-n", "2"]
         ):
             pass  # .ci/run does these
+        case ["python3", "-m", "venv", ".venv-studio"] | [".venv-studio/bin/pip", "install", _]:
+            ci = (ROOT / ".ci" / "run").read_text()
+            assert words[-1] in (".venv-studio", re.search(r"install (label-studio==\S+)", ci)[1])
+        case [".venv-studio/bin/label-studio", "start", *rest]:
+            used = (ROOT / "tests" / "test_label_studio.py").read_text()  # starts one with these
+            assert all(f'"{option.partition("=")[0]}"' in used for option in rest) and "_LEGACY_API_TOKEN" in used
+        case ["export", setting]:
+            assert setting.partition("=")[0] == server.TOKEN
         case ["git", "clone", _] | ["cd", _]:
             pass
         case _:

@@ -8,9 +8,11 @@ import re
 import sys
 import types
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from instructgpt_jax.data import datasets, jsonl, schema, sources
+from instructgpt_jax.data import datasets, jsonl, records, schema, sources
 
 DEMONSTRATION = {"prompt": "Say hi.", "completion": "Hi."}
 COMPARISON = {"prompt": "Say hi.", "completions": ["Hi.", "No.", "Hey"], "ranking": [1, 3, 1]}
@@ -144,6 +146,14 @@ def test_bucket_files_are_found_and_read(tmp_path, monkeypatch):
     assert len(sources.load(("jsonl:gs://data/raw/b.jsonl",), "prompts", 0)) == 1
     with pytest.raises(ValueError, match="gs://data/none.jsonl must name at least one file"):
         sources.load(("jsonl:gs://data/none.jsonl",), "prompts", 0)
+    table = pyarrow.Table.from_pylist([{"prompt": f"p{i}"} for i in range(30)])
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet", row_group_size=10)
+    bucket.pipe_file("/data/raw/c.parquet", (tmp_path / "c.parquet").read_bytes())
+    records = sources.load(("parquet:gs://data/raw/*.parquet",), "prompts", 0)
+    assert [record["prompt"] for record in records] == [f"p{i}" for i in range(30)]
+    assert records.origin(12) == "gs://data/raw/c.parquet[12]"
+    with pytest.raises(ValueError, match="parquet:gs://data/none must name at least one file, got none"):
+        sources.load(("parquet:gs://data/none",), "prompts", 0)
 
 
 def test_simulated_records_are_checked_too(monkeypatch):
@@ -383,3 +393,44 @@ def test_two_hundred_damaged_files_are_reported_or_harmless(shared_data, tmp_pat
     assert outcomes["cut", "harmless"] <= 2, outcomes  # only a cut at the very start leaves a blank line
     assert outcomes["gzip", "harmless"] <= 3, outcomes  # only bits of the header that nobody reads
     assert outcomes["flip", "reported"] > 5 and outcomes["remove", "reported"] > 20, outcomes
+
+
+# --- dialogues ---
+
+USER, ANSWER = {"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi."}
+
+
+@pytest.mark.parametrize(
+    "kind, record, complaint",
+    [
+        ("demonstrations", {"messages": [USER]}, "must end with the assistant's turn, got role 'user'"),
+        ("demonstrations", {"messages": [USER, ANSWER], "completion": "Hi."}, "must end with another's turn"),
+        ("demonstrations", {"messages": [USER, ANSWER | {"content": ""}]}, r"messages\[1\] must have a role, and as"),
+        ("prompts", {"messages": [ANSWER]}, "must begin with another's turn"),
+        ("tasks", {"messages": [USER, ANSWER]}, "must end with another's turn"),
+        ("prompts", {"messages": [USER], "prompt": "Say hi."}, "prompt or messages, got both"),
+        ("prompts", {"messages": []}, "at least one message"),
+        ("prompts", {"messages": [{"role": "user"}]}, r"messages\[0\] must have the field 'content'"),
+        ("prompts", {"messages": ["Say hi."]}, r"messages\[0\] must be an object"),
+        ("prompts", {"messages": [USER | {"content": ["hi"]}]}, r"messages\[0\].content must be a string"),
+        ("comparisons", {"messages": [USER]}, "missing field 'completions'"),
+    ],
+)
+def test_messages_that_are_refused(kind, record, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        schema.validate(record, kind)
+
+
+def test_a_dialogue_and_its_parts_are_split_by_their_opening():
+    system, more = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Again."}
+    schema.validate({"messages": [system, USER, ANSWER | {"mood": "glad"}]}, "demonstrations")
+    schema.validate({"messages": [USER], "completions": ["Hi.", "No."], "ranking": [1, 2]}, "comparisons")
+    forms = (
+        {"messages": [USER, ANSWER, more]},
+        {"messages": [USER, ANSWER, more, ANSWER]},
+        {"messages": [system | {"content": ""}, USER], "completion": "Hi."},
+        {"prompt": "Say hi."},
+    )
+    assert len({records.keys_of(form) for form in forms}) == 1
+    assert records.about({"messages": [system, USER]}) not in ("Say hi.", "Be brief.")
+    assert records.about({"messages": "a column of a crawl", "text": "Once."}) == "Once."

@@ -159,7 +159,7 @@ def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], 
     Of n examples, s n are texts of T loss tokens and (1 - s) n demonstrations of d on average: s T = share (s T +
     (1 - s) d).
     """
-    d = float(np.mean([len(example.tokens) - example.loss_from for example in demonstrations]))
+    d = float(np.mean([example.loss.sum() for example in demonstrations]))
     return share * d / ((1 - share) * text_tokens + share * d)
 
 

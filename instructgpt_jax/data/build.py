@@ -1,17 +1,17 @@
-"""Turns JSONL into sharded ArrayRecord, which a pod reads at random from shared storage.
+"""Turns JSONL, and any other source, into sharded ArrayRecord, which a pod reads at random from shared storage.
 
     python -m instructgpt_jax.data.build --kind=comparisons --input='labels/*.jsonl.gz' --data_dir=/data/tfds
 
 and afterwards `config.data.comparisons = ("tfds:comparisons:train",)` with `config.data.data_dir = "/data/tfds"` (or
-`$TFDS_DATA_DIR`). `--valid` and `--test` add those splits. Every record is checked as `data/schema.py` says before one
-is written, K may differ from record to record, and optional fields come back as they were. The sets are ordinary TFDS
-data sets: they carry their own description, so that reading needs neither this module nor TensorFlow. TFDS writes the
+`$TFDS_DATA_DIR`). `--valid` and `--test` add those splits. Other sources are named as in a configuration,
+`--input=hf:ID:train`. Every record is checked as `data/schema.py` says before one is written, K may differ from record
+to record, and optional fields, `messages` among them, come back as they were. The sets are ordinary TFDS data sets:
+they carry their own description, so that reading needs neither this module nor TensorFlow. TFDS writes the
 records in the order of a hash of their keys: the same input gives the same order.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,13 +21,16 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from instructgpt_jax import errors, paths
-from instructgpt_jax.data import sources
+from instructgpt_jax.data import sources, tables
 
 _TEXT = tfds.features.Text()
 
 
 class _FromRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes `splits` (name -> records): the fields of `FEATURES` as they are, all others as one JSON text."""
+    """Writes `splits` (name -> records): the fields of `FEATURES` as they are, all others as one JSON text.
+
+    A text that a record lacks, since it has messages, is written empty.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = epath.Path(__file__)  # TFDS would look for it with a package that it does not depend on
@@ -38,7 +41,7 @@ class _FromRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict(self.FEATURES | {sources.EXTRA_FIELDS: _TEXT})
+        features = tfds.features.FeaturesDict(self.FEATURES | {tables.EXTRA_FIELDS: _TEXT})
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -46,8 +49,8 @@ class _FromRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, records: sources.Records) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, record in enumerate(records):
-            extra = {field: value for field, value in record.items() if field not in self.FEATURES}
-            yield i, {field: record[field] for field in self.FEATURES} | {sources.EXTRA_FIELDS: json.dumps(extra)}
+            own = {field: record.get(field, "") for field in self.FEATURES}
+            yield i, own | {tables.EXTRA_FIELDS: json.dumps({k: v for k, v in record.items() if k not in own})}
 
 
 class Demonstrations(_FromRecords, skip_registration=True):
@@ -91,7 +94,7 @@ def build(kind: str, inputs: dict[str, str], data_dir: str, shards: int, skip_ba
 
     Args:
       kind: key of `BUILDERS`, and the name of the data set.
-      inputs: pattern of JSONL files for each split.
+      inputs: a pattern of JSONL files, or a source of any form, for each split.
       data_dir: where TFDS sets lie.
       shards: files a split is cut into; 0 leaves it to TFDS, which goes by size.
       skip_bad: malformed records that may be left out of a split.
@@ -100,7 +103,8 @@ def build(kind: str, inputs: dict[str, str], data_dir: str, shards: int, skip_ba
     Raises:
       ValueError: a malformed input (file and line), or a set of this kind that is there already.
     """
-    splits = {split: sources.load((f"jsonl:{pattern}",), kind, skip_bad) for split, pattern in inputs.items()}
+    given = {split: one if one.partition(":")[0] in sources.FORMS else f"jsonl:{one}" for split, one in inputs.items()}
+    splits = {split: sources.load((paths.expand_source(one),), kind, skip_bad) for split, one in given.items()}
     paths.make_folder("data_dir", data_dir)
     builder = BUILDERS[kind](splits=splits, data_dir=data_dir)
     if builder.is_prepared():
@@ -111,9 +115,9 @@ def build(kind: str, inputs: dict[str, str], data_dir: str, shards: int, skip_ba
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser("python -m instructgpt_jax.data.build", description="JSONL to ArrayRecord.")
+    parser = argparse.ArgumentParser("python -m instructgpt_jax.data.build", description="Records to ArrayRecord.")
     parser.add_argument("--kind", required=True, choices=BUILDERS)
-    parser.add_argument("--input", required=True, help="pattern of the JSONL files of the split 'train'")
+    parser.add_argument("--input", required=True, help="pattern of the JSONL files, or source, of the split 'train'")
     parser.add_argument("--valid", default="", help="the same for 'valid'")
     parser.add_argument("--test", default="", help="the same for 'test'")
     parser.add_argument("--data_dir", required=True, help="where TFDS sets lie, local or gs://")
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     inputs = {"train": args.input, "valid": args.valid, "test": args.test}
-    inputs = {split: re.sub(r"^jsonl:", "", pattern) for split, pattern in inputs.items() if pattern}
+    inputs = {split: given for split, given in inputs.items() if given}
     with errors.one_line():
         counts = build(args.kind, inputs, paths.expand(args.data_dir), args.shards, args.skip_bad)
     for split, count in counts.items():

@@ -184,8 +184,8 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     valid = places / 2**64 < valid_fraction
     held_out = valid & ~np.isin(about, about[~valid])
     validation = records.subset(held_out)
-    if lost := int(valid.sum() - held_out.sum()):
-        validation.left_out = {"prompt that is in training too, by another user": lost}
+    lost = int(valid.sum() - held_out.sum())  # what the sources left out stays with training, to be counted once
+    validation.left_out = {"prompt that is in training too, by another user": lost} if lost else {}
     return records.subset(~valid), validation
 
 
@@ -215,6 +215,7 @@ def hold_out(
 
     train, valid = (side.subset(~held(side)) for side in (train, valid))
     held_out = records.subset(held(records) & ~np.isin(records.keys[:, 1], train.keys[:, 1]))
+    held_out.left_out = {}
     for name, side in (("the other", train), ("these", held_out)):
         if not len(side):
             raise ValueError(f"config.reward.held_out_groups must leave {name} groups comparisons, got {groups}")

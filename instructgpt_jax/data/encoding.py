@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructgpt_jax.data import packing, sources
+from instructgpt_jax.data import chats, packing, sources
 
 _CHUNK = 1024  # records encoded at once
 
@@ -39,16 +39,29 @@ class Encoded(NamedTuple):
 
 
 def demonstrations(records, tokenizer, allowed: Allowed, *, row_length: int, loss_on_prompt: bool) -> Encoded:
-    """prompt + completion + EOS as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`."""
-    eos = np.array([tokenizer.eos_id], np.int32)
+    """prompt + completion + its end as `packing.Example`s; the prompt is no loss token unless `loss_on_prompt`.
+
+    Whole dialogues are `packing.Dialogue`s with the assistant's turns as loss tokens, each with its end.
+    """
+    end = np.array([tokenizer.end_id], np.int32)
 
     def texts(record):
-        return [record["prompt"], record["completion"]]
+        if "completion" not in record:
+            return [tokenizer.dialogue(record["messages"])]
+        prompt = chats.prompt_of(record)
+        return [tokenizer.prompt(prompt), tokenizer.answer(prompt, record["completion"])]
 
-    def example(record, prompt, completion):
-        tokens = np.concatenate([prompt, completion, eos])
-        _check_fits(len(prompt), len(completion) + 1, row_length)
-        return packing.Example(tokens, 1 if loss_on_prompt else len(prompt))
+    def example(record, prompt, *completion):
+        if not completion:
+            tokens, loss = prompt
+            first = int(np.argmax(loss))
+            _check_fits(first, len(tokens) - first, row_length)
+            whole = packing.Dialogue(tokens, loss)
+        else:
+            tokens, first = np.concatenate([prompt, *completion, end]), len(prompt)
+            _check_fits(len(prompt), len(completion[0]) + 1, row_length)
+            whole = packing.Example(tokens, first)
+        return packing.Example(tokens, 1) if loss_on_prompt else whole
 
     return _encode(records, tokenizer, allowed, texts, example)
 
@@ -66,7 +79,7 @@ def comparisons(
     """`packing.Comparison`s of the completions as `completions` has them; prompts with all tied are left out."""
 
     def texts(record):
-        return [record["prompt"], *_unsampled(record, tokenizer)]
+        return [tokenizer.prompt(chats.prompt_of(record)), *_unsampled(record, tokenizer)]
 
     def example(record, prompt, *encoded):
         completions = _as_sampled(record, encoded, tokenizer)
@@ -98,7 +111,8 @@ def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
     """The completions of comparisons as a policy wrote them and as PPO scores them, (length,) int32 each.
 
     The tokens are those that were sampled, where the record keeps `tokens` of this very tokenizer, else those of the
-    text. EOS stands behind a completion that ended: all of a record do, unless its `ended` says otherwise.
+    text. The tokenizer's `end_id` stands behind a completion that ended: all of a record do, unless its `ended` says
+    otherwise.
     """
     texts = [_unsampled(record, tokenizer) for record in records]
     encoded = iter(tokenizer.encode([text for group in texts for text in group]))
@@ -108,10 +122,16 @@ def completions(records: Sequence[dict], tokenizer) -> list[list[np.ndarray]]:
     ]
 
 
-def _unsampled(record: dict, tokenizer) -> list[str]:
+def _unsampled(record: dict, tokenizer) -> list:
     """The completions to encode of one comparison: none where it keeps their tokens."""
-    sampled = record.get("tokens") is not None and record["tokenizer"] == tokenizer.hash
-    return [] if sampled else record["completions"]
+    if record.get("tokens") is not None and record["tokenizer"] == tokenizer.hash:
+        return []
+    prompt, texts = chats.prompt_of(record), record["completions"]
+    return [tokenizer.answer(prompt, text, done) for text, done in zip(texts, _ended(record), strict=True)]
+
+
+def _ended(record: dict) -> list[bool]:
+    return record.get("ended") or [True] * len(record["completions"])
 
 
 def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer) -> list[np.ndarray]:
@@ -121,9 +141,8 @@ def _as_sampled(record: dict, encoded: Sequence[np.ndarray], tokenizer) -> list[
         largest = max((int(ids.max()) for ids in encoded if len(ids)), default=0)
         if largest >= tokenizer.vocab_size:
             raise ValueError(f"tokens must be ids of the tokenizer, below {tokenizer.vocab_size}, got {largest}")
-    eos = np.array([tokenizer.eos_id], np.int32)
-    ended = record.get("ended") or [True] * len(encoded)
-    return [np.concatenate([ids, eos]) if done else ids for ids, done in zip(encoded, ended, strict=True)]
+    end = np.array([tokenizer.end_id], np.int32)
+    return [np.concatenate([ids, end]) if done else ids for ids, done in zip(encoded, _ended(record), strict=True)]
 
 
 def group_name(record: dict) -> str:
@@ -150,7 +169,7 @@ def prompts(records, tokenizer, allowed: Allowed, *, max_prompt_length: int) -> 
             )
         return prompt
 
-    return _encode(records, tokenizer, allowed, lambda record: [record["prompt"]], example)
+    return _encode(records, tokenizer, allowed, lambda record: [tokenizer.prompt(chats.prompt_of(record))], example)
 
 
 def _check_fits(prompt: int, completion: int, row_length: int) -> None:
@@ -165,21 +184,26 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
 
     Args:
       records: `sources.Records`.
-      texts: record -> its texts, the prompt first.
-      example: (record, tokens of each text) -> an example, or the reason why the record is no use; raises ValueError
-        for a bad record.
+      texts: record -> its texts, the prompt first, as the tokenizer's `prompt` and `answer` have them, or a whole
+        dialogue alone; raises ValueError for a bad record.
+      example: (record, tokens of each text; of a dialogue with its loss tokens) -> an example, or the reason why the
+        record is no use; raises ValueError for a bad record.
     """
     examples, kept, bad, left_out = [], [], [], dict(records.left_out)
     for first in range(0, len(records), _CHUNK):
-        chunk = [records[i] for i in range(first, min(first + _CHUNK, len(records)))]
-        texts_of = [texts(record) for record in chunk]
-        begun = iter(tokenizer.encode_prompts([group[0] for group in texts_of]))
-        tokens = iter(tokenizer.encode([text for group in texts_of for text in group[1:]]))
-        for number, (record, group) in enumerate(zip(chunk, texts_of, strict=True), first):
-            prompt, *rest = next(begun), *(next(tokens) for _ in group[1:])
-            if allowed.max_prompt_tokens and len(prompt) > allowed.max_prompt_tokens:
+        chunk, texts_of = [], []
+        for number in range(first, min(first + _CHUNK, len(records))):
+            record = records[number]
+            try:
+                texts_of.append(texts(record))
+                chunk.append((number, record))
+            except ValueError as error:
+                bad.append(f"{records.origin(number)}: {error}")
+        for (number, record), (prompt, *rest) in zip(chunk, _ids(tokenizer, texts_of), strict=True):
+            length = int(np.argmax(prompt[1])) if isinstance(prompt, tuple) else len(prompt)
+            if allowed.max_prompt_tokens and length > allowed.max_prompt_tokens:
                 made = f"prompt longer than {allowed.max_prompt_tokens} tokens"
-            elif not len(prompt):
+            elif not length:
                 bad.append(f"{records.origin(number)}: prompt must have at least one token")
                 continue
             else:
@@ -210,6 +234,18 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
         skipped=len(records.skipped),
         fingerprint=fingerprint([examples, [count for count, _ in parts]]),
     )
+
+
+def _ids(tokenizer, texts_of: Sequence[list]) -> Iterator[list]:
+    """The ids of each group of texts, see `_encode`."""
+    whole = [bool(group) and getattr(group[0], "loss", ()) != () for group in texts_of]
+    dialogues = [group[0] for group, alone in zip(texts_of, whole, strict=True) if alone]
+    others = [group for group, alone in zip(texts_of, whole, strict=True) if not alone]
+    turns = iter(tokenizer.encode_dialogues(dialogues) if dialogues else ())
+    begun = iter(tokenizer.encode_prompts([group[0] for group in others]))
+    tokens = iter(tokenizer.encode([text for group in others for text in group[1:]]))
+    for group, alone in zip(texts_of, whole, strict=True):
+        yield [next(turns)] if alone else [next(begun), *(next(tokens) for _ in group[1:])]
 
 
 def fingerprint(value) -> str:

@@ -1,4 +1,4 @@
-"""Files of lines: patterns, local and remote; plain and gzip; where each line begins and ends."""
+"""Files that a pattern names, local and remote; files of lines, plain and gzip: where each line begins and ends."""
 
 import glob
 import gzip
@@ -14,8 +14,12 @@ from etils import epath
 from instructgpt_jax import paths
 
 
-def match(pattern: str) -> list[str]:
-    """The files of a local or remote pattern, sorted; a path that exists is taken as it is."""
+def match(pattern: str, form: str) -> list[str]:
+    """The files of a local or remote pattern, sorted; a path that exists is taken as it is.
+
+    Args:
+      form: of the source, `jsonl` or `parquet`, for the error.
+    """
     if "://" in pattern:
         head = pattern[: re.search(r"[*?\[]|$", pattern).start()].rpartition("/")[0]
         try:
@@ -26,15 +30,15 @@ def match(pattern: str) -> list[str]:
             else:
                 found = sorted(str(path) for path in epath.Path(head).glob(inner))
         except ImportError as error:
-            raise ValueError(f"jsonl:{pattern} needs the extra 'gcs' (pip install 'instructgpt-jax[gcs]')") from error
+            raise ValueError(f"{form}:{pattern} needs the extra 'gcs' (pip install 'instructgpt-jax[gcs]')") from error
     else:
         local = paths.expand(pattern)
         named = [local] if os.path.isfile(local) else glob.glob(local, recursive=True)
         found = sorted(path for path in named if os.path.isfile(path))
         if os.path.isdir(local):
-            raise ValueError(f"jsonl:{pattern} must name files, got a folder; {pattern}/*.jsonl names those in it")
+            raise ValueError(f"{form}:{pattern} must name files, got a folder; {pattern}/*.{form} names those in it")
     if not found:
-        raise ValueError(f"jsonl:{pattern} must name at least one file, got none")
+        raise ValueError(f"{form}:{pattern} must name at least one file, got none")
     return found
 
 

@@ -29,6 +29,19 @@ class Example(NamedTuple):
     loss_from: int  # the first column of the sequence that is a loss token, at least 1
     kind: int = 1  # what `loss_mask` holds on its loss tokens
 
+    @property
+    def loss(self) -> np.ndarray:
+        """(length,) bool, the loss tokens."""
+        return np.arange(len(self.tokens)) >= self.loss_from
+
+
+class Dialogue(NamedTuple):
+    """One sequence of a supervised batch with several turns to learn from."""
+
+    tokens: np.ndarray  # (length,) int32
+    loss: np.ndarray  # (length,) bool, the loss tokens; never the first
+    kind: int = 1  # what `loss_mask` holds on its loss tokens
+
 
 class Comparison(NamedTuple):
     """One prompt with its K ranked completions."""
@@ -86,7 +99,9 @@ def num_comparison_microbatches(examples: int, rows: int, max_completions: int) 
     return min(examples, -(-examples * max_completions // (rows - max_completions + 1)))
 
 
-def pack_examples(examples: Sequence[Example], row_length: int, microbatches: int, rows: int) -> dict[str, np.ndarray]:
+def pack_examples(
+    examples: Sequence[Example | Dialogue], row_length: int, microbatches: int, rows: int
+) -> dict[str, np.ndarray]:
     """Packs sequences by first-fit decreasing.
 
     Args:
@@ -103,14 +118,15 @@ def pack_examples(examples: Sequence[Example], row_length: int, microbatches: in
     for row, numbers in enumerate(packed):
         column = 0
         for segment, number in enumerate(numbers, 1):
-            tokens, loss_from, kind = examples[number]
-            if loss_from < 1:
-                raise ValueError(f"loss_from must be at least 1 (nothing predicts a first token), got {loss_from}")
+            example = examples[number]
+            tokens, loss = example.tokens, example.loss
+            if loss[0]:
+                raise ValueError("loss_from must be at least 1 (nothing predicts a first token), got 0")
             here = slice(column, column + len(tokens))
             flat["tokens"][row, here] = tokens
             flat["positions"][row, here] = np.arange(len(tokens))
             flat["segments"][row, here] = segment
-            flat["loss_mask"][row, column + loss_from : here.stop] = kind
+            flat["loss_mask"][row, here] = loss * example.kind
             column = here.stop
     return {name: array.reshape(microbatches, rows, row_length) for name, array in flat.items()}
 

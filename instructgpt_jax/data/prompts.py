@@ -8,7 +8,8 @@ returns the three splits and a report of what each step dropped. What the paper 
 of the prefix, that the first prompt of a duplicate group and the first 200 of a user stay, the shares of the splits.
 
 A record is `{"prompt": str, "user": str | int (optional), ...}`; records are never changed. Each step returns the
-records that stay, in their order.
+records that stay, in their order. `messages` may stand for `prompt`: their text is then that of all turns, and what the
+assistant said before is not looked at for personal information.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from instructgpt_jax import errors, paths
-from instructgpt_jax.data import pii, sources, tokenizer
+from instructgpt_jax.data import chats, pii, sources, tokenizer
+from instructgpt_jax.data.records import about
+from instructgpt_jax.data.schema import ASSISTANT
 from instructgpt_jax.splits import split_of
 
 Record = dict[str, Any]
@@ -48,7 +51,7 @@ def deduplicate(records: Iterable[Record], prefix_chars: int) -> list[Record]:
         raise ValueError(f"prefix_chars must be at least 1, got {prefix_chars!r}")
     seen, kept = set(), []
     for record in records:
-        digest = _prefix_digest(record["prompt"], prefix_chars)
+        digest = _prefix_digest(chats.named(record), prefix_chars)
         if digest not in seen:
             seen.add(digest)
             kept.append(record)
@@ -78,11 +81,18 @@ def drop_pii(records: Iterable[Record]) -> tuple[list[Record], dict[str, int]]:
     """Drops prompts with personal information; also gives how many prompts held each kind of it (see `data/pii.py`)."""
     kept, kinds = [], collections.Counter()
     for record in records:
-        found = {finding.kind for finding in pii.find(record["prompt"])}
+        found = {finding.kind for text in _written(record) for finding in pii.find(text)}
         kinds.update(found)
         if not found:
             kept.append(record)
     return kept, dict(kinds.most_common())
+
+
+def _written(record: Record) -> list[str]:
+    """What the user wrote: the prompt, or every message that is not the assistant's."""
+    if "messages" not in record:
+        return [record["prompt"]]
+    return [message["content"] for message in chats.prompt_of(record) if message["role"] != ASSISTANT]
 
 
 def drop_long(
@@ -92,11 +102,11 @@ def drop_long(
 
     A token covers at least one byte of UTF-8 in every byte-level vocabulary, so only texts of more bytes are counted.
     """
-    suspects = [i for i, record in enumerate(records) if len(record["prompt"].encode()) > max_tokens]
+    suspects = [i for i, record in enumerate(records) if len(chats.named(record).encode()) > max_tokens]
     long = set()
     for start in range(0, len(suspects), _CHUNK):
         chunk = suspects[start : start + _CHUNK]
-        lengths = count_tokens([records[i]["prompt"] for i in chunk])
+        lengths = count_tokens([chats.named(records[i]) for i in chunk])
         long |= {i for i, length in zip(chunk, lengths, strict=True) if length > max_tokens}
     return [record for i, record in enumerate(records) if i not in long]
 
@@ -109,7 +119,7 @@ def language_shares(records: Sequence[Record], sample: int) -> dict[str, float]:
     import py3langid  # loads its model of 5 MB, which nothing else needs
 
     step = max(1, len(records) // sample)
-    texts = [record["prompt"] for record in records[::step][:sample]]
+    texts = [chats.named(record) for record in records[::step][:sample]]
     counts = collections.Counter(py3langid.classify(text)[0] for text in texts)
     return {language: count / len(texts) for language, count in counts.most_common()}
 
@@ -193,7 +203,7 @@ def prepare(
     note(f"over {max_per_user} a user", len(kept), len(capped))
     sets = {"train": [], "valid": [], "test": []}
     for record in capped:
-        sets[split_of(record, *split)].append(record)
+        sets[split_of({"user": record.get("user"), "prompt": about(record)}, *split)].append(record)
     before = len(sets["train"])
     sets["train"], kinds = drop_pii(sets["train"])
     note("personal information (train)", len(capped), len(capped) - before + len(sets["train"]), kinds=kinds)

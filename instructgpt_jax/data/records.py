@@ -3,12 +3,14 @@
 import bisect
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from instructgpt_jax import splits
-from instructgpt_jax.data.schema import Record
+from instructgpt_jax.data.schema import ASSISTANT, Record
 
 
 class Records(Sequence):
@@ -89,19 +91,40 @@ def concatenate(parts: Sequence[Records]) -> Records:
     records = Records(starts[-1], get, origin, np.concatenate([part.keys for part in parts]) if noted else None)
     records.parts = tuple(parts)
     records.skipped = tuple(line for part in parts for line in part.skipped)
+    for part in parts:
+        for why, count in part.left_out.items():
+            records.left_out[why] = records.left_out.get(why, 0) + count
     return records
 
 
 def about(record: Record) -> str:
-    """What a record is chosen and split by: its prompt, or its text where it has none."""
-    prompt = record.get("prompt")
-    return prompt if isinstance(prompt, str) else record["text"]  # a text may carry anything as its prompt
+    """What a record is chosen and split by: its prompt, the opening of its messages, or its text where it has neither.
+
+    The opening is what stands before the assistant's first turn, so that a dialogue, its parts and other ways that it
+    went on are together. That of a user's single message is its text, as if it were a prompt.
+    """
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(messages, list) and all(map(_is_message, messages)):  # a text may carry anything under these names
+        return _opening(messages)
+    return record["text"]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(field), str) for field in ("role", "content"))
+
+
+def _opening(messages: list[dict]) -> str:
+    before = itertools.takewhile(lambda message: message["role"] != ASSISTANT, messages)
+    turns = [(message["role"], message["content"]) for message in before if message["content"]]
+    return turns[0][1] if [role for role, _ in turns] == ["user"] else json.dumps(turns)
 
 
 def keys_of(record: Record) -> tuple[int, int]:
     """64 bits each: the place of its user in the validation split, and a hash of what it is `about`.
 
-    A record without a user has the place of its prompt, or of its text where it has none.
+    A record without a user has the place of what it is about.
     """
     text = about(record)
     place = splits.place_of({"user": record.get("user"), "prompt": text}, "instructgpt_jax")

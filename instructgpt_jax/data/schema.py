@@ -2,15 +2,22 @@
 
 | kind | required fields |
 |---|---|
-| demonstrations | `prompt` str, `completion` str |
+| demonstrations | `prompt` str, `completion` str; or `messages` alone that end with the assistant's turn |
 | comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
+| answers | `prompt` str, `completions` list of K >= 2 str; to be ranked by people, see `labeling/` |
 | prompts | `prompt` str |
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
 
+In each of these `messages` may stand in place of `prompt`: the dialogue so far, a list of `{"role": str, "content":
+str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/chats.py). A
+demonstration without a `completion` is a whole dialogue: it ends with the assistant's turn, and each of the assistant's
+turns is one that is demonstrated. Such a record is a prompt too, which asks for that last turn.
+
 A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
 answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
-sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to.
+sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to. Answers may
+also say by `policies`, a list of K str, who wrote them.
 
 Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
 one.
@@ -22,14 +29,15 @@ or lost a completion, or is a list of scores: none of the three can be trained o
 Text is what UTF-8 can hold: half of a surrogate pair, which JSON can spell, is refused in every field and every name.
 
 Empty strings: a completion of a comparison may be empty (models do answer nothing, and labelers rank it), every other
-text may not.
+text may not. Of messages those of the user and of the assistant may not, others, such as a system message, may.
 """
 
 import json
 import re
 from typing import Any
 
-KINDS = ("demonstrations", "comparisons", "prompts", "pretraining", "tasks")
+ASSISTANT = "assistant"  # the role whose turns are demonstrated, compared and sampled
+KINDS = ("demonstrations", "comparisons", "answers", "prompts", "pretraining", "tasks")
 
 Record = dict[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as JSON spells one: only such a line can hold half of a pair
@@ -68,23 +76,64 @@ def validate(record: Record, kind: str) -> None:
       ValueError: names the field, what it must be, and what it is.
     """
     if kind == "demonstrations":
-        _check_text(record, "prompt")
-        _check_text(record, "completion")
+        whole = "messages" in record and "completion" not in record
+        _check_prompt(record, answered=whole)
+        if not whole:
+            _check_text(record, "completion")
     elif kind == "comparisons":
-        _check_text(record, "prompt")
+        _check_prompt(record)
         _check_comparison(record)
+    elif kind == "answers":
+        _check_prompt(record)
+        _check_answers(record)
     elif kind == "prompts":
-        _check_text(record, "prompt")
+        _check_prompt(record, answered=None)
     elif kind == "pretraining":
         _check_text(record, "text")
     elif kind == "tasks":
-        _check_text(record, "prompt")
+        _check_prompt(record)
         _check_choices(record)
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     user = record.get("user")
     if user is not None and (not isinstance(user, (str, int)) or isinstance(user, bool)):
         raise ValueError(f"user must be a string or an integer, got {_short(user)}")
+
+
+def _check_prompt(record: Record, answered: bool | None = False) -> None:
+    """A `prompt`, or `messages` whose last is the assistant's turn if `answered`, another's if not; None: either."""
+    if "messages" not in record:
+        return _check_text(record, "prompt")
+    if "prompt" in record:
+        raise ValueError("a record must have prompt or messages, got both: leave one out")
+    messages = record["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages must be a list of at least one message, got {_short(messages)}")
+    for k, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ValueError(f"messages[{k}] must be an object with role and content, got {_short(message)}")
+        for field in ("role", "content"):
+            if field not in message:
+                raise ValueError(f"messages[{k}] must have the field {field!r}, got {sorted(message)}")
+            _check_string(message[field], f"messages[{k}].{field}")
+        if not message["role"] or not message["content"] and message["role"] in ("user", ASSISTANT):
+            raise ValueError(
+                f"messages[{k}] must have a role, and as the user's or the assistant's turn a text, got "
+                f"{_short(message)}: cut the dialogue before it"
+            )
+    last = messages[-1]["role"]
+    if last == messages[0]["role"] == ASSISTANT:
+        raise ValueError("messages must begin with another's turn, got role 'assistant': leave that turn out")
+    if answered and last != ASSISTANT:
+        raise ValueError(
+            f"messages must end with the assistant's turn, got role {last!r}: cut the dialogue there, or give the "
+            "answer as completion"
+        )
+    if answered is False and last == ASSISTANT:
+        raise ValueError(
+            "messages must end with another's turn for the assistant to answer, got role 'assistant': cut the dialogue "
+            "before it"
+        )
 
 
 def _check_text(record: Record, field: str) -> None:
@@ -126,16 +175,9 @@ def _check_texts(value: Any, name: str) -> None:
 
 
 def _check_comparison(record: Record) -> None:
-    for field in ("completions", "ranking"):
-        if field not in record:
-            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
-        if not isinstance(record[field], list):
-            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+    _check_lists(record, "completions", "ranking")
     completions, ranking = record["completions"], record["ranking"]
-    if len(completions) < 2:
-        raise ValueError(f"completions must hold at least 2 texts, got {len(completions)}")
-    for k, completion in enumerate(completions):
-        _check_string(completion, f"completions[{k}]")
+    _check_completions(completions)
     if len(ranking) != len(completions):
         raise ValueError(f"ranking must give one rank for each of {len(completions)} completions, got {len(ranking)}")
     for k, rank in enumerate(ranking):
@@ -146,8 +188,34 @@ def _check_comparison(record: Record) -> None:
     _check_sampled(record, len(completions))
 
 
+def _check_answers(record: Record) -> None:
+    _check_lists(record, "completions")
+    count = len(record["completions"])
+    _check_completions(record["completions"])
+    policies = record.get("policies")
+    if policies is not None:
+        if not isinstance(policies, list) or len(policies) != count or not all(isinstance(x, str) for x in policies):
+            raise ValueError(f"policies must be a list of {count} names, one a completion, got {_short(policies)}")
+    _check_sampled(record, count)
+
+
+def _check_lists(record: Record, *fields: str) -> None:
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
+        if not isinstance(record[field], list):
+            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+
+
+def _check_completions(completions: list) -> None:
+    if len(completions) < 2:
+        raise ValueError(f"completions must hold at least 2 texts, got {len(completions)}")
+    for k, completion in enumerate(completions):
+        _check_string(completion, f"completions[{k}]")
+
+
 def _check_sampled(record: Record, count: int) -> None:
-    """`ended`, `tokens` and `tokenizer` of a comparison, where it has them."""
+    """`ended`, `tokens` and `tokenizer` of a comparison or of answers, where they are there."""
     ended, tokens = record.get("ended"), record.get("tokens")
     if ended is not None:
         if not isinstance(ended, list) or len(ended) != count or not all(isinstance(done, bool) for done in ended):

@@ -1,18 +1,24 @@
-"""Where records come from: `jsonl:GLOB`, `tfds:NAME[/CONFIG][:SPLIT]`, `simulated:NAME`, each with optional `#OPTION`s
-and an optional `@WEIGHT`.
+"""Where records come from: `jsonl:GLOB`, `parquet:GLOB`, `hf:ID_OR_DIR[:CONFIG]:SPLIT`, `tfds:NAME[/CONFIG][:SPLIT]`,
+`simulated:NAME`, each with optional `#OPTION`s and an optional `@WEIGHT`.
 
 `load` opens the sources of one kind of data (`config.data.demonstrations`, ...) and gives random access to their
-records; a record is a dict as `data/schema.py` describes it. It reads and checks every line of a JSONL file and every
-simulated record before it returns, so that bad input stops a run before any compute is spent.
+records; a record is a dict as `data/schema.py` describes it, made of a row in any of the forms of `data/forms.py`. It
+reads and checks every row before it returns, but those of TFDS, so that bad input stops a run before any compute is
+spent.
 
 * `jsonl:GLOB`: UTF-8, one JSON object a line, plain or gzip; blank lines are skipped. The pattern is a local path or a
   `gs://` address (the extra `gcs`), files are read in the order of their names. The first 16 MiB of lines of a source
   stay in memory as records, so they are parsed once. Those behind are parsed again when they are asked for, and take 48
   bytes of memory each where the file is plain and local: it is mapped. A compressed or remote one is then held whole.
+* `parquet:GLOB`: parquet files, likewise local or `gs://`. Row groups are read again when they are asked for; a record
+  takes 24 bytes of memory.
+* `hf:ID_OR_DIR[:CONFIG]:SPLIT`: a data set of the library `datasets` (the extra `hf`), of the Hub or a directory; the
+  split with its slicing (`train[:1%]`). Its Arrow files are mapped; a record takes 24 bytes of memory.
 * `tfds:NAME[/CONFIG][:SPLIT]`: a data set prepared as ArrayRecord under `config.data.data_dir` (empty: `$TFDS_DATA_DIR`
   or the default of TFDS), the split `train` when none is named, with the slicing of TFDS (`train[:1%]`). No TensorFlow
   is needed. The first record is checked here, each other one when it is read: a remote data set is too large to read
-  twice. `data/build.py` makes such sets from JSONL, and checks every record while it does.
+  twice. With the options `#I/N` and `#unique`, and where it has `chosen` and `rejected`, all are checked here.
+  `data/build.py` makes such sets from other sources, and checks every record while it does.
 * `simulated:NAME`: the embedded world of `simulated/`.
 
 Options, in any order:
@@ -23,7 +29,8 @@ Options, in any order:
 * `#unique`: the first record of each prompt (or text). A file of demonstrations with several answers to a prompt is so
   a source of prompts.
 * `#NEW=OLD`: the field OLD of a record under the name NEW too. `#text=completion` makes pretraining text of
-  demonstrations; such a record keeps its prompt, so what is held out there is held out here.
+  demonstrations; such a record keeps its prompt, so what is held out there is held out here. Fields are copied before
+  `data/forms.py` looks at them: `#prompt=question` beside `chosen` and `rejected`.
 
 With no weights the sources are read as one, one after another. With weights (then on every source) `Records.parts` are
 mixed in those proportions by `data/batches.py`.
@@ -31,29 +38,30 @@ mixed in those proportions by `data/batches.py`.
 
 import array
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from instructgpt_jax.data import jsonl, schema
+from instructgpt_jax.data import forms, jsonl, schema, tables
 from instructgpt_jax.data.records import Records, about, concatenate, keys_of
 from instructgpt_jax.splits import part_of
 
-EXTRA_FIELDS = "extra_fields_json"  # how data/build.py stores the optional fields of a record
+FORMS = {
+    "jsonl": "jsonl:GLOB", "parquet": "parquet:GLOB", "hf": "hf:ID_OR_DIR[:CONFIG]:SPLIT", "tfds": "tfds:NAME[:SPLIT]",
+    "simulated": "simulated:NAME",
+}  # fmt: skip
 _LISTED = 10  # bad records listed in an error
 _KEPT = 16 << 20  # bytes of lines of a source that stay in memory as records
 _OPTION = re.compile(r"(?:(?P<but>!?)(?P<part>\d+)/(?P<parts>\d+)|(?P<unique>unique)|(?P<new>\w+)=(?P<old>\w+))")
-_TFDS_NAME = re.compile(r"(?P<name>\w+(?:/[\w.\-]+)*(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 
 
 class Source(NamedTuple):
     """A parsed source string."""
 
-    form: str  # 'jsonl', 'tfds' or 'simulated'
+    form: str  # key of FORMS
     name: str  # what stands between the form and the options
     weight: float | None
     options: tuple[str, ...] = ()
@@ -62,8 +70,8 @@ class Source(NamedTuple):
 def parse(source: str) -> Source:
     """Splits a source string: "jsonl:data/*.jsonl#1/2@0.3" -> Source("jsonl", "data/*.jsonl", 0.3, ("1/2",))."""
     form, colon, name = source.partition(":")
-    if not colon or form not in ("jsonl", "tfds", "simulated") or not name:
-        raise ValueError(f"a data source must be jsonl:GLOB, tfds:NAME[:SPLIT] or simulated:NAME, got {source!r}")
+    if not colon or form not in FORMS or not name:
+        raise ValueError(f"a data source must be {', '.join(FORMS.values())}, got {source!r}")
     weight, options = None, []
     head, at, tail = name.rpartition("@")
     if at:
@@ -81,6 +89,8 @@ def parse(source: str) -> Source:
             raise ValueError(f"the part I/N of a data source must have I from 1 to N, got {source!r}")
     if not name:
         raise ValueError(f"a data source must have a name before its options and weight, got {source!r}")
+    if form == "hf" and not tables.is_hf(name):
+        raise ValueError(f"a source of the library datasets must be {FORMS['hf']}, got {source!r}")
     return Source(form, name, weight, tuple(options))
 
 
@@ -114,6 +124,10 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
     for source in parsed:
         if source.form == "jsonl":
             part = _load_jsonl(source, kind)
+        elif source.form == "parquet":
+            part = _load_rows(source, kind, tables.parquet(source.name))
+        elif source.form == "hf":
+            part = _load_rows(source, kind, tables.hf(source.name))
         elif source.form == "tfds":
             part = _load_tfds(source, kind, data_dir)
         else:
@@ -127,35 +141,69 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
     return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
-def _rename(record: schema.Record, options: tuple[str, ...]) -> schema.Record:
-    """The record with the fields that `#NEW=OLD` adds."""
-    for match in map(_OPTION.fullmatch, options):
-        if match["new"] and match["old"] in record:
-            record = record | {match["new"]: record[match["old"]]}
-    return record
+class _Sieve:
+    """What becomes of the rows of a source, asked of all of them in their order, once each.
 
+    Attributes:
+      bad: "file:line: reason" of each malformed one.
+      left_out: reason -> number of good ones that are no use.
+      keys: `keys_of` of those that stay, one after another.
+    """
 
-def _chooser(options: tuple[str, ...]) -> Callable[[schema.Record], bool]:
-    """Whether `#I/N` and `#unique` leave a record; asked of all records of a source in their order, once each."""
-    matches = [_OPTION.fullmatch(option) for option in options]
-    parts = [(int(match["part"]), int(match["parts"]), bool(match["but"])) for match in matches if match["part"]]
-    unique, seen = any(match["unique"] for match in matches), set()
+    def __init__(self, source: Source, kind: str):
+        self._options, self._kind = source.options, kind
+        matches = [_OPTION.fullmatch(option) for option in source.options]
+        named = [match.group("part", "parts", "but") for match in matches if match["part"]]
+        self._parts = [(int(part), int(count), bool(but)) for part, count, but in named]
+        self._unique, self._seen = any(match["unique"] for match in matches), set()
+        self.bad: list[str] = []
+        self.left_out: dict[str, int] = {}
+        self.keys = array.array("Q")
 
-    def chosen(record: schema.Record) -> bool:
+    def take(self, origin: str, read: Callable[..., schema.Record], row) -> schema.Record | None:
+        """The record that a row is, or None where it does not stay.
+
+        Args:
+          origin: where the row stands.
+          read: row -> its fields; raises ValueError for a malformed one.
+        """
+        try:
+            record, why = self.understood(read(row))
+        except ValueError as error:
+            self.bad.append(f"{origin}: {error}")
+            return None
         text = about(record)
-        if any((part_of(text, count) == part) == but for part, count, but in parts):
-            return False
-        if not unique:
-            return True
-        new = text not in seen
-        seen.add(text)
-        return new
+        if any((part_of(text, count) == part) == but for part, count, but in self._parts):
+            return None
+        if why:
+            self.left_out[why] = self.left_out.get(why, 0) + 1
+            return None
+        if self._unique and text in self._seen:
+            return None
+        if self._unique:
+            self._seen.add(text)
+        self.keys.extend(keys_of(record))
+        return record
 
-    return chosen
+    def understood(self, row: schema.Record) -> tuple[schema.Record, str]:
+        """The record that a row is, valid, and why it is left out, "" where it is not."""
+        for match in map(_OPTION.fullmatch, self._options):
+            if match["new"] and match["old"] in row:
+                row = row | {match["new"]: row[match["old"]]}
+        record, why = forms.understood(row, self._kind)
+        schema.validate(record, self._kind)
+        return record, why
+
+    def records(self, length: int, get: Callable[[int], schema.Record], origin: Callable[[int], str]) -> Records:
+        """Those that stay."""
+        self._seen.clear()
+        records = Records(length, get, origin, np.asarray(self.keys).reshape(-1, 2))
+        records.skipped, records.left_out = tuple(self.bad), self.left_out
+        return records
 
 
-def refuse_or_list(bad: Sequence[str], skip_bad: int) -> None:
-    """Lists bad records as a warning, or as an error where they are more than `config.data.skip_bad` allows.
+def refuse_or_list(bad: Sequence[str], skip_bad: int, key: str = "config.data.skip_bad") -> None:
+    """Lists bad records as a warning, or as an error where they are more than `skip_bad`, the value of `key`, allows.
 
     Args:
       bad: "file:line: reason" of each.
@@ -167,33 +215,27 @@ def refuse_or_list(bad: Sequence[str], skip_bad: int) -> None:
         listed += f"\n  … and {len(bad) - _LISTED} more"
     summary = f"{len(bad)} bad record{'s' if len(bad) > 1 else ''}"
     if len(bad) > skip_bad:
-        raise ValueError(f"{summary}, config.data.skip_bad allows {skip_bad}:{listed}")
-    logging.warning("%s left out (config.data.skip_bad = %d):%s", summary, skip_bad, listed)
+        raise ValueError(f"{summary}, {key} allows {skip_bad}:{listed}")
+    logging.warning("%s left out (%s = %d):%s", summary, key, skip_bad, listed)
 
 
 def _load_jsonl(source: Source, kind: str) -> Records:
     """The valid and chosen lines of every file of a pattern."""
-    paths, chosen = jsonl.match(source.name), _chooser(source.options)
-    kept, buffers, bad, size = [], [], [], 0
-    spans, keys = array.array("q"), array.array("Q")
+    paths, sieve = jsonl.match(source.name, source.form), _Sieve(source, kind)
+    kept, buffers, size = [], [], 0
+    spans = array.array("q")
     for number, path in enumerate(paths):
         buffer, empty = jsonl.read(path), True
         for line, start, end in jsonl.lines(buffer):
             empty = False
-            try:
-                record = _rename(schema.parse_line(buffer[start:end]), source.options)
-                schema.validate(record, kind)
-            except ValueError as error:
-                bad.append(f"{path}:{line}: {error}")
-                continue
-            if chosen(record):
+            record = sieve.take(f"{path}:{line}", schema.parse_line, buffer[start:end])
+            if record is not None:
                 spans.extend((number, line, start, end))
-                keys.extend(keys_of(record))
                 size += end - start
                 if size <= _KEPT:
                     kept.append(record)
         if empty:
-            bad.append(f"{path}:1: the file is empty")
+            sieve.bad.append(f"{path}:1: the file is empty")
         buffers.append(buffer if size > _KEPT else b"")
     index = np.asarray(spans).reshape(-1, 4)  # file, line, start and end (bytes)
 
@@ -201,92 +243,54 @@ def _load_jsonl(source: Source, kind: str) -> Records:
         if i < len(kept):
             return kept[i]
         number, _, start, end = index[i].tolist()
-        return _rename(schema.parse_line(buffers[number][start:end]), source.options)
+        return sieve.understood(schema.parse_line(buffers[number][start:end]))[0]
 
-    def origin(i):
-        return f"{paths[index[i, 0]]}:{index[i, 1]}"
+    return sieve.records(len(index), get, lambda i: f"{paths[index[i, 0]]}:{index[i, 1]}")
 
-    records = Records(len(index), get, origin, np.asarray(keys).reshape(-1, 2))
-    records.skipped = tuple(bad)
-    return records
+
+def _load_rows(source: Source, kind: str, rows: tables.Rows) -> Records:
+    """The valid and chosen rows of a table."""
+    sieve, kept = _Sieve(source, kind), array.array("q")
+    for i in range(rows.length):
+        if sieve.take(rows.origin(i), dict, rows.get(i)) is not None:
+            kept.append(i)
+    if sieve.bad and not kept:  # a table of other columns: told once, whatever is allowed
+        raise ValueError(f"no row of {source.form}:{source.name} is a record of kind {kind}: {sieve.bad[0]}")
+    index = np.asarray(kept)
+
+    def get(i):
+        return sieve.understood(rows.get(int(index[i])))[0]
+
+    return sieve.records(len(index), get, lambda i: rows.origin(int(index[i])))
 
 
 def _load_tfds(source: Source, kind: str, data_dir: str) -> Records:
-    import tensorflow_datasets as tfds  # a second of import time that JSONL runs do not pay
-
-    spec = source.name
-    match = _TFDS_NAME.fullmatch(spec)
-    if not match:
-        raise ValueError(f"a tfds source must be tfds:NAME[/CONFIG][:SPLIT], got {'tfds:' + spec!r}")
-    split = match["split"] or "train"
-    where = data_dir or os.environ.get("TFDS_DATA_DIR", "") or tfds.core.constants.DATA_DIR
-    try:
-        builder = tfds.builder(match["name"], data_dir=data_dir or None)
-        prepared = bool(builder.info.splits)
-    except (tfds.core.DatasetNotFoundError, OSError) as error:
-        logging.info("tfds: %s", error)
-        prepared = False
-    if not prepared:
-        raise ValueError(
-            f"tfds:{spec} must be prepared as ArrayRecord under {where} (config.data.data_dir), found nothing there; "
-            "python -m instructgpt_jax.data.build makes it from JSONL"
-        )
-    try:
-        rows = builder.as_data_source(split=split, file_format="array_record")
-    except (NotImplementedError, ValueError, KeyError, AssertionError) as error:
-        message = f"tfds:{spec} must be prepared as ArrayRecord and have the split {split!r}"
-        raise ValueError(f"{message}: {error}") from error
-    name = f"tfds:{match['name']}:{split}"
-
-    def origin(i):
-        return f"{name}[{i}]"
+    """The rows of a TFDS set, checked when they are read unless all of them must be known."""
+    rows = tables.tfds(source.name, data_dir)
+    columns = {*rows.columns, *(option.partition("=")[0] for option in source.options)}
+    if any("=" not in option for option in source.options) or {"chosen", "rejected"} <= columns:
+        return _load_rows(source, kind, rows)
+    sieve = _Sieve(source, kind)
 
     def get(i):
-        record = _plain(rows[i])
         try:
-            if EXTRA_FIELDS in record:
-                record |= schema.parse_line(record.pop(EXTRA_FIELDS).encode())
-            record = _rename(record, source.options)
-            schema.validate(record, kind)
+            return sieve.understood(rows.get(i))[0]
         except ValueError as error:
-            raise ValueError(f"{origin(i)}: {error}") from None
-        return record
+            raise ValueError(f"{rows.origin(i)}: {error}") from None
 
-    records = Records(len(rows), get, origin)
-    if len(rows):
+    records = Records(rows.length, get, rows.origin)
+    if rows.length:
         get(0)
-    if any("=" not in option for option in source.options):
-        records = records.subset(np.fromiter(map(_chooser(source.options), records), bool, len(records)))
     return records
-
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars, arrays and bytes as Python numbers, lists and strings."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _load_simulated(source: Source, kind: str) -> Records:
     from instructgpt_jax import simulated
 
-    chosen, kept, numbers, bad = _chooser(source.options), [], [], []
+    sieve, kept, numbers = _Sieve(source, kind), [], []
     for i, row in enumerate(simulated.records(source.name)):
-        try:
-            record = _rename(row, source.options)
-            schema.validate(record, kind)
-        except ValueError as error:
-            bad.append(f"simulated:{source.name}[{i}]: {error}")
-            continue
-        if chosen(record):
+        record = sieve.take(f"simulated:{source.name}[{i}]", dict, row)
+        if record is not None:
             kept.append(record)
             numbers.append(i)
-    records = Records(len(kept), kept.__getitem__, lambda i: f"simulated:{source.name}[{numbers[i]}]")
-    records.skipped = tuple(bad)
-    return records
+    return sieve.records(len(kept), kept.__getitem__, lambda i: f"simulated:{source.name}[{numbers[i]}]")

@@ -2,16 +2,18 @@
 
 Everything downstream sees ids only. Three conventions hold everywhere:
 
-* EOS ends a demonstration, a completion and a pretraining document, and is a token the models learn to write.
+* EOS ends a pretraining document, and a demonstration and a completion too where no chat template ends them with
+  another token (`end_id`). Both are tokens the models learn to write.
 * Our models never read PAD: the empty part of a row is `segments == 0`, with token 0. A tokenizer without a PAD token
   gets one where an export needs it, and nowhere else.
 * The text of a special token inside a record (a literal "<|endoftext|>" in a crawled page) is ordinary text: it is
-  encoded piece by piece and cannot end a sequence. Only BOS at the very beginning of a prompt, where a rendered chat
-  template writes it, is BOS.
+  encoded piece by piece and cannot end a sequence. Only BOS at the very beginning of a prompt is BOS, and what a chat
+  template writes itself (data/chats.py) are the tokens that it means.
 """
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +27,7 @@ import transformers
 from etils import epath
 
 from instructgpt_jax import paths
+from instructgpt_jax.data import chats, end_tokens, rendered
 
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -39,7 +42,10 @@ class Tokenizer:
     Attributes:
       start: ids that stand before every sequence: BOS for families that were trained with one (Llama), else none.
       bos: the text of that BOS; "" where there is none.
-      eos_id: the id that ends a text.
+      eos_id: the id that ends a pretraining document.
+      end_id: the id that ends a demonstration and a completion: the template's for the assistant's turn, else EOS.
+      end_ids: any of these ends a response, `end_id` among them; sorted.
+      chat: the template that prompts and dialogues are written by; None = they are texts.
       pad: the text of a token that is PAD and nothing else; "" where there is none.
       vocab_size: one more than the largest id that text or EOS can have: what a model must hold. A PAD may lie above.
       hash: hexadecimal digest of everything that says which ids a text has, and which text ids have. Equal tokenizers
@@ -49,6 +55,9 @@ class Tokenizer:
     start: tuple[int, ...]
     bos: str
     eos_id: int
+    end_id: int
+    end_ids: tuple[int, ...]
+    chat: chats.Template | None
     pad: str
     vocab_size: int
     hash: str
@@ -58,26 +67,77 @@ class Tokenizer:
     _special: np.ndarray  # (ids,) bool, whether it is one that no text has
 
     def __eq__(self, other) -> bool:
-        return isinstance(other, Tokenizer) and self.hash == other.hash
+        return isinstance(other, Tokenizer) and (self.hash, self.end_ids) == (other.hash, other.end_ids)
 
     def __hash__(self) -> int:
         return hash(self.hash)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def prompt(self, prompt: chats.Prompt) -> str | chats.Rendered:
+        """What `encode_prompts` takes of a prompt: its text, or what the template writes of it.
+
+        Raises:
+          ValueError: messages without a template, or that the template refuses.
+        """
+        if not isinstance(prompt, str):
+            self.check_messages()
+        return self.chat.prompt(prompt) if self.chat else prompt
+
+    def answer(self, prompt: chats.Prompt, text: str, ended: bool = True) -> str | chats.Rendered:
+        """What `encode` takes of an answer to a prompt; the token that ends it, where it `ended`, is not in it."""
+        return self.chat.answer(prompt, text, ended) if self.chat else text
+
+    def dialogue(self, messages: list[dict]) -> chats.Rendered:
+        """What `encode_dialogues` takes of a whole dialogue, see `prompt`."""
+        self.check_messages()
+        return self.chat.dialogue(messages)
+
+    def check_messages(self) -> None:
+        """Refuses messages where no template says how they are written."""
+        if not self.chat:
+            raise ValueError(
+                "messages need a chat template: --config.data.template=chat for the tokenizer's own, human_assistant, "
+                "or a Jinja file"
+            )
+
+    def encode_dialogues(self, texts: Sequence[chats.Rendered]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ids of whole dialogues, (length,) int32, and which are loss tokens, (length,) bool.
+
+        Behind the last of the assistant's turns stands `end_id` and nothing else.
+        """
+        found = []
+        for ids, loss in self._encoder.encode_dialogues(texts):
+            last = 1 + int(np.flatnonzero(loss).max(initial=0))
+            ids, loss = ids[:last], loss[:last]
+            if ids[-1] != self.end_id:
+                ids, loss = np.append(ids, np.int32(self.end_id)), np.append(loss, True)
+            start = self._start_of_chat
+            found.append((np.concatenate([start, ids]), np.concatenate([np.zeros(len(start), bool), loss])))
+        return found
+
+    def encode(self, texts: Sequence[str | chats.Rendered]) -> list[np.ndarray]:
         """The ids of each text, (length,) int32, without special tokens; the whole list on all cores at once.
+
+        Special tokens that a template wrote are there.
+
+        Args:
+          texts: all of them texts, or all of them rendered.
 
         Raises:
           ValueError: the text of a special token that the tokenizer has no other ids for.
         """
+        if texts and isinstance(texts[0], chats.Rendered):
+            return self._encoder.encode(texts)
         # Not by the wrapper of transformers: its offsets and masks cost a third of the time and nobody reads them.
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._ordinary(np.array(encoding.ids, np.int32)) for encoding in encodings]
 
-    def encode_prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_prompts(self, texts: Sequence[str | chats.Rendered]) -> list[np.ndarray]:
         """The ids of each text as the beginning of a sequence, (length,) int32: `start`, then the text's own.
 
-        A text that begins with the text of BOS, as a rendered chat template does, has it once.
+        A text that begins with the text of BOS has it once. A chat template writes BOS itself or does not want it.
         """
+        if texts and isinstance(texts[0], chats.Rendered):
+            return [np.concatenate([self._start_of_chat, ids]) for ids in self.encode(texts)]
         start = np.array(self.start, np.int32)
         return [np.concatenate([start, ids]) for ids in self.encode([text.removeprefix(self.bos) for text in texts])]
 
@@ -93,6 +153,15 @@ class Tokenizer:
             raise ValueError(f"ids must be of the tokenizer's {self.vocab_size}, got {wrong[:10]}, which no token has")
         return self._backend.decode(ids.tolist(), skip_special_tokens=False)
 
+    def text_of(self, ids: np.ndarray) -> tuple[str, bool]:
+        """The text of a response, without the token that ends it, and whether there is one.
+
+        With a template it is the content of a message.
+        """
+        ended = len(ids) > 0 and int(ids[-1]) in self.end_ids
+        text = self.decode(ids[:-1] if ended else ids)
+        return self.chat.content_of(text) if self.chat else text, ended
+
     def allowed(self, size: int) -> np.ndarray | None:
         """Which of the `size` ids of a model may be sampled: (size,) bool, those below `vocab_size` that a token has.
 
@@ -107,8 +176,11 @@ class Tokenizer:
         return self._backend.get_vocab()
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes it where `load` and AutoTokenizer find it."""
+        """Writes it where `load` and AutoTokenizer find it, with its end tokens and its template."""
         self._pretrained.save_pretrained(os.fspath(directory))
+        if self.end_ids != (self.eos_id,):
+            content = json.dumps({"eos_token_id": list(self.end_ids)}, indent=2) + "\n"
+            (pathlib.Path(directory) / end_tokens.GENERATION).write_text(content)
 
     def pretrained(self, pad: bool) -> transformers.PreTrainedTokenizerFast:
         """A copy for an export. Where PAD is no token of its own, EOS stands for it, or with `pad` a token is added.
@@ -122,13 +194,24 @@ class Tokenizer:
             made.pad_token = made.eos_token
         return made
 
+    @property
+    def _start_of_chat(self) -> np.ndarray:
+        """BOS, where no program that came with a checkpoint says whether it is there."""
+        return np.array(self.start if self.chat and self.chat.name == chats.HUMAN_ASSISTANT else (), np.int32)
+
+    @functools.cached_property
+    def _encoder(self) -> rendered.Encoder:
+        return rendered.Encoder(self._backend, self._special, self._spelled)
+
     def _ordinary(self, ids: np.ndarray) -> np.ndarray:
         """The ids of a text, with special tokens that its letters were merged to spelled out again."""
-        special = self._special[ids]
-        if not special.any():
-            return ids
-        parts = [self._spell(int(i)) if found else [i] for i, found in zip(ids, special, strict=True)]
-        return np.concatenate(parts).astype(np.int32)
+        return self._spelled(ids)[0] if self._special[ids].any() else ids
+
+    def _spelled(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `_ordinary`, and the place in `ids` that each came from."""
+        parts = [self._spell(int(i)) if found else [i] for i, found in zip(ids, self._special[ids], strict=True)]
+        places = np.repeat(np.arange(len(ids)), [len(part) for part in parts])
+        return np.concatenate([*parts, []]).astype(np.int32), places
 
     def _spell(self, special: int) -> list[int]:
         """The ids of the text of a special token, letter by letter."""
@@ -140,21 +223,26 @@ class Tokenizer:
         return spelled
 
 
-def load(name_or_directory: str | os.PathLike) -> Tokenizer:
+def load(name_or_directory: str | os.PathLike, chat: chats.Chat | None = None) -> Tokenizer:
     """A tokenizer from a directory or a Hugging Face Hub id.
 
     A directory needs `tokenizer.json`, or the `vocab.json` and `merges.txt` of GPT-2's byte-level BPE.
 
+    Args:
+      chat: how dialogues are written and responses end; None = as the run that the directory is of has it, without a
+        template where it is of none.
+
     Raises:
       ValueError: the tokenizer cannot be read or fetched, is slow, nearly empty, has no EOS, or gives a sentence fewer
-        than two different tokens, as some releases do silently when they find no vocabulary.
+        than two different tokens, as some releases do silently when they find no vocabulary; a template that cannot
+        be read or does not write dialogues; an end token that the tokenizer does not have.
     """
     name = paths.expand(name_or_directory)
     if "://" in name:  # transformers reads local files only
         with tempfile.TemporaryDirectory() as folder:
             for path in epath.Path(name).iterdir():
                 path.copy(f"{folder}/{path.name}")
-            return load(folder)
+            return load(folder, chat)
     directory = pathlib.Path(name)
     bare = (directory / "vocab.json").is_file() and not (directory / "tokenizer.json").is_file()
     try:
@@ -169,10 +257,10 @@ def load(name_or_directory: str | os.PathLike) -> Tokenizer:
             f"here, got {name!r}: {' '.join(str(error).split())}"
         ) from error
     _check(pretrained, name)
-    return _build(pretrained)
+    return _build(pretrained, chat or chats.kept(name) or chats.Chat(""), name)
 
 
-def _build(pretrained: transformers.PreTrainedTokenizerFast) -> Tokenizer:
+def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, name: str) -> Tokenizer:
     """The tokenizer around a backend of its own, which the calls of `pretrained` cannot change."""
     backend = tokenizers.Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
     backend.no_truncation()  # files of some models bring both, and texts are cut without a word
@@ -186,19 +274,35 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast) -> Tokenizer:
     unknown = {backend.token_to_id(name) for name in names if name}
     added = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     special = (added | {bos, pad}) - unknown - {None} | {eos}
-    only_pad = {pad} - unknown - {None, eos, bos}  # many published tokenizers pad with another token
+    content = [backend.to_str(), start, eos, sorted(special)]
 
     ids = set(backend.get_vocab().values())
+    ordinary = backend.get_added_tokens_decoder().keys() - special
+    texts = [[backend.id_to_token(i) for i in found] for found in (special, ordinary)]
+    template = chats.make(chat, pretrained, name, *texts) if chat.template else None
+    of_template, of_checkpoint = template.end if template else "", end_tokens.of_checkpoint(name)
+    end_id, end_ids = end_tokens.settle(backend, chat.end_tokens, of_template, eos, of_checkpoint)
+    if meant := ordinary & set(end_ids):  # the file calls them ordinary, but no message may end its own turn
+        raw = json.loads(backend.to_str())
+        for token in raw["added_tokens"]:
+            token["special"] |= token["id"] in meant
+        backend, special = tokenizers.Tokenizer.from_str(json.dumps(raw)), special | meant
+        backend.encode_special_tokens = True
+    if template or end_id != eos:
+        content += [template.jinja if template else "", end_id]
+    only_pad = {pad} - unknown - {None, eos, bos, *end_ids}  # many published tokenizers pad with another token
     known, is_special = np.zeros((2, 1 + max(ids)), bool)
     known[list(ids)], is_special[list(special)] = True, True
-    content = json.dumps([backend.to_str(), start, eos, sorted(special)])
     return Tokenizer(
         start=start,
         bos=pretrained.bos_token if start else "",
         eos_id=eos,
+        end_id=end_id,
+        end_ids=end_ids,
+        chat=template,
         pad=pretrained.pad_token if only_pad else "",
         vocab_size=1 + max(ids - only_pad),
-        hash=hashlib.sha256(content.encode()).hexdigest(),
+        hash=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         _backend=backend,
         _pretrained=pretrained,
         _known=known,

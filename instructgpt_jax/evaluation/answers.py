@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, responses
-from instructgpt_jax.data import padding
+from instructgpt_jax.data import chats, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
@@ -50,15 +50,15 @@ class Examiner:
           network, params: of the policy.
           stream: names the random numbers; another name, other samples.
           prompts: at most `max_prompt_length` tokens each.
-          prefix: text before every prompt that the policy sees and the other networks do not.
+          prefix: text before every prompt that the policy sees and the other networks do not; "" with a chat template.
 
         Returns:
-          for each prompt `text` (without the end-of-text token), `ended`, `length` in tokens, `score`, `judge` where
+          for each prompt `text` (without the token that ended it), `ended`, `length` in tokens, `score`, `judge` where
           there is one, and `kl`: the sum over the response tokens of logprob - ref_logprob, at the sampling
           temperature (at 1 when greedy).
         """
         c = self._options
-        bare = self.tokenizer.encode_prompts(prompts)
+        bare = self.tokenizer.encode_prompts([self.tokenizer.prompt(chats.given(prompt)) for prompt in prompts])
         seen = self.tokenizer.encode_prompts([prefix + prompt for prompt in prompts]) if prefix else bare
         widest = c.max_prompt_length + c.prefix.max_length * bool(prefix)
         rows = [padding.rows(wanted, self._mesh) for wanted in (c.batch_size, -(-c.batch_size // padding.NARROW))]

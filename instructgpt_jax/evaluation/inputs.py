@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from instructgpt_jax.data import datasets, encoding, sources
+from instructgpt_jax.data import chats, datasets, encoding, sources
 from instructgpt_jax.evaluation import curves, text
 from instructgpt_jax.training import checkpoint
 
@@ -15,7 +15,8 @@ from instructgpt_jax.training import checkpoint
 class Data(NamedTuple):
     """Everything that is read before anything is computed.
 
-    prompts: distribution -> its distinct prompts, the list of them `answers_per_prompt` times over.
+    prompts: distribution -> its distinct prompts, the list of them `answers_per_prompt` times over. A prompt that is
+      messages is a `chats.Dialogue`, here and below.
     prefix_prompts, snapshot_prompts: to choose the prefix by, and for the answers of snapshots.
     references: prompt -> the texts that people wrote.
     comparisons, tasks: records of comparisons; task -> its records.
@@ -49,10 +50,11 @@ def load(config: ConfigDict, tokenizer) -> Data:
         read[key] = about | {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
         return used
 
-    def plain(key: str, used: list) -> list:
+    def plain(key: str, found: Sequence) -> list:
         """As `note`, of records that are all used as they are."""
+        used, left_out = list(found), found.left_out if isinstance(found, sources.Records) else {}
         texts = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in used]
-        note(key, texts, {"records": len(used), "validation": 0, "left_out": {}})
+        note(key, texts, {"records": len(used) + sum(left_out.values()), "validation": 0, "left_out": left_out})
         return used
 
     def records(names: Sequence[str], kind: str) -> sources.Records:
@@ -66,7 +68,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
             return []
         allowed = datasets.allowed(config.data)
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
-        distinct = list(dict.fromkeys(found[i]["prompt"] for i in kept.records))
+        distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
 
     times = c.answers_per_prompt
@@ -78,7 +80,8 @@ def load(config: ConfigDict, tokenizer) -> Data:
             )
     references: dict[str, list[str]] = {}
     for record in plain("references", list(records(c.references, "demonstrations"))) if c.references else ():
-        references.setdefault(record["prompt"], []).append(record["completion"])
+        prompt, completion = chats.asked_and_said(record)
+        references.setdefault(prompt, []).append(completion)
     if references and not any(prompt in references for given in found.values() for prompt in given):
         raise ValueError("config.evaluate.references must have a prompt of config.evaluate.distributions, got none")
     if c.slots:
@@ -95,7 +98,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),
         snapshot_prompts=prompts("overoptimisation.prompts", c.overoptimisation.prompts),
         references=references,
-        comparisons=plain("accuracy", list(records(c.accuracy, "comparisons"))) if c.accuracy else [],
+        comparisons=plain("accuracy", records(c.accuracy, "comparisons")) if c.accuracy else [],
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,

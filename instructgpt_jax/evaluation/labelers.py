@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 
 from instructgpt_jax import simulated
+from instructgpt_jax.data import chats
 from instructgpt_jax.evaluation import statistics
 
 METADATA = ("follows_instruction", "satisfies_constraint", "hallucination", "appropriate", "toxic")
@@ -69,7 +70,7 @@ def agreement(records: Sequence[dict], seed: int) -> dict[str, float]:
     """Share of pairs on which two labelers of a group agree, by group of the comparisons, on their own completions."""
     found = {}
     for group in simulated.GROUPS:
-        items = [(record["prompt"], record["completions"]) for record in records if record.get("group") == group]
+        items = [(chats.named(one), one["completions"]) for one in records if one.get("group") == group]
         if items:
             found[group] = simulated.agreement(simulated.labelers(group), items, seed).share
     return found

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import losses, models
-from instructgpt_jax.data import padding
+from instructgpt_jax.data import chats, padding
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
@@ -53,12 +53,13 @@ def closed_task(
 
     Args:
       network, params: a language model.
-      records: `prompt`, `choices` and `answer`, the number of the right one.
+      records: `prompt` or `messages`, `choices` and `answer`, the number of the right one.
       options: `batch_size`, `row_length` and `microbatch_rows`.
     """
     starts = np.cumsum([0, *(len(record["choices"]) for record in records)])
-    prompts = tokenizer.encode_prompts([record["prompt"] for record in records for _ in record["choices"]])
-    choices = tokenizer.encode([choice for record in records for choice in record["choices"]])
+    asked = [(chats.prompt_of(record), choice) for record in records for choice in record["choices"]]
+    prompts = tokenizer.encode_prompts([tokenizer.prompt(prompt) for prompt, _ in asked])
+    choices = tokenizer.encode([tokenizer.answer(prompt, choice, ended=False) for prompt, choice in asked])
     Q, R = max(map(len, prompts)), max(map(len, choices))
     logprobs = []
     for cut in padding.cuts(len(prompts), options.batch_size):

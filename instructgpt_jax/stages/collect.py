@@ -2,9 +2,9 @@
 
 Each prompt of `config.data.prompts` gets K = 4 to 9 completions, in turn from every policy of `config.models`. One
 simulated labeler of each group in `config.collect.labelers` ranks them all; without groups they are written out for
-people to rank. A completion keeps whether it `ended` and the `tokens` that were sampled, so that the reward model reads
-what PPO will score: an answer that was cut has no end of text, and another segmentation of the text is another input.
-A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
+people to rank (stage `label`). A completion keeps whether it `ended` and the `tokens` that were sampled, so that the
+reward model reads what PPO will score: an answer that was cut has no end token, and another segmentation of the text is
+another input. A later stage reads the file of the workdir, `jsonl:{workdir}/collect/comparisons.jsonl`.
 """
 
 import json
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, process, responses, simulated
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import datasets, encoding, padding
+from instructgpt_jax.data import chats, datasets, encoding, padding
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.simulated import world
 from instructgpt_jax.training import resume
@@ -30,7 +30,8 @@ KEPT = ("prompt", "user", "use_case")  # fields of a prompt that its comparisons
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `comparisons.jsonl` into the workdir, with `config.collect.shuffled` also `shuffled.jsonl`: the same
-    completions with their ranks in random order; without labelers `unranked.jsonl` instead.
+    completions with their ranks in random order; without labelers `unranked.jsonl` instead, with `policies`: who wrote
+    which.
 
     Raises:
       ValueError: a policy that is missing, or whose context does not hold a prompt with its response.
@@ -71,10 +72,14 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         count = count_completions(number, *c.completions, config.seed)
         found = [written[number, k] for k in range(count)]
         kept = {field: record[field] for field in KEPT if field in record}
+        if "messages" in record:
+            kept["messages"] = chats.prompt_of(record)
+        if not c.labelers:  # people will be asked: the key of their questionnaire keeps who wrote what
+            kept["policies"] = [sorted(policies)[(number + k) % len(policies)] for k in range(count)]
         kept |= {
             "completions": [one.text for one in found],
             "ended": [one.ended for one in found],
-            "tokens": [one.tokens[: len(one.tokens) - one.ended].tolist() for one in found],  # without the end of text
+            "tokens": [one.tokens[: len(one.tokens) - one.ended].tolist() for one in found],  # without what ends them
             "tokenizer": tokenizer.hash,
         }
         collected.append(kept)
@@ -130,17 +135,18 @@ def complete(
 
 def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:
     """The record as a comparison, once for each group of labelers: by one of them, who depends on the prompt."""
+    prompt = chats.named(record)
     for group in groups:
         people = simulated.labelers(group)
-        labeler = world.pick(world.rng_of("labeler of", group, record["prompt"], seed), people)
-        ranking = simulated.rank(labeler, record["prompt"], record["completions"], seed)
+        labeler = world.pick(world.rng_of("labeler of", group, prompt, seed), people)
+        ranking = simulated.rank(labeler, prompt, record["completions"], seed)
         yield record | {"ranking": ranking, "labeler": labeler.name, "group": group}
 
 
 def shuffle(record: dict, seed: int) -> dict:
     """The comparison with its ranks in an order that has nothing to do with the completions."""
     ranks = record["ranking"]
-    rng = world.rng_of("shuffle", record["labeler"], record["prompt"], seed)
+    rng = world.rng_of("shuffle", record["labeler"], chats.named(record), seed)
     return record | {"ranking": world.sample(rng, ranks, len(ranks))}
 
 

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks, paths, process
 from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.data import chats
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import inputs, labelers, language, rewards, statistics, text
 from instructgpt_jax.evaluation.answers import Examiner
@@ -310,6 +311,8 @@ def side_by_side(config: ConfigDict, data: inputs.Data, answers: dict[str, dict[
     for distribution, prompts in data.prompts.items():
         for number, prompt in enumerate(list(dict.fromkeys(prompts))[: c.num_samples]):
             one = {"prompt": prompt, "distribution": distribution}
+            if isinstance(prompt, chats.Dialogue):
+                one["messages"] = prompt.messages
             if prompt in data.references:
                 one["reference"] = data.references[prompt][0]
             responses = {}

@@ -156,7 +156,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         reward=nets["reward"].config,
         policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
         value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
-        eos_id=data.tokenizer.eos_id,
+        eos_id=data.tokenizer.end_ids,
         allowed=data.tokenizer.allowed(nets["policy"].config.vocab_size),
         seed=config.seed,
         wave=config.rollout.wave or None,

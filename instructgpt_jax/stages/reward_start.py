@@ -1,4 +1,4 @@
-"""What a reward model begins with, where comparisons are few: the end of text, and the head.
+"""What a reward model begins with, where comparisons are few: the token that ends a completion, and the head.
 
 Both are off in the paper's configurations. A language model that becomes a reward model gets a random projection to one
 scalar, and reads the score at the end of text, a token whose state it never had to use. A few hundred comparisons leave
@@ -37,7 +37,7 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
       data: comparisons.
     """
     section, found = config.reward, network.load()
-    twin, eos = eos_twin(section, data.tokenizer), data.tokenizer.eos_id
+    twin, eos = eos_twin(section, data.tokenizer), data.tokenizer.end_id
     if twin is not None and (network.grown or not config.models.model.init_from):
         tokens = found["embed"]["tokens"]
         copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
@@ -51,9 +51,9 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
 
 
 def eos_twin(section: ConfigDict, tokenizer: Tokenizer) -> int | None:
-    """The token whose embedding the end of text starts with, `config.reward.eos_init`; None = its own.
+    """The token whose embedding the one that ends a completion starts with, `config.reward.eos_init`; None = its own.
 
-    The score is read at the end of text, where a language model has no use for the text behind: another document
+    The score is read there, at the end of text, where a language model has no use for the text behind: another document
     follows. A token that may or may not be the last of a text, such as a full stop, has a state that knows.
     """
     text = section.eos_init

@@ -1,5 +1,8 @@
 """Answers to prompts, by any checkpoint or Hugging Face directory.
 
+With a chat template (`config.data.template`) the terminal is a dialogue: each line is the user's next turn, and an
+empty line begins another dialogue. Else each line is a prompt by itself.
+
 The prompts come from `config.sample.prompts`, from `config.sample.file` (.jsonl or .jsonl.gz with records of prompts,
 else text with a prompt a line, plain or gzip), or, where both are empty, from the terminal, a line at a time. Text is
 UTF-8, and a line ends at its line feed. Each answer is printed and becomes a line of `samples.jsonl` in the workdir.
@@ -18,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, networks, paths, responses, run_tokenizer
-from instructgpt_jax.data import jsonl, padding, schema, sources
+from instructgpt_jax.data import chats, jsonl, padding, schema, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 
 RULE = "-" * 80  # between printed answers
@@ -26,7 +29,7 @@ SHORTEST = 16  # columns that prompts are padded to at least; then powers of two
 
 
 class Prompt(NamedTuple):
-    """A prompt, and where it stands."""
+    """A prompt, and where it stands; its text is a `chats.Dialogue` where it is messages."""
 
     origin: str
     text: str
@@ -50,17 +53,29 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     def keep(answers: Iterable[dict]) -> None:
         for one in answers:
             if jax.process_index() == 0:
-                print(f"{RULE}\n" * (len(given) > 1) + one["prompt"] + one["response"], flush=True)
+                print(f"{RULE}\n" * (len(given) > 1) + shown(one), flush=True)
                 path = folder / "samples.jsonl"
                 with errors.naming(path), path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"model": source, **one}, ensure_ascii=False) + "\n")
 
+    def shown(one: dict) -> str:
+        if tokenizer.chat is None:
+            return one["prompt"] + one["response"]
+        return (one["prompt"] + "\n\n") * bool(given) + one["response"]
+
     if given:
         keep(answer(given, 0))
         return
-    for number, line in enumerate(_typed()):
+    said: list[dict] = []  # of the dialogue, where there is a template
+    for number, line in enumerate(_typed(bool(tokenizer.chat))):
+        if not line:
+            said = []
+            continue
         try:
-            keep(answer([Prompt("the prompt", line)], number))
+            turns = [*said, {"role": "user", "content": line}]
+            found = list(answer([Prompt("the prompt", chats.Dialogue(turns) if tokenizer.chat else line)], number))
+            keep(found)
+            said = [*turns, {"role": schema.ASSISTANT, "content": found[0]["response"]}]
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
 
@@ -71,7 +86,7 @@ def read_prompts(config: ConfigDict) -> list[Prompt]:
     found = [Prompt(f"config.sample.prompts[{number}]", text) for number, text in enumerate(c.prompts)]
     if c.file.endswith((".jsonl", ".jsonl.gz")):
         records = sources.load((f"jsonl:{c.file}",), "prompts", config.data.skip_bad)
-        found += [Prompt(records.origin(i), records[i]["prompt"]) for i in range(len(records))]
+        found += [Prompt(records.origin(i), chats.named(records[i])) for i in range(len(records))]
     elif c.file:
         if not epath.Path(c.file).is_file():
             raise ValueError(f"config.sample.file must exist, got {c.file!r}")
@@ -98,7 +113,7 @@ def make_answer(
         for prompt in prompts:
             if not schema.is_text(prompt.text):
                 raise ValueError(f"{prompt.origin} holds bytes that are no UTF-8, or half of a surrogate pair")
-        encoded = tokenizer.encode_prompts([prompt.text for prompt in prompts])
+        encoded = tokenizer.encode_prompts([rendered(prompt) for prompt in prompts])
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if not 1 <= len(tokens) <= limit:
                 raise ValueError(
@@ -106,6 +121,12 @@ def make_answer(
                     f"config.sample.response_length={c.response_length}), got {len(tokens)}"
                 )
         return encoded
+
+    def rendered(prompt: Prompt) -> str | chats.Rendered:
+        try:
+            return tokenizer.prompt(chats.given(prompt.text))
+        except ValueError as error:
+            raise ValueError(f"{prompt.origin}: {error}") from None
 
     def answer(prompts: list[Prompt], first: int) -> Iterator[dict]:
         encoded = encode(prompts)
@@ -115,18 +136,21 @@ def make_answer(
         numbers = range(first, first + len(prompts))
         for batch, found in responses.answer(sampler, params, encoded, numbers, batches, mesh):
             for place, one in zip(batch.places, found, strict=True):
-                yield {"prompt": prompts[place].text, "response": one.text, "ended": one.ended}
+                text = prompts[place].text
+                also = {"messages": text.messages} if isinstance(text, chats.Dialogue) else {}
+                yield {"prompt": text, **also, "response": one.text, "ended": one.ended}
 
     return answer
 
 
-def _typed() -> Iterator[str]:
-    """Lines from the terminal (or a pipe) until its end; `\\n` in one is a line break.
+def _typed(dialogue: bool) -> Iterator[str]:
+    """Lines from the terminal (or a pipe) until its end; `\\n` in one is a line break. Empty ones only in a dialogue.
 
     Bytes that are no UTF-8 come as surrogates, which are refused with the prompt that has them.
     """
     if sys.stdin.isatty():
-        print("One prompt a line, \\n for a line break, Ctrl-D to leave.", file=sys.stderr)
+        turns = "One turn a line, an empty line for another dialogue" if dialogue else "One prompt a line"
+        print(f"{turns}, \\n for a line break, Ctrl-D to leave.", file=sys.stderr)
     elif isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     while True:
@@ -135,5 +159,5 @@ def _typed() -> Iterator[str]:
         except EOFError:
             return
         line = line.removesuffix("\r")
-        if line:
+        if line or dialogue:
             yield line.replace("\\n", "\n")

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
+from instructgpt_jax.validate import labeling
 from instructgpt_jax.validate.evaluation import check_evaluation
 from instructgpt_jax.validate.rules import (
     FLAG,
@@ -40,7 +41,8 @@ TOKENIZER = Rule(
 )
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
-    "tokenizer": TOKENIZER, "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
+    "tokenizer": TOKENIZER, "template": TEXT, "end_tokens": TEXTS,
+    "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "data_dir": TEXT,
     "cache_dir": TEXT, "allow_changed": FLAG,
 }  # fmt: skip
@@ -112,6 +114,7 @@ SECTIONS = {
         ),
         "labelers": Rule(f"a tuple of {GROUPS}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(GROUPS)),
     },
+    "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {},
 }  # fmt: skip
@@ -121,6 +124,7 @@ NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
+    "label": (),
 }
 SOURCES = {
     "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",
@@ -154,6 +158,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
             check(config.get("data", None), name, rule, "config.data")
     if stage == "evaluate":
         check_evaluation(config)
+    if stage == "label":
+        labeling.check_labeling(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)

@@ -20,6 +20,11 @@ def check_evaluation(config: ConfigDict) -> None:
             raise ValueError(f"names in {path} must be letters, digits, - and _, got {name!r}")
     prompts = {f"distributions.{name}": c.distributions[name] for name in c.distributions}
     if any(entry.prefix for entry in c.models.values()):
+        if config.data.template:
+            raise ValueError(
+                f"config.data.template must be '' beside a model with a prefix, which reads text, got "
+                f"{config.data.template!r}"
+            )
         if not c.prefix.candidates or not c.prefix.max_length:
             given = f"{len(c.prefix.candidates)} and {c.prefix.max_length}"
             raise ValueError(

@@ -4,12 +4,14 @@
 """
 
 import importlib.util
+from collections.abc import Callable
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths
-from instructgpt_jax.data import jsonl, sources
+from instructgpt_jax.data import chats, jsonl, sources, tables
+from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
 from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
@@ -38,16 +40,22 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if config.stage == "evaluate":
             found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
+        if config.stage == "label" and config.label.step == "make":
+            read["config.label.source"] = config.label.source
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
-                if form == "jsonl" and expected(place):
+                if form in ("jsonl", "parquet", "hf") and expected(place):
                     try:
-                        jsonl.match(place)
+                        tables.check_hf(place) if form == "hf" else jsonl.match(place, form)
                     except ValueError as error:
                         raise ValueError(f"{name}: {error}") from None
         wanted = "" if kept or config.data.tokenizer.startswith("train:") else config.data.tokenizer
         if wanted and expected(wanted):
             _check_tokenizer(wanted)
+        if config.data.template not in chats.NAMES and not kept:
+            chats.source(config.data.template, None, wanted)  # is it there
+    if config.stage == "label":
+        _check_files_of_labeling(config.label, expected)
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
     shapes, empty = {}, networks.stand_ins(config)
@@ -56,6 +64,22 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if name not in empty and expected(entry.get("init_from", "")):
             shapes[name] = networks.shape(f"config.models.{name}", entry)
     _check_rows(config, shapes)
+
+
+def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> None:
+    """Refuses files that a step of labelling reads and that are not there, and a server that cannot be spoken to."""
+    named = {"labelers": (c.labelers,), "instructions": (c.instructions,) if c.instructions else ()}
+    named |= {"export": c.export} if c.step == "read" else {}
+    for key, files in named.items():
+        for file in files:
+            try:
+                found = not expected(file) or jsonl.match(file, "json")
+            except ValueError:
+                found = False
+            if not found:
+                raise ValueError(f"config.label.{key} must name a file that exists, got {file!r}")
+    if c.step in ("push", "pull"):
+        server.check()
 
 
 def _check_tokenizer(name: str) -> None:
