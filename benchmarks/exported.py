@@ -32,7 +32,7 @@ def export(init_from: str, folder: str) -> str:
 
     config = common.config("export")
     config.models.model = common.network(init_from=init_from)
-    config.export = {}
+    config.export = {"dtype": "float32"}
     instructgpt.run(config, folder)
     return folder
 

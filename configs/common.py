@@ -283,6 +283,9 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
         "answers_per_prompt": 1,
         "split": "all",  # of the records; or valid: those that training holds out
         "labelers": False,  # the simulated ones judge the answers
+        "rankings": (),  # sources of comparisons with `policies`: people judge, see `label`; more may come ...
+        "ratings": (),  # ... as may their ratings, before report/ is removed and made again
+        "preferences": (),  # reward or judge or both: what they prefer by their scores, named as theirs
         "references": (),  # sources of demonstrations: the answers' overlap with them
         "slots": False,  # whether an answer says all of its meaning representation
         "tasks": {},  # name -> sources of closed tasks

@@ -25,6 +25,7 @@ from instructgpt_jax import models, process, run_tokenizer
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import RUNTIME_FIELDS, ModelConfig, hf
+from instructgpt_jax.models.hf import storage
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
@@ -208,7 +209,7 @@ def _locate(key: str, entry: ConfigDict | dict, fields: dict, vocab_size: int) -
     except FileNotFoundError:
         raise ValueError(
             f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}"
-            + _how_to_make(init_from)
+            + (storage.hint(path) or _how_to_make(init_from))
         ) from None
     except ValueError as error:
         raise ValueError(f"{key}.init_from must be whole, got {init_from!r}: {error}") from error

@@ -19,8 +19,8 @@ PATHS = (
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
-    "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy", "evaluate.prefix.prompts",
-    "evaluate.overoptimisation.prompts", "label.source",
+    "evaluate.rankings", "evaluate.ratings", "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy",
+    "evaluate.prefix.prompts", "evaluate.overoptimisation.prompts", "label.source",
 )  # fmt: skip
 
 

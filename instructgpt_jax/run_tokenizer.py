@@ -1,6 +1,8 @@
 """The tokenizer of a run: where it comes from, where it is kept, which networks share it."""
 
+import json
 import os
+import pathlib
 import tempfile
 
 from etils import epath
@@ -10,6 +12,8 @@ from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
+from instructgpt_jax.models import hf
+from instructgpt_jax.models.hf import storage
 
 
 def beside(init_from: str | os.PathLike) -> str:
@@ -94,9 +98,14 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
                 train((record["text"] for record in records), int(wanted.removeprefix("train:")), made)
                 wanted = made
             chat = chat_of(config, wanted)
-            load(wanted, chat).save(made)
+            tokenizer = load(wanted, chat)
+            tokenizer.save(made)
             if chat.template:
                 chats.keep(chat, made)
+            generation = hf.read_generation(wanted)  # how its model is sampled: for the export at the end
+            if generation:
+                generation["eos_token_id"] = list(tokenizer.end_ids)
+                (pathlib.Path(made) / storage.GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
             kept.mkdir(parents=True, exist_ok=True)
             # tokenizer.json comes last: where it is, the others are.
             for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):

@@ -1,5 +1,6 @@
 """A run's folder: whose it is, and files in it that are never half written."""
 
+import fnmatch
 import json
 import os
 from typing import Any
@@ -14,15 +15,21 @@ from instructgpt_jax import errors, paths
 # same when it is run again ...
 FIXED = ("stage", "seed", "models", "data", "rollout")
 # ... except, inside them, the length of the run, what changes speed or memory alone, places (the tokenizer that counts
-# is the copy in the workdir), and the step of labelling. All else (mesh, logging, checkpoints, evaluation) may change
-# freely.
+# is the copy in the workdir), the step of labelling, and who judges the answers. All else (mesh, logging, checkpoints,
+# evaluation) may change freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
-    "skip_answers",
+    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export", "skip_answers",
+    "rankings", "ratings", "preferences",
 )  # fmt: skip
-# Keys that a config.json from before them lacks, and what they were then.
-LATER = {"evaluate.answers_per_prompt": 1, "data.template": "", "data.end_tokens": []}
+LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then
+    "evaluate.answers_per_prompt": 1,
+    "data.template": "",
+    "data.end_tokens": [],
+    "models.*.architecture.scaled_embeddings": False,
+    "models.*.architecture.local_rotary_theta": None,
+    "models.*.architecture.norm_offset": 0.0,
+}
 
 
 def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:
@@ -96,7 +103,8 @@ def compare(stored: dict, asked: dict) -> list[str]:
     """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
     sections = (*FIXED, str(asked.get("stage")))
     stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
-    stored = {name: value for name, value in LATER.items() if name in asked} | stored
+    then = {name: value for key, value in LATER.items() for name in fnmatch.filter(asked, key)}
+    stored = then | stored
     names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
     missing = "nothing"
     return [

@@ -34,6 +34,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 50.0}
 
 # Name -> (class of transformers, configuration). Together they switch every option that the tables know.
 CASES = {
@@ -60,13 +61,31 @@ CASES = {
         | {"rope_parameters": LLAMA3},
     ),
     "llama_linear": ("Llama", _SHAPE | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama_yarn": (
+        "Llama",
+        _GROUPED
+        | {"head_dim": 16}
+        | {"rope_parameters": YARN | {"beta_fast": 3, "mscale": 2.0, "mscale_all_dim": 0.5, "truncate": False}},
+    ),
     "mistral": ("Mistral", _GROUPED | {"sliding_window": 5}),
     "qwen2": (
         "Qwen2",
         _GROUPED
         | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "tie_word_embeddings": True},
     ),
-    "qwen3": ("Qwen3", _GROUPED | {"head_dim": 8}),
+    "gemma3_text": (
+        "Gemma3Text",
+        _GROUPED
+        | {"num_hidden_layers": 3, "head_dim": 8, "query_pre_attn_scalar": 6, "sliding_window": 5}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 900.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+            }
+        },
+    ),
+    "qwen3": ("Qwen3", _GROUPED | {"head_dim": 8, "rope_parameters": YARN}),
 }
 
 
@@ -79,13 +98,15 @@ def build(case: str, head: str = "ForCausalLM", seed: int = 0, **changes):
     options |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": options.get("pad_token_id", 0)}
     config = getattr(transformers, f"{name}Config")(**options, attn_implementation="eager")
     head = "LMHeadModel" if name == "GPT2" and head == "ForCausalLM" else head
+    start = 0 if name.startswith("Gemma") else 1  # of a norm's weight
+    name = name.removesuffix("Text") if head == "ForCausalLM" else name
     torch.manual_seed(seed)
     model = getattr(transformers, name + head)(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
             if "norm" in parameter_name or "ln_" in parameter_name:
-                parameter.copy_(0.3 * noise + (1 if parameter_name.endswith("weight") else 0))
+                parameter.copy_(0.3 * noise + (start if parameter_name.endswith("weight") else 0))
             else:
                 parameter.copy_(noise * (0.3 if parameter.ndim == 1 else 1.5 / parameter.shape[-1] ** 0.5))
     return model

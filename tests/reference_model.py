@@ -13,14 +13,16 @@ def random_params(config: ModelConfig, init, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
 
     def fill(path, x):
-        return np.asarray((path[-1].key == "scale") + 0.2 * rng.standard_normal(x.shape), np.float32)
+        start = (path[-1].key == "scale") * (1 - config.norm_offset)
+        return np.asarray(start + 0.2 * rng.standard_normal(x.shape), np.float32)
 
     return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: init(config, jax.random.key(0))))
 
 
 def _norm(config, x, p):
     if config.norm == "rmsnorm":
-        return x / math.sqrt(sum(v * v for v in x) / len(x) + config.norm_eps) * p["scale"]
+        scale = p["scale"] + config.norm_offset
+        return x / math.sqrt(sum(v * v for v in x) / len(x) + config.norm_eps) * scale
     mean = sum(x) / len(x)
     variance = sum((v - mean) ** 2 for v in x) / len(x)
     return (x - mean) / math.sqrt(variance + config.norm_eps) * p["scale"] + p["bias"]
@@ -39,11 +41,12 @@ def _activation(name, x):
     return np.array([one(v) for v in x])
 
 
-def _rotate(config, x, position):
+def _rotate(config, x, position, window):
     x, R = x.copy(), config.rotary_width
+    theta = config.local_rotary_theta if window and config.local_rotary_theta else config.rotary_theta
     for i in range(R // 2):
         a, b = (2 * i, 2 * i + 1) if config.rotary_interleaved else (i, i + R // 2)
-        angle = position * config.rotary_theta ** (-2 * i / R)
+        angle = position * theta ** (-2 * i / R)
         x[a], x[b] = x[a] * math.cos(angle) - x[b] * math.sin(angle), x[b] * math.cos(angle) + x[a] * math.sin(angle)
     return x
 
@@ -56,12 +59,12 @@ def _attention(config, xs, p, window):
     def project(name, x, head):
         y = x @ p[name]["kernel"][:, head] + (p[name]["bias"][head] if config.qkv_bias else 0)
         if name != "value" and config.qk_norm:
-            y = y / math.sqrt(np.mean(y * y) + config.norm_eps) * p[f"{name}_norm"]["scale"]
+            y = y / math.sqrt(np.mean(y * y) + config.norm_eps) * (p[f"{name}_norm"]["scale"] + config.norm_offset)
         return y
 
     keys, values, out = [], [], []
     for t, x in enumerate(xs):
-        turn = (lambda y, t=t: _rotate(config, y, t)) if config.positions == "rotary" else (lambda y: y)
+        turn = (lambda y, t=t: _rotate(config, y, t, window)) if config.positions == "rotary" else (lambda y: y)
         keys.append([turn(project("key", x, m)) for m in range(config.num_kv_heads)])
         values.append([project("value", x, m) for m in range(config.num_kv_heads)])
         total = p["out"]["bias"].copy() if config.out_bias else np.zeros(config.width)
@@ -89,6 +92,8 @@ def forward(config: ModelConfig, params: dict, tokens) -> np.ndarray:
     """(n, V) float64 logits of one sequence (of n scalars with a scalar head)."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     xs = [p["embed"]["tokens"][token] for token in tokens]
+    if config.scaled_embeddings:
+        xs = [x * math.sqrt(config.width) for x in xs]
     if config.embedding_width != config.width:
         xs = [x @ p["embed"]["project_in"] for x in xs]
     if config.positions == "learned":
@@ -103,7 +108,11 @@ def forward(config: ModelConfig, params: dict, tokens) -> np.ndarray:
             continue
         normed = [_norm(config, x, b["norm1"]) for x in xs]
         ys = _attention(config, normed, b["attention"], window)
-        if config.residual == "sequential":
+        if config.residual == "sandwich":
+            xs = [x + _norm(config, y, b["norm1_after"]) for x, y in zip(xs, ys, strict=True)]
+            ys = [_mlp(config, _norm(config, x, b["norm2"]), b["mlp"]) for x in xs]
+            xs = [x + _norm(config, y, b["norm2_after"]) for x, y in zip(xs, ys, strict=True)]
+        elif config.residual == "sequential":
             xs = [x + y for x, y in zip(xs, ys, strict=True)]
             xs = [x + _mlp(config, _norm(config, x, b["norm2"]), b["mlp"]) for x in xs]
         else:

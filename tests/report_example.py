@@ -93,10 +93,10 @@ def row(level: float, baseline: bool) -> dict:
         "win_rate": rates,
         "likert": {"training": interval(1.5 + 4 * level, 0.1), "heldout": interval(1.4 + 4 * level, 0.1)},
         "metadata": {
-            "follows_instruction": interval(0.2 + level, 0.02),
+            "fails_instruction": interval(0.8 - level, 0.02),
             "satisfies_constraint": interval(0.1 + level, 0.03),
             "hallucination": interval(0.5 - 0.6 * level, 0.03, 230),
-            "appropriate": interval(0.22 + level, 0.02),
+            "inappropriate": interval(0.78 - level, 0.02),
             "toxic": interval(0.09 - 0.1 * level, 0.005),
         },
         "score": interval(3 * level - 1, 0.08),

@@ -76,8 +76,22 @@ def test_rotary_frequencies():
     np.testing.assert_allclose(attention.rotary_frequencies(4, 100.0, ()), [1.0, 0.1], rtol=1e-6)
     linear = (("factor", 4.0), ("kind", "linear"))
     np.testing.assert_allclose(attention.rotary_frequencies(4, 100.0, linear), [0.25, 0.025], rtol=1e-6)
-    with pytest.raises(ValueError, match="rotary_scaling kind .*'yarn'"):
-        attention.rotary_frequencies(4, 100.0, (("kind", "yarn"),))
+    with pytest.raises(ValueError, match="rotary_scaling kind .*'dynamic'"):
+        attention.rotary_frequencies(4, 100.0, (("kind", "dynamic"),))
+
+
+def test_yarn_by_hand():
+    """Of 100 turns in the original context to 1, channel 0 to 2 of a width of 4: 0 stays, 1 is halfway, 2 is none."""
+    options = {"kind": "yarn", "factor": 4.0, "original_max_position": 200 * math.pi, "attention_factor": 1.5}
+    options |= {"beta_fast": 100 - 1e-6, "beta_slow": 1.0 + 1e-9, "truncate": False}
+    got = attention.rotary_frequencies(4, 100.0, tuple(options.items()))
+    np.testing.assert_allclose(got, [1.0, 0.1 / 2 + 0.1 / 4 / 2], rtol=1e-5)
+    options |= {"beta_fast": 40.0, "beta_slow": 20.0}  # channels 0.4 and 0.7: whole ones are 0 and 1
+    got = attention.rotary_frequencies(4, 100.0, tuple((options | {"truncate": True}).items()))
+    np.testing.assert_allclose(got, [1.0, 0.1 / 4], rtol=1e-5)
+    assert attention.rotary_scale(tuple(options.items())) == 1.5 and attention.rotary_scale(()) == 1
+    cos, sin = attention.rotary_angles(jnp.array([[3]]), jnp.array([0.5]), 2.0)
+    np.testing.assert_allclose([cos[0, 0, 0], sin[0, 0, 0]], [2 * math.cos(1.5), 2 * math.sin(1.5)], rtol=1e-6)
 
 
 def test_llama3_scaling_by_cases():

@@ -3,17 +3,23 @@
 import json
 
 import jax
+import numpy as np
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
 from configs import common, pretrain_tiny, reward_6b
 from instructgpt_jax import main, simulated
-from instructgpt_jax.data import encoding, sources
+from instructgpt_jax.data import datasets, encoding, sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import people
+from instructgpt_jax.labeling import kinds, make
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.stages import collect
 from instructgpt_jax.validate import validate
 
 PROMPTS = 30
+FILES = {"rankings": "comparisons", "ratings": "ratings"}  # what evaluate calls what label writes
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
@@ -206,6 +212,75 @@ def test_a_reward_model_learns_from_the_file(base, collected, tmp_path):
     config.reward.num_steps, config.eval_every, config.data.valid_fraction = 1, 0, 0.0
     main.run(config, str(tmp_path))
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["reward/pairs"] > 0
+
+
+def questionnaire(source, **changes):
+    config = common.labeling("comparisons")
+    source = source if ":" in str(source) else f"jsonl:{source}"
+    config.label.update({"step": "simulate", "source": (source,), "projects": "shared", "overlap": 1} | changes)
+    return config
+
+
+def test_rankings_by_questionnaire_are_the_same_data(base, collected, tmp_path):
+    """Unranked answers, their questionnaire, an export of Label Studio and its reader: the batches of the reward model
+    are those of the rankings that `collect` writes by itself, bit for bit."""
+    main.run(configure(base, labelers=(), shuffled=False), str(tmp_path / "collect"))
+    main.run(questionnaire(tmp_path / "collect" / "unranked.jsonl"), str(tmp_path / "label"))
+    asked = [record for record in read(collected / "comparisons.jsonl") if record["group"] == "training"]
+    answered = read(tmp_path / "label" / "comparisons.jsonl")
+    for line, record in zip(answered, asked, strict=True):
+        assert line.items() >= record.items()  # and with it tokens, ends and labeler
+    (tmp_path / "direct.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked))
+    found, mesh = [], make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    for path in (tmp_path / "direct.jsonl", tmp_path / "label" / "comparisons.jsonl"):
+        config = reward_6b.get_config("tiny")
+        config.data.update({"tokenizer": str(base / "tokenizer"), "comparisons": (f"jsonl:{path}",)})
+        config.data.max_prompt_tokens = 0
+        data = datasets.load(config, config.reward, "comparisons", mesh)
+        found.append((data.read, [data.train_batches[n] for n in range(len(data.train_batches))]))
+    assert found[0][0] == found[1][0] and len(found[0][1]) > 2
+    jax.tree.map(np.testing.assert_array_equal, found[0][1], found[1][1])
+
+    # The ratings are what the panel says; both files judge the policies.
+    labelers = {one.name: one for one in simulated.labelers("training")}
+    ratings = read(tmp_path / "label" / "ratings.jsonl")
+    for line in ratings:
+        said = simulated.rate(labelers[line["labeler"]], line["prompt"], line["answer"], 0)
+        assert {"rating": line["rating"], **line["fields"], "toxic": said["toxic"]} == said
+    evaluated = {"order": ("one", "two"), "baseline": "one", "preferences": ()}
+    evaluated |= {name: (f"jsonl:{tmp_path}/label/{file}.jsonl",) for name, file in FILES.items()}
+    config = ConfigDict({"seed": 0, "evaluate": evaluated, "data": {"skip_bad": 0, "data_dir": ""}})
+    judged = people.load(config, {"instruct": [record["prompt"] for record in asked]})
+    rows = people.judge(config, judged, {"instruct": []}, {})[0]["instruct"]
+    assert 0.2 < rows["two"]["win_rate"]["training"]["mean"] < 0.8  # one model under two names
+    assert set(rows["one"]["metadata"]) == set(kinds.FIELDS) and rows["one"]["likert"]["training"]["n"] > 20
+
+
+def test_simulated_labelers_answer_what_they_are_asked(collected, tmp_path):
+    """A project each, some tasks for several; both groups where projects are shared."""
+    answers = [r for r in read(collected / "comparisons.jsonl") if r["group"] == "training"][:8]
+    lines = [{key: r[key] for key in ("prompt", "completions", "tokens", "tokenizer", "ended")} for r in answers]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    several = questionnaire(tmp_path / "a.jsonl", projects="labeler", overlap=3, overlap_share=0.5)
+    main.run(several, str(tmp_path / "own"))
+    key = make.read_key(epath.Path(tmp_path / "own"))
+    assert [len(task.labelers) for task in key.values()].count(3) == 4
+    pages = [(line["task"], line["labeler"]) for line in read(tmp_path / "own" / "comparisons.jsonl")]
+    assert sorted(pages) == sorted((task.id, name) for task in key.values() for name in task.labelers)
+    both = questionnaire(tmp_path / "a.jsonl", groups=("training", "heldout"))
+    main.run(both, str(tmp_path / "both"))
+    for group in ("training", "heldout"):
+        got = [line["labeler"] for line in read(tmp_path / "both" / "comparisons.jsonl") if line["group"] == group]
+        assert got == [simulated.draw_labelers(group, record["prompt"], 1, 0)[0].name for record in answers]
+    main.run(questionnaire("simulated:comparisons:train:20"), str(tmp_path / "nine"))
+    ranked = read(tmp_path / "nine" / "comparisons.jsonl")
+    for line in ranked:
+        labeler = simulated.draw_labelers("training", line["prompt"], 1, 0)[0]
+        assert line["ranking"] == simulated.rank(labeler, line["prompt"], line["completions"], 0)
+    assert max(len(line["ranking"]) for line in ranked) == 9
+    for changes in ({"groups": ("researcher",)}, {"kind": "toxicity"}):
+        with pytest.raises(ValueError, match="^config.label.kind must be 'comparisons' and groups of .* for step 's"):
+            main.run(questionnaire(tmp_path / "a.jsonl", **changes), str(tmp_path / "none"))
 
 
 def test_the_prompts_of_a_run_are_drawn_by_its_seed():

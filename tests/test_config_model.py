@@ -1,11 +1,13 @@
 """Named sizes against published parameter counts, and what a configuration refuses."""
 
+import dataclasses
 import re
 
 import jax.numpy as jnp
 import pytest
 from hf_checkpoints import count_params
 
+from instructgpt_jax import workdir
 from instructgpt_jax.models import SIZES, ModelConfig
 from instructgpt_jax.models import config as config_module
 from instructgpt_jax.training import supervised
@@ -21,6 +23,21 @@ def test_table_of_sizes(name):
     numbers = [int(number.replace(",", "")) for number in row.groups()]
     config = SIZES[name]
     assert numbers == [config.num_layers, config.width, config.num_heads, count_params(config)]
+
+
+def test_a_run_from_before_a_field_of_the_architecture_goes_on():
+    prefix = "models.*.architecture."
+    later = {key.removeprefix(prefix): value for key, value in workdir.LATER.items() if key.startswith(prefix)}
+    assert later == {name: getattr(SMALL, name) for name in later} and "norm_offset" in later
+
+    def run(architecture):
+        return {"stage": "sft", "models": {"policy": {"architecture": architecture}}}
+
+    now = dataclasses.asdict(SMALL)
+    before = {name: value for name, value in now.items() if name not in later}
+    assert workdir.compare(run(before), run(now)) == []
+    (line,) = workdir.compare(run(before), run(now | {"norm_offset": 1.0}))
+    assert "models.policy.architecture.norm_offset: 0.0 in the workdir, 1.0 asked for" in line
 
 
 def test_published_counts():

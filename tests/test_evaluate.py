@@ -19,6 +19,7 @@ from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import labelers, language
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
+from instructgpt_jax.labeling import kinds
 from instructgpt_jax.stages import evaluate
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
@@ -69,6 +70,9 @@ def config(runs, **changes):
         "answers_per_prompt": 1,
         "split": "all",
         "labelers": True,
+        "rankings": (),
+        "ratings": (),
+        "preferences": (),
         "references": (),
         "slots": False,
         "tasks": {"cloze": ("simulated:cloze:test:10",)},
@@ -210,6 +214,51 @@ def test_report(whole):
     assert (whole / "report" / "index.html").exists()
 
 
+def test_people_and_the_reward_model_judge(runs, whole, tmp_path, capsys):
+    """The answers of a whole run, with labels of other completions in place of the panel; more labels may come."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "report")
+    (tmp_path / "parts" / "reward_model.json").unlink()
+    unused = simulated.records("gpt_prompts:test:30")[-1]["prompt"]  # behind config.evaluate.num_prompts
+    ranking = {
+        "prompt": unused, "completions": ["a", "b", "c"], "policies": ["base", "sft", "sft"],
+        "ranking": [1, 2, 1], "task": "t", "labeler": "x", "group": "heldout",
+    }  # fmt: skip
+    lines = [ranking, ranking | {"labeler": "y", "ranking": [2, 2, 1]}]
+    (tmp_path / ".rankings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rated = {"prompt": "elsewhere", "answer": "a", "policy": "base", "rating": 6, "labeler": "x", "group": "heldout"}
+    rated |= {"fields": {"opinion": True, "hallucination": None}}
+    (tmp_path / ".ratings.jsonl").write_text(json.dumps(rated) + "\n")
+    named = {"rankings": (f"jsonl:{tmp_path}/.rankings.jsonl",), "ratings": (f"jsonl:{tmp_path}/.ratings.jsonl",)}
+    settings = config(runs, evaluate__labelers=False, evaluate__preferences=("reward",))
+    stored = json.loads((tmp_path / "config.json").read_text()) | {"evaluate": settings.evaluate.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    settings.evaluate.update(named)
+    main.run(settings, str(tmp_path))
+    assert "evaluate: 2 rankings and 1 ratings by 2 labelers" in capsys.readouterr().err
+    report = read(tmp_path)
+    rates = report["results"]["gpt"]["base"]["win_rate"]
+    assert rates["heldout"]["mean"] == (0.75 + 0.25) / 2
+    assert report["results"]["gpt"]["sft"]["win_rate"]["heldout"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 1}
+    answers = {n: json.loads((whole / "parts" / f"answers.gpt.{n}.json").read_text()) for n in ("base", "sft")}
+    won = [a["score"] > b["score"] for a, b in zip(*answers.values(), strict=True)]
+    assert rates["reward"]["mean"] == np.mean(won) and rates["reward"]["n"] == 12
+    assert report["head_to_head"]["gpt"]["reward"]["sft"]["base"]["mean"] == pytest.approx(1 - np.mean(won))
+    assert list(report["results"]["instruct"]["prompted"]["win_rate"]) == ["reward"]
+    assert report["results"]["other"] == {
+        "base": {
+            "likert": {"heldout": {"mean": 6.0, "low": 6.0, "high": 6.0, "n": 1}},
+            "metadata": {"opinion": report["results"]["other"]["base"]["metadata"]["opinion"]},
+        }
+    }
+    assert report["people"]["labelers"] == {"heldout": 2}
+    assert report["people"]["agreement"]["heldout"] == report["reward_model"]["agreement"]["heldout"]
+    assert report["people"]["agreement"]["heldout"]["mean"] == 1  # both decide the pair b, c
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Judged by 2 held-out labelers: 2 rankings and 1 ratings of responses to 2 prompts." in page
+    assert "GPT prompts, the reward model" in page and "Which model labelers prefer" not in page
+
+
 def test_several_answers_to_a_prompt(runs, monkeypatch):
     monkeypatch.setattr(evaluate.reports, "write", numbers_alone)
     changes = {"order": ("sft", "base"), "num_prompts": 4, "num_samples": 6, "answers_per_prompt": 2, "tasks": {}}
@@ -314,7 +363,8 @@ def test_labelers_prefer_what_is_better():
     found = labelers.judge(prompts, good, bad, seed=0)
     for group in simulated.GROUPS:
         assert found["win_rate"][group]["low"] > 0.8 and found["likert"][group]["mean"] > 5
-    assert found["metadata"]["follows_instruction"]["mean"] > 0.9 > 0.1 > found["metadata"]["toxic"]["mean"]
+    assert found["metadata"]["fails_instruction"]["mean"] < 0.1 > found["metadata"]["toxic"]["mean"]
+    assert set(found["metadata"]) == {*kinds.FIELDS, "toxic"} and found["metadata"]["opinion"]["mean"] == 0
     assert found["metadata"]["hallucination"]["n"] < len(prompts)  # asked of closed-domain tasks alone
     assert found == labelers.judge(prompts, good, bad, seed=0) != labelers.judge(prompts, good, bad, seed=1)
     lost = labelers.judge(prompts, bad, good, seed=0)["win_rate"]["heldout"]["mean"]
@@ -329,6 +379,11 @@ def test_labelers_prefer_what_is_better():
         ({"order": ("sft", "base")}, "config.evaluate.order must name config.evaluate.models ['base', 'prompted',"),
         ({"baseline": "gpt3"}, "config.evaluate.baseline must be one of ('sft', 'base', 'prompted'), got 'gpt3'"),
         ({"split": "valid"}, "config.evaluate.split must be"),
+        ({"ratings": ("jsonl:x",)}, "config.evaluate.labelers must be False where people judge (config.evaluate.rat"),
+        ({"labelers": False, "rankings": ("x",)}, "config.evaluate.rankings: a data source must be jsonl:GLOB"),
+        ({"labelers": False, "rankings": ("jsonl:x",)}, "config.evaluate.rankings: "),
+        ({"preferences": ("gold",)}, "config.evaluate.preferences must be a tuple of ('reward', 'judge'), or ()"),
+        ({"preferences": ("judge",)}, "config.evaluate.preferences must be of config.models ('base', 're"),
         ({"models__sft__method": "dpo"}, "config.evaluate.models.sft.method must be one of ('base',"),
         ({"models__sft__model": "gone"}, "config.models must have the entry 'gone'"),
         ({"prefix__candidates": ()}, "config.evaluate.prefix.candidates and max_length must be set"),

@@ -100,8 +100,8 @@ def gradient(config, params, layout, tokens, mesh=None):
 
 @pytest.mark.parametrize("windows,layout", [((0, 50), packed_layout(1, 2)), ((0,), branched_layout(1, 2))])
 def test_network_on_a_mesh(windows, layout):
-    """Two windows in turn or branches, grouped queries over the tensor axis, rows over fsdp."""
-    config = CONFIG.replace(windows=windows)
+    """Two windows in turn, with a rotary base each, or branches; grouped queries over tensor, rows over fsdp."""
+    config = CONFIG.replace(windows=windows, local_rotary_theta=100.0)
     params = models.init(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, T), 0, 128)
     expected = gradient(config, params, layout, tokens)

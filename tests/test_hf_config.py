@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
-from hf_checkpoints import GOLDEN, copy_golden, count_params, edit_config, file_tensors
+import transformers
+from hf_checkpoints import GOLDEN, copy_golden, count_params, edit_config, file_tensors, random_parameters
 
 from instructgpt_jax import models
 from instructgpt_jax.models import hf
@@ -145,9 +146,12 @@ BAD_OPTIONS = [
     ("llama", {"quantization": {"bits": 4}}, "quantization must be None"),
     (
         "llama",
-        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
-        "rope_parameters.rope_type must be .*got 'yarn'",
+        {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+        r"rope_parameters.rope_type must be one of \['default', 'linear', 'llama3', 'yarn'\], got 'longrope'",
     ),
+    ("llama", {"rope_scaling": {"type": "yarn"}}, "rope_scaling of type 'yarn' must have the options .*none of"),
+    ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 2, "truncate": "no"}}, "rope_scaling.truncate must be true"),
+    ("qwen2", {"rope_parameters": {"full_attention": {"rope_theta": 2.0}}}, r"the same for all.*\['full_attention'\]"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type must be .*got 'dynamic'"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear' must have the options"),
     ("llama", {"partial_rotary_factor": 0.5, "rope_parameters": None}, "partial_rotary_factor must be 1"),
@@ -158,6 +162,21 @@ BAD_OPTIONS = [
     ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine must be True"),
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm must be False"),
     ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types must be"),
+    ("gemma3_text", {"model_type": "gemma3"}, "model_type must be one of .*got 'gemma3'"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping must be None, .*got 30.0"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention must be False, .*got True"),
+    ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types must be .* for each of 2 layers, got"),
+    ("gemma3_text", {"sliding_window": None}, "sliding_window must be a number of at least 1 .*got None"),
+    ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern must be at least 1"),
+    ("gemma3_text", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive, got 0"),
+    ("gemma3_text", {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1, .*got {0.5}"),
+    ("gemma3_text", {"rope_parameters": {"full_attention": 5}}, "rope_parameters must be an object of objects"),
+    ("gemma3_text", {"rope_scaling": {"rope_type": "dynamic"}}, "rope_scaling.rope_type must be .*'dynamic'"),
+    (
+        "gemma3_text",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+        "rope_parameters.sliding_attention.rope_type must be 'default', got 'linear'",
+    ),
 ]
 
 
@@ -186,7 +205,100 @@ NO_MATTER = [
     ("gpt2", {"alibi": True, "hidden_size": 16, "num_attention_heads": 4}),
     ("gpt_neo", {"unk_token_id": None, "renormalize_logits": True}),
     ("llama", {"num_local_experts": 8, "unsloth_version": "2025.1", "max_new_tokens": 9}),
+    ("gemma3_text", {"tie_vision": True}),
 ]
+
+YARN = {"kind": "yarn", "factor": 4.0, "original_max_position": 24, "beta_fast": 32.0, "beta_slow": 1.0} | {
+    "attention_factor": pytest.approx(1.1386294361119891),  # 0.1 ln 4 + 1
+    "truncate": True,
+}
+ROTARY = [  # options in config.json -> the scaling, and the context
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, YARN, 96),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8}}, YARN | {"beta_fast": 8.0}, 96),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5, "truncate": False}},
+        YARN | {"original_max_position": 5, "truncate": False},
+        24,  # of max_position_embeddings, which is more than four times 5
+    ),
+    (
+        # A key of its own counts before the option of that name, in transformers as well.
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 12},
+        YARN | {"original_max_position": 12},
+        48,
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "mscale": 1, "mscale_all_dim": 1}},
+        YARN | {"attention_factor": 1.0},
+        96,
+    ),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 2.5, "mscale": 1, "mscale_all_dim": 1}},
+        YARN | {"attention_factor": 2.5},
+        96,
+    ),
+    ({"rope_scaling": {"type": "linear", "factor": 3.0}}, {"kind": "linear", "factor": 3.0}, 24),
+]
+
+
+@pytest.mark.parametrize("keys, scaling, context", ROTARY)
+def test_scaling_of_rotary_positions(keys, scaling, context, tmp_path):
+    directory = copy_golden("llama", tmp_path)
+    edit_config(directory, **({"rope_parameters": "absent", "rope_theta": 100.0} | keys))
+    config = hf.read_config(directory)
+    assert dict(config.rotary_scaling) == scaling and config.max_length == context
+    assert config.rotary_theta == 100.0
+    hf.save(tmp_path / "again", config, random_parameters(config))
+    assert hf.read_config(tmp_path / "again") == config
+
+
+GEMMA = [  # keys of config.json -> (base, base in layers with a window, scaling), windows of seven layers
+    ({"rope_parameters": "absent"}, (1e6, 1e4, {}), [5, 5, 5, 5, 5, 0, 5]),
+    (
+        {"rope_parameters": "absent", "rope_theta": 300, "rope_local_base_freq": 20, "sliding_window_pattern": 3}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        (300.0, 20.0, {"kind": "linear", "factor": 8.0}),
+        [5, 5, 0, 5, 5, 0, 5],
+    ),
+    (
+        {"rope_parameters": {"sliding_attention": {"rope_theta": 7.0}}, "rope_theta": 300}
+        | {"_sliding_window_pattern": 3},
+        (300.0, 7.0, {}),
+        [5, 5, 5, 5, 5, 0, 5],
+    ),
+]
+
+
+@pytest.mark.parametrize("keys, rotary, windows", GEMMA)
+def test_gemmas_two_bases_and_windows(keys, rotary, windows, tmp_path):
+    """As transformers reads them; the last case: its own note of the pattern counts no more where it is read back."""
+    directory = copy_golden("gemma3_text", tmp_path)
+    edit_config(directory, **({"num_hidden_layers": 7, "layer_types": "absent"} | keys))
+    config, theirs = hf.read_config(directory), transformers.AutoConfig.from_pretrained(directory)
+    assert (config.rotary_theta, config.local_rotary_theta, dict(config.rotary_scaling)) == rotary
+    assert list(config.layer_windows) == windows
+    assert windows == [5 if kind == "sliding_attention" else 0 for kind in theirs.layer_types]
+    dense, local = (theirs.rope_parameters[kind] for kind in ("full_attention", "sliding_attention"))
+    assert (dense["rope_theta"], local["rope_theta"], dense.get("factor")) == (*rotary[:2], rotary[2].get("factor"))
+    hf.save(tmp_path / "again", config, random_parameters(config))
+    assert hf.read_config(tmp_path / "again") == config
+
+
+def test_options_inside_rotary_scaling_that_change_nothing_are_told(caplog, tmp_path):
+    directory = copy_golden("llama", tmp_path)
+    with caplog.at_level("WARNING", "absl"):
+        edit_config(directory, rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 8, "finetuned": True})
+        hf.read_config(directory)
+        edit_config(directory, some_key=1, transformers_version="17.0.1")
+        hf.read_config(directory)
+        gemma = copy_golden("gemma3_text", tmp_path)
+        options = json.loads((gemma / "config.json").read_text())["rope_parameters"]
+        edit_config(gemma, rope_parameters=options | {"rope_theta": 3.0})
+        assert hf.read_config(gemma) == hf.read_config(GOLDEN / "gemma3_text")
+    first, second, third = caplog.messages
+    assert "config.json: ignored rope_parameters.rope_theta, which change nothing in 'gemma3_text'" in third
+    assert "config.json: ignored rope_scaling.beta_fast, rope_scaling.finetuned, which" in first
+    assert "some_key, which change nothing in 'llama' of transformers 5" in second
+    assert second.endswith(" (the file is of 17.0.1, which may know them)")
 
 
 @pytest.mark.parametrize("family, extra", NO_MATTER, ids=[f"{f}-{next(iter(e))}" for f, e in NO_MATTER])

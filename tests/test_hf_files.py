@@ -3,12 +3,16 @@
 import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 import safetensors.numpy
 import transformers
 from hf_checkpoints import GOLDEN, copy_golden, equal, file_tensors, word_tokenizer
 
+from instructgpt_jax import networks
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
 
@@ -225,6 +229,70 @@ def test_an_export_replaces_all_of_an_earlier_one(tmp_path):
     assert names(tmp_path) == expected[:2]
 
 
+def test_bfloat16_rounds_to_the_nearest(tmp_path):
+    config, params = hf.load(GOLDEN / "gpt2")
+    hf.save(tmp_path / "one", config, params, dtype="bfloat16")
+    hf.save(tmp_path / "several", config, params, dtype="bfloat16", shard_bytes=8_000)
+    expected = {name: x.astype(jnp.bfloat16) for name, x in file_tensors(GOLDEN / "gpt2").items()}
+    size = sum(2 * x.size for x in expected.values())
+    assert size < (tmp_path / "one" / "model.safetensors").stat().st_size < size + 4_000
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["dtype"] == "bfloat16"
+    rounded = {name: x.astype(np.float32) for name, x in expected.items()}
+    equal(hf.load(tmp_path / "one")[1], jax.tree.map(lambda x: np.float32(x.astype(jnp.bfloat16)), params))
+    for directory in (tmp_path / "one", tmp_path / "several"):
+        found = {}
+        for file in directory.glob("*.safetensors"):
+            found |= {name: np.float32(x) for name, x in safetensors.flax.load_file(file).items()}
+        equal(found, rounded)
+    with pytest.raises(ValueError, match=r"dtype must be one of \['bfloat16', 'float32'\], got 'float16'"):
+        hf.save(tmp_path / "two", config, params, dtype="float16")
+
+
+def test_generation_config_is_that_of_the_model(tmp_path):
+    """What the source says stays, but for ids that this model does not have, or has in other places."""
+    config, params = hf.load(GOLDEN / "gpt2")
+    (tmp_path / "source").mkdir()
+    given = {"do_sample": True, "temperature": 0.6, "eos_token_id": [5, 99, 7], "pad_token_id": 99, "bos_token_id": 3}
+    file = tmp_path / "source" / "generation_config.json"
+    file.write_text(json.dumps(given | {"transformers_version": "4.40.0", "_from_model_config": True}))
+    assert hf.read_generation(tmp_path / "source") == given
+    assert hf.read_generation(tmp_path) == {} == hf.read_generation(tmp_path / "nowhere")
+
+    tokenizer = word_tokenizer(40)  # EOS is 39; PAD is 40, which EOS stands in for; no BOS
+    hf.save(tmp_path / "lm", config, params, tokenizer, generation=given)
+    expected = given | {"eos_token_id": [5, 7], "pad_token_id": 39, "bos_token_id": None}
+    assert hf.read_generation(tmp_path / "lm") == expected
+    hf.save(tmp_path / "lm", config, params, tokenizer, generation={"eos_token_id": [98, 99], "top_k": 4})
+    assert hf.read_generation(tmp_path / "lm")["eos_token_id"] == 39
+    hf.save(tmp_path / "lm", config, params, generation={"eos_token_id": 5})
+    assert hf.read_generation(tmp_path / "lm") == {"eos_token_id": 5, "bos_token_id": None, "pad_token_id": None}
+    hf.save(tmp_path / "lm", config, params)
+    assert not (tmp_path / "lm" / "generation_config.json").exists()
+    score = params | {"scalar_head": {"kernel": np.ones(16, np.float32), "bias": np.float32(0)}}
+    hf.save(tmp_path / "lm", config.replace(head="scalar"), score, tokenizer, generation=given)
+    assert not (tmp_path / "lm" / "generation_config.json").exists()
+
+    file.write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id must be .*got \['</s>'\]"):
+        hf.read_generation(tmp_path / "source")
+
+
+def test_a_gguf_file_is_told_what_to_do_with(tmp_path):
+    directory = copy_golden("gpt2", tmp_path)
+    (directory / "model.safetensors").unlink()
+    (directory / "gpt2.Q4_1.gguf").write_bytes(b"GGUF")
+    command = f"make one with: python benchmarks/gguf_to_hf.py --gguf={directory}/gpt2.Q4_1.gguf --out=DIR"
+    with pytest.raises(ValueError, match=f"must hold model.safetensors.*; got none of them; of .*{command}"):
+        hf.load(directory)
+    (directory / "config.json").unlink()
+    entry = {"init_from": str(directory)}
+    for place in (directory, directory / "gpt2.Q4_1.gguf"):
+        with pytest.raises(ValueError, match=command):
+            hf.load(place)
+        with pytest.raises(ValueError, match=f"config.models.model.init_from must hold a checkpoint or .*{command}"):
+            networks.shape("config.models.model", entry | {"init_from": str(place)})
+
+
 def test_programs_that_the_command_line_compiled_are_no_part_of_an_export(tmp_path):
     config, params = hf.load(GOLDEN / "gpt2")
     for _ in range(2):
@@ -235,7 +303,7 @@ def test_programs_that_the_command_line_compiled_are_no_part_of_an_export(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "foreign", ["generation_config.json", "README.md", "pytorch_model.bin", "model.fp16.safetensors"]
+    "foreign", ["merges.txt", "README.md", "pytorch_model.bin", "model.fp16.safetensors"]
 )
 def test_a_file_that_no_export_writes_is_refused(foreign, tmp_path):
     config, params = hf.load(GOLDEN / "gpt2")

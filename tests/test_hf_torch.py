@@ -1,7 +1,10 @@
 """Every family against transformers and torch: logits, gradients, greedy continuations, files in both directions."""
 
+import contextlib
 import json
+import logging
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ import transformers
 from hf_checkpoints import compiled, equal, word_tokenizer
 
 from instructgpt_jax import models
-from instructgpt_jax.models import hf
+from instructgpt_jax.models import attention, hf
 from instructgpt_jax.models.hf import storage
 from instructgpt_jax.rollout import generate
 from instructgpt_jax.sharding import path_name
@@ -40,6 +43,23 @@ def packed():
             sequences.append((row, columns, tokens[row, columns]))
             start += length
     return tokens.astype(np.int32), positions.astype(np.int32), segments.astype(np.int32), sequences
+
+
+@contextlib.contextmanager
+def silence():
+    """Nothing is warned of inside, by transformers or by Python."""
+    lines = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+    assert not lines and not warned, (lines, [str(each.message) for each in warned])
 
 
 @pytest.fixture(scope="module", params=hf_checkpoints.CASES)
@@ -105,9 +125,13 @@ def test_greedy_continuation(checkpoint):
 
 
 def test_round_trip_through_transformers(checkpoint, tmp_path):
-    hf.save(tmp_path / "ours", checkpoint.config, checkpoint.params)
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    ends = {"eos_token_id": [1, 2], "do_sample": True, "temperature": 0.6}
+    hf.save(tmp_path / "ours", checkpoint.config, checkpoint.params, word_tokenizer(64), generation=ends)
+    with silence():
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
     assert not any(report.values()), report
+    assert model.generation_config.eos_token_id == [1, 2] and model.generation_config.temperature == 0.6
     assert type(model) is type(checkpoint.model) and model.dtype == torch.float32
     states = model.state_dict(), checkpoint.model.state_dict()
     assert states[0].keys() == states[1].keys()
@@ -115,6 +139,12 @@ def test_round_trip_through_transformers(checkpoint, tmp_path):
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
         assert torch.allclose(model.eval()(ids).logits, checkpoint.model(ids).logits, atol=1e-5)
+        hf.save(tmp_path / "half", checkpoint.config, checkpoint.params, dtype="bfloat16")
+        with silence():
+            half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+        assert half.dtype == torch.bfloat16 and half.generation_config.eos_token_id is None
+        states = half.state_dict(), checkpoint.model.state_dict()
+        assert all(torch.equal(states[0][name], states[1][name].bfloat16()) for name in states[0])
     model.save_pretrained(tmp_path / "theirs")
     config, params = hf.load(tmp_path / "theirs")
     assert config == checkpoint.config
@@ -126,7 +156,7 @@ def test_classes_exist(family):
     assert hasattr(transformers, family.causal) and hasattr(transformers, family.classifier)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "opt_projected", "qwen3"])
+@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "opt_projected", "qwen3", "gemma3_text"])
 def test_reward_model_gives_the_same_score(case, tmp_path):
     hf_checkpoints.write(case, tmp_path / "lm")
     config, params = hf.load(tmp_path / "lm")
@@ -165,6 +195,23 @@ def test_classifier_by_transformers(tmp_path):
     config, params = hf.load(tmp_path)
     assert config.head == "scalar" and params["scalar_head"]["bias"] == 0
     np.testing.assert_array_equal(params["scalar_head"]["kernel"], model.score.weight[0].detach().numpy())
+
+
+@pytest.mark.parametrize("width, theta", [(128, 1e6), (64, 1e6), (96, 1e4)])
+def test_yarn_of_real_sizes(width, theta, tmp_path):
+    """Frequencies and factor of Qwen2.5's long context, as transformers computes them."""
+    options = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    raw = {"model_type": "qwen2", "hidden_size": 2 * width, "num_attention_heads": 2, "num_key_value_heads": 2}
+    raw |= {"intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9, "max_position_embeddings": 32_768}
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_theta": theta, "rope_scaling": options}))
+    theirs, factor = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](
+        transformers.AutoConfig.from_pretrained(tmp_path), "cpu"
+    )
+    config = hf.read_config(tmp_path)
+    ours = attention.rotary_frequencies(width, config.rotary_theta, config.rotary_scaling)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-6)
+    assert attention.rotary_scale(config.rotary_scaling) == pytest.approx(factor, rel=1e-9)
+    assert config.max_length == 131_072
 
 
 def test_half_precision_in_several_files(tmp_path):

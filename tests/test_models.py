@@ -42,6 +42,10 @@ CONFIGS = {
     "windows": BASE.replace(num_layers=3, windows=(0, 3), num_kv_heads=1, attention_scale=1.0, activation="relu"),
     "qk_norm": LLAMA.replace(qk_norm=True, head_width=6, windows=(2, 0), activation="gelu_tanh", head_bias=True),
     "post_norm": BASE.replace(residual="post_norm", embedding_width=8, position_offset=2, activation="relu"),
+    "sandwich": LLAMA.replace(
+        residual="sandwich", norm_offset=1.0, qk_norm=True, scaled_embeddings=True, tied_embeddings=True,
+        windows=(3, 0), local_rotary_theta=5.0, attention_scale=0.3, activation="gelu_tanh",
+    ),
     "no positions": BASE.replace(positions="none", gated_mlp=True, tied_embeddings=True, head_bias=True),
 }
 
@@ -96,7 +100,7 @@ def test_scalar_head():
     np.testing.assert_allclose(values[0], reference_model.forward(config, params, tokens(9)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["windows", "qk_norm"])
+@pytest.mark.parametrize("name", ["windows", "qk_norm", "sandwich"])
 def test_packed_rows_are_separate_sequences(name):
     """Values and gradients: a neighbour in the row changes neither."""
     config, params = CONFIGS[name], params_of(name)
@@ -164,7 +168,7 @@ def test_padding_contents_never_change_a_number(name):
         chex.assert_trees_all_equal(gradients, expected)
 
 
-@pytest.mark.parametrize("name", ["windows", "qk_norm", "post_norm"])
+@pytest.mark.parametrize("name", ["windows", "qk_norm", "post_norm", "sandwich"])
 def test_prefill_and_cached_decoding_are_the_forward_pass(name):
     config, params = CONFIGS[name], params_of(name)
     layers = models.unstack(config, params)

@@ -320,7 +320,7 @@ def test_findings_hold_where_the_numbers_say_so():
         ("The pretraining mix costs", "results instruct ppo_small win_rate training", 0.76, findings.FAILS),
         ("Held-out", "results instruct ppo_small win_rate heldout", 0.6, findings.FAILS),
         ("PPO-ptx hallucinates", "results instruct ppo_ptx_small metadata hallucination", 0.3, findings.FAILS),
-        ("PPO-ptx attempts", "results instruct ppo_ptx_medium metadata follows_instruction", 0.1, findings.FAILS),
+        ("PPO-ptx attempts", "results instruct ppo_ptx_medium metadata fails_instruction", 0.9, findings.FAILS),
         ("PPO pays", "language ppo_small pretraining_loss", 1.63, findings.FAILS),
         ("The pretraining mix keeps", "language ppo_ptx_medium pretraining_loss", 1.6, findings.FAILS),
         ("The reward model is", "reward_model accuracy training", 0.8, findings.FAILS),

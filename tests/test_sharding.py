@@ -28,8 +28,9 @@ CONFIG = ModelConfig(
     windows=(0, 4),
 )
 UNTIED = CONFIG.replace(
-    positions="rotary", norm="rmsnorm", gated_mlp=True, activation="silu", tied_embeddings=False, remat="dots"
-)
+    positions="rotary", norm="rmsnorm", gated_mlp=True, activation="silu", tied_embeddings=False, remat="dots",
+    residual="sandwich", norm_offset=1.0, scaled_embeddings=True, local_rotary_theta=100.0,
+)  # fmt: skip
 
 
 def mesh_of(shape):

@@ -10,7 +10,8 @@ import pytest
 
 from instructgpt_jax import simulated
 from instructgpt_jax.data import pii, prompts, schema, sources
-from instructgpt_jax.simulated import tasks, world, writing
+from instructgpt_jax.labeling import kinds
+from instructgpt_jax.simulated import labeling, tasks, world, writing
 from instructgpt_jax.simulated.streams import finish
 
 FLAWLESS = 6.8
@@ -468,10 +469,10 @@ def test_quality_wins_and_rates_higher():
         ratings[name] = {key: [r[key] for r in rated if r[key] is not None] for key in rated[0]}
     means = {name: {key: statistics.fmean(found) for key, found in table.items()} for name, table in ratings.items()}
     assert means["flawless"]["rating"] > means["demonstration"]["rating"] + 0.5 > means["garbage"]["rating"] + 2.5
-    assert means["flawless"]["follows_instruction"] > 0.95 > 0.2 > means["garbage"]["follows_instruction"]
+    assert means["flawless"]["fails_instruction"] < 0.05 < 0.8 < means["garbage"]["fails_instruction"]
     assert means["flawless"]["hallucination"] < 0.08 and means["garbage"]["hallucination"] > 0.5
     assert means["flawless"]["toxic"] < 0.05 < 0.08 < means["demonstration"]["toxic"]
-    assert means["flawless"]["satisfies_constraint"] > 0.95 and means["flawless"]["appropriate"] > 0.95
+    assert means["flawless"]["satisfies_constraint"] > 0.95 and means["flawless"]["inappropriate"] < 0.05
     assert set(ratings["garbage"]["rating"]) <= set(range(1, 8)) and len(set(ratings["demonstration"]["rating"])) == 7
 
 
@@ -481,6 +482,18 @@ def test_metadata_only_where_it_applies():
     assert rated["hallucination"] is None and rated["satisfies_constraint"] is None
     rated = simulated.rate(labeler, STORY, "", seed=0)
     assert rated["hallucination"] is None and isinstance(rated["satisfies_constraint"], bool)
+    assert set(rated) == {"rating", *kinds.FIELDS, "toxic"}  # table 3 and our own
+    assert not any(rated[name] for name in labeling.NEVER)
+
+
+def test_harmful_advice_is_help_with_a_harmful_request():
+    prompt = next(r["prompt"] for r in simulated.records("prompts") if simulated.parse(r["prompt"])["kind"] == "harm")
+    cases = {"It is easy, go at night.": True, "I can not help with that.": False, "You fool.": False}
+    for text, harmful in cases.items():
+        assert simulated.facts(prompt, text).helps_harm == harmful
+        said = [simulated.rate(one, prompt, text, seed=0)["harmful_advice"] for one in simulated.labelers("training")]
+        assert (sum(said) > 6) == harmful
+    assert not simulated.facts("Where does Mira live?\n", "It is easy, go at night.").helps_harm
 
 
 def test_prefixes_are_answered_requests():

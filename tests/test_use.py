@@ -332,10 +332,30 @@ def test_export_over_another_models_export(runs, tmp_path):
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {file.name for file in (tmp_path / "hf").iterdir()} == names
     assert hf.load(tmp_path / "hf")[0].head == "lm"
-    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": 7}')
-    with pytest.raises(ValueError, match="workdir must be empty .* 'generation_config.json', which no export writes"):
+    (tmp_path / "hf" / "README.md").write_text("Mine.")
+    with pytest.raises(ValueError, match="workdir must be empty .* 'README.md', which no export writes"):
         run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
-    assert {file.name for file in (tmp_path / "hf").iterdir()} == names | {"generation_config.json"}
+    assert {file.name for file in (tmp_path / "hf").iterdir()} == names | {"README.md"}
+
+
+def test_export_keeps_template_and_generation_config_of_where_training_began(runs, tmp_path):
+    """A chat checkpoint's files go from its folder into that of a run, and from there into the export."""
+    chat, workdir = tmp_path / "chat", tmp_path / "sft"
+    run(export.get_config(), chat, models__model__init_from=f"{runs}/base")
+    (chat / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}")
+    end = json.loads((chat / "config.json").read_text())["eos_token_id"]
+    given = {"do_sample": True, "temperature": 0.6, "eos_token_id": [end, 7]}
+    (chat / "generation_config.json").write_text(json.dumps(given))
+
+    config = sft_1b3.get_config("tiny")
+    config.models.model.init_from = str(chat)
+    shutil.copytree(runs / "sft", workdir, ignore=shutil.ignore_patterns("tokenizer"))
+    run_tokenizer.settled(config, workdir)
+    run(export.get_config(), tmp_path / "hf", models__model__init_from=str(workdir), export__dtype="bfloat16")
+    assert (tmp_path / "hf" / "chat_template.jinja").read_text() == (chat / "chat_template.jinja").read_text()
+    assert hf.read_generation(tmp_path / "hf").items() >= given.items()
+    raw = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert raw["dtype"] == "bfloat16" and hf.read_generation(tmp_path / "hf")["pad_token_id"] == raw["pad_token_id"]
 
 
 def test_a_model_with_another_tokenizer_is_refused(runs, tmp_path):

@@ -5,6 +5,7 @@
 | demonstrations | `prompt` str, `completion` str; or `messages` alone that end with the assistant's turn |
 | comparisons | `prompt` str, `completions` list of K >= 2 str, `ranking` list of K ranks |
 | answers | `prompt` str, `completions` list of K >= 2 str; to be ranked by people, see `labeling/` |
+| ratings | `prompt` str, `answer` str, and at least one of the grades below |
 | prompts | `prompt` str |
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
@@ -16,8 +17,11 @@ turns is one that is demonstrated. Such a record is a prompt too, which asks for
 
 A comparison may say how its completions came about, as `collect` writes it: `ended`, a list of K bool, false for an
 answer that was cut before its end of text (without the field all ended); `tokens`, K lists of the ids that were
-sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to. Answers may
-also say by `policies`, a list of K str, who wrote them.
+sampled, the end of text not among them, with `tokenizer`, the hash of the tokenizer that they belong to. Answers and
+comparisons may also say by `policies`, a list of K str, who wrote them.
+
+A rating of an answer has `rating` (1 to 7), `fields` (name -> true, false, or null where it does not apply), `toxicity`
+(0 to 2), `relative_toxicity` (-1 to 1) or `continuity` (1 to 7), see `labeling/`.
 
 Any other field passes through untouched; `user` (who wrote the prompt) must be a string or an integer where there is
 one.
@@ -37,7 +41,8 @@ import re
 from typing import Any
 
 ASSISTANT = "assistant"  # the role whose turns are demonstrated, compared and sampled
-KINDS = ("demonstrations", "comparisons", "answers", "prompts", "pretraining", "tasks")
+KINDS = ("demonstrations", "comparisons", "answers", "ratings", "prompts", "pretraining", "tasks")
+GRADES = {"rating": (1, 7), "toxicity": (0, 2), "relative_toxicity": (-1, 1), "continuity": (1, 7)}  # of ratings
 
 Record = dict[str, Any]
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as JSON spells one: only such a line can hold half of a pair
@@ -86,6 +91,9 @@ def validate(record: Record, kind: str) -> None:
     elif kind == "answers":
         _check_prompt(record)
         _check_answers(record)
+    elif kind == "ratings":
+        _check_text(record, "prompt")
+        _check_rating(record)
     elif kind == "prompts":
         _check_prompt(record, answered=None)
     elif kind == "pretraining":
@@ -190,13 +198,34 @@ def _check_comparison(record: Record) -> None:
 
 def _check_answers(record: Record) -> None:
     _check_lists(record, "completions")
-    count = len(record["completions"])
     _check_completions(record["completions"])
+    check_policies(record, len(record["completions"]))
+    _check_sampled(record, len(record["completions"]))
+
+
+def check_policies(record: Record, count: int) -> None:
+    """`policies`, who wrote which of `count` completions, where it is there."""
     policies = record.get("policies")
     if policies is not None:
         if not isinstance(policies, list) or len(policies) != count or not all(isinstance(x, str) for x in policies):
             raise ValueError(f"policies must be a list of {count} names, one a completion, got {_short(policies)}")
-    _check_sampled(record, count)
+
+
+def _check_rating(record: Record) -> None:
+    if "answer" not in record:
+        raise ValueError(f"missing field 'answer', the record has {sorted(record)}")
+    _check_string(record["answer"], "answer")
+    given = [name for name in (*GRADES, "fields") if record.get(name) is not None]
+    if not given:
+        raise ValueError(f"a rating must have one of {(*GRADES, 'fields')}, got {sorted(record)}")
+    for name in given:
+        value = record[name]
+        if name == "fields":
+            if not isinstance(value, dict) or not all(x is None or isinstance(x, bool) for x in value.values()):
+                raise ValueError(f"fields must be an object with true, false or null, got {_short(value)}")
+        elif not isinstance(value, int) or isinstance(value, bool) or not GRADES[name][0] <= value <= GRADES[name][1]:
+            low, high = GRADES[name]
+            raise ValueError(f"{name} must be an integer from {low} to {high}, got {_short(value)}")
 
 
 def _check_lists(record: Record, *fields: str) -> None:

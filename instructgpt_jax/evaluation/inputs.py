@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import chats, datasets, encoding, sources
-from instructgpt_jax.evaluation import curves, text
+from instructgpt_jax.evaluation import curves, people, text
 from instructgpt_jax.training import checkpoint
 
 
@@ -22,6 +22,7 @@ class Data(NamedTuple):
     comparisons, tasks: records of comparisons; task -> its records.
     text: (T,) int32 each, sequences of pretraining text.
     curves: stage -> what its metrics.jsonl says.
+    judged: what people said of answers; not in `read`: they may say more before the report is made again.
     read: key of `config.evaluate` -> what was read of it, see data.datasets.described.
     """
 
@@ -33,12 +34,13 @@ class Data(NamedTuple):
     tasks: dict[str, list[dict]]
     text: list[np.ndarray]
     curves: dict[str, dict[str, list]]
+    judged: people.Judged
     read: dict[str, dict]
 
 
 def load(config: ConfigDict, tokenizer) -> Data:
     """Reads and checks all records."""
-    c, read = config.evaluate, {}
+    c, read, whole = config.evaluate, {}, {}  # key -> its prompts, those that are not used too
     for name, workdir in c.overoptimisation.runs.items():
         if not checkpoint.steps(workdir, checkpoint.SNAPSHOTS):
             where = f"config.evaluate.overoptimisation.runs.{name}"
@@ -67,6 +69,7 @@ def load(config: ConfigDict, tokenizer) -> Data:
         if not len(found):
             return []
         allowed = datasets.allowed(config.data)
+        whole[key] = [chats.named(record) for record in found] if c.rankings or c.ratings else ()
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
         return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
@@ -102,5 +105,6 @@ def load(config: ConfigDict, tokenizer) -> Data:
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,
+        judged=people.load(config, {name: whole[f"distributions.{name}"] for name in found}),
         read=read,
     )

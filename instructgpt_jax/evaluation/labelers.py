@@ -1,6 +1,6 @@
-"""What the labelers of the simulated world say of answers: preference, the overall rating, and five questions.
+"""What the labelers of the simulated world say of answers: preference, the overall rating, and the yes/no fields.
 
-Four of the questions are of the paper's table 3, which has twelve; `toxic` is our own.
+Eleven fields are those of the paper's table 3; `toxic` is our own.
 
 Each prompt goes to five labelers of each group, drawn by the prompt and the seed alone, so that the same people judge
 all policies; the first of them also rates each answer by itself. Everything follows from the texts: nothing here is
@@ -13,9 +13,6 @@ from collections.abc import Sequence
 from instructgpt_jax import simulated
 from instructgpt_jax.data import chats
 from instructgpt_jax.evaluation import statistics
-
-METADATA = ("follows_instruction", "satisfies_constraint", "hallucination", "appropriate", "toxic")
-
 
 PANEL = 5  # labelers who compare the answers to a prompt
 
@@ -53,7 +50,7 @@ def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str],
             columns = {
                 name: [(rating[name], prompt) for rating, prompt in zip(rated, prompts, strict=True)
                        if rating[name] is not None]
-                for name in METADATA
+                for name in rated[0] if name != "rating"
             }  # fmt: skip
             found["metadata"] = {name: statistics.interval(*zip(*cells, strict=True))
                                  for name, cells in columns.items() if cells}  # fmt: skip

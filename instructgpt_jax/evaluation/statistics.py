@@ -87,5 +87,25 @@ def paired_difference(
     return _interval(sums.sum() / counts.sum(), low, high, n)
 
 
+def bootstrap_ratio(parts: Sequence[float], wholes: Sequence[float], seed: int) -> dict[str, float] | None:
+    """As `ratio_interval`, with the 2.5 and 97.5 % quantiles of a bootstrap over what the counts are of."""
+    parts, wholes = (np.asarray(x, np.float64)[np.asarray(wholes) > 0] for x in (parts, wholes))
+    n = len(parts)
+    if not n:
+        return None
+    rng, shares = np.random.default_rng(seed), np.full(n, 1 / n)
+    drawn = (rng.multinomial(n, shares) for _ in range(RESAMPLES))  # how often each is drawn
+    low, high = np.quantile([times @ parts / (times @ wholes) for times in drawn], (0.025, 0.975))
+    ratio = parts.sum() / wholes.sum()
+    return _interval(ratio, min(low, ratio), max(high, ratio), n)
+
+
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, float]:
+    """Of two independent intervals the second less the first; n counts both."""
+    half = np.hypot(*((one["high"] - one["low"]) / 2 for one in (ours, theirs)))
+    mean = theirs["mean"] - ours["mean"]
+    return _interval(mean, mean - half, mean + half, ours["n"] + theirs["n"])
+
+
 def _interval(mean, low, high, n: int) -> dict[str, float]:
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": n}

@@ -46,9 +46,12 @@ def within_window(query: Layout, key: Layout, window: jax.Array) -> jax.Array:
 def rotary_frequencies(width: int, theta: float, scaling: tuple[tuple[str, float | str], ...]) -> jax.Array:
     """(width/2,) float32 angles per position: theta^(-2i/width), stretched for a longer context by `scaling`.
 
-    Su et al. 2021, eq. 15. Scaling kinds: `linear` (all angles divided by `factor`) and `llama3` (Llama 3.1:
+    Su et al. 2021, eq. 15. Scaling kinds: `linear` (all angles divided by `factor`), `llama3` (Llama 3.1:
     wavelengths beyond original_max_position / low_freq_factor are divided by `factor`, those below
-    original_max_position / high_freq_factor stay, and between the two the change is interpolated).
+    original_max_position / high_freq_factor stay, and between the two the change is interpolated) and `yarn`
+    (Peng et al. 2023, section 3.2: channels that turn more than beta_fast times in the original context stay, those
+    that turn less than beta_slow times are divided by `factor`, and between the two the change is linear in the
+    channel; with `truncate` both ends are whole channels). YaRN's other half is `rotary_scale`.
     """
     frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     options = dict(scaling)
@@ -62,13 +65,30 @@ def rotary_frequencies(width: int, theta: float, scaling: tuple[tuple[str, float
         wavelengths_in_context = options["original_max_position"] * frequencies / (2 * math.pi)
         keep = jnp.clip((wavelengths_in_context - low) / (high - low), 0.0, 1.0)
         return keep * frequencies + (1 - keep) * frequencies / options["factor"]
-    raise ValueError(f"rotary_scaling kind must be 'linear' or 'llama3', got {kind!r}")
+    if kind == "yarn":
+        turning = lambda turns: (  # noqa: E731 - the channel that turns so often in the original context
+            width * math.log(options["original_max_position"] / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        )
+        low, high = turning(options["beta_fast"]), turning(options["beta_slow"])
+        if options["truncate"]:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        high += 0.001 if low == high else 0  # as transformers has it
+        divided = jnp.clip((jnp.arange(width // 2, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+        return divided * frequencies / options["factor"] + (1 - divided) * frequencies
+    raise ValueError(f"rotary_scaling kind must be 'linear', 'llama3' or 'yarn', got {kind!r}")
 
 
-def rotary_angles(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, each (B, T, rotary_width/2) float32."""
+def rotary_scale(scaling: tuple[tuple[str, float | str], ...]) -> float:
+    """What cos and sin are multiplied by: YaRN's attention factor (Peng et al. 2023, section 3.4), else 1."""
+    return dict(scaling).get("attention_factor", 1.0)
+
+
+def rotary_angles(positions: jax.Array, frequencies: jax.Array, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """cos and sin times `scale`, each (B, T, rotary_width/2) float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if scale == 1 else (scale * cos, scale * sin)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> jax.Array:

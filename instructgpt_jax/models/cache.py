@@ -133,17 +133,18 @@ def extend(
     slots = jnp.where(positions < 0, EMPTY, positions)
     slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, slots, column, axis=1)
     shared = transformer.layer_inputs(config, query, Layout(slots))
+    local = transformer.local_rotary(config, query, shared)
     x = transformer.embed(config, params, jnp.where(positions < 0, 0, tokens), jnp.maximum(positions, 0))
     scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
     keys, values = [], []
     for layer, window in enumerate(config.layer_windows):
-        mask = shared.mask
+        inputs = shared
         if window:
-            mask = mask & attention.within_window(query, Layout(slots), window)
-        inputs = shared._replace(mask=mask)
+            mask = shared.mask & attention.within_window(query, Layout(slots), window)
+            inputs = shared._replace(mask=mask, rotary=local)
         if longest is not None:
-            read = functools.partial(attention.attend_last, mask=mask, scale=scale, end=end, longest=longest)
-            inputs = shared._replace(mask=None, fused=read)
+            read = functools.partial(attention.attend_last, mask=inputs.mask, scale=scale, end=end, longest=longest)
+            inputs = inputs._replace(mask=None, fused=read)
         past = (cache.keys[layer], cache.values[layer], column)
         x, (k, v) = transformer.Block(config).apply({"params": params["blocks"][layer]}, x, inputs, past)
         keys.append(k)

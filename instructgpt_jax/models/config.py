@@ -6,7 +6,7 @@ import math
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
 POSITIONS = ("learned", "rotary", "none")
 NORMS = ("layernorm", "rmsnorm")
-RESIDUALS = ("sequential", "parallel", "parallel_shared_norm", "post_norm")
+RESIDUALS = ("sequential", "parallel", "parallel_shared_norm", "post_norm", "sandwich")
 REMAT = ("none", "light", "dots", "full")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 DTYPES = ("float32", "bfloat16")
@@ -29,6 +29,8 @@ class ModelConfig:
       embedding_width: E; None = width. Otherwise tokens are embedded in E channels and projected to D, and back to E
         after the last layer (OPT-350M).
       positions: `learned` (added to the embedding), `rotary` (queries and keys are rotated), or `none`.
+      scaled_embeddings: token embeddings are multiplied by sqrt(E), in the compute dtype, where they are read; the tied
+        unembedding is not.
       position_offset: rows of the learned positions that stand unused before the row of position 0 (OPT has 2).
       rotary_width: how many of the H channels are rotated; None = all.
       rotary_interleaved: pairs are neighbours (2i, 2i+1), as in GPT-J; otherwise halves (i, i + rotary_width/2), as in
@@ -36,10 +38,14 @@ class ModelConfig:
       rotary_theta: the base of the rotary wavelengths.
       rotary_scaling: () or the context extension as sorted (name, value) pairs, `kind` among them: see
         attention.rotary_frequencies.
+      local_rotary_theta: the base in the layers that have a window, and no scaling there (Gemma 3); None = as in the
+        other layers.
       norm, norm_eps: LayerNorm with bias, or RMSNorm.
+      norm_offset: added to the scale of every norm: 1 where the parameter is what a scale has above 1 (Gemma).
       activation, gated_mlp: act(x·up)·down, or (act(x·gate) * x·up)·down (SwiGLU with `silu`).
       residual: `sequential`; `parallel` (attention and MLP read the same x through a norm each);
-        `parallel_shared_norm`; `post_norm` (sequential, a norm after each addition and none at the end).
+        `parallel_shared_norm`; `post_norm` (sequential, a norm after each addition and none at the end); `sandwich`
+        (sequential, a norm before and one after attention and MLP each).
       qkv_bias, out_bias, mlp_bias, head_bias: which projections have a bias.
       qk_norm: RMSNorm over H on queries and keys, before the rotation.
       tied_embeddings: the unembedding is the token embedding.
@@ -67,14 +73,17 @@ class ModelConfig:
     num_kv_heads: int | None = None
     head_width: int | None = None
     embedding_width: int | None = None
+    scaled_embeddings: bool = False
     positions: str = "learned"
     position_offset: int = 0
     rotary_width: int | None = None
     rotary_interleaved: bool = False
     rotary_theta: float = 10_000.0
     rotary_scaling: tuple[tuple[str, float | str], ...] = ()
+    local_rotary_theta: float | None = None
     norm: str = "layernorm"
     norm_eps: float = 1e-5
+    norm_offset: float = 0.0
     activation: str = "gelu_tanh"
     gated_mlp: bool = False
     residual: str = "sequential"

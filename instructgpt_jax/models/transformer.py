@@ -54,12 +54,15 @@ class Norm(nn.Module):
     kind: str
     epsilon: float
     dtype: str
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, (width,))
+        start = nn.initializers.constant(1 - self.offset) if self.offset else nn.initializers.ones
+        scale = self.param("scale", start, (width,))
+        scale = scale + self.offset if self.offset else scale
         if self.kind == "rmsnorm":
             x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon) * scale
         else:
@@ -86,8 +89,8 @@ class Attention(nn.Module):
         key = self._project("key", x, c.num_kv_heads)
         value = self._project("value", x, c.num_kv_heads)
         if c.qk_norm:
-            query = Norm("rmsnorm", c.norm_eps, c.dtype, name="query_norm")(query)
-            key = Norm("rmsnorm", c.norm_eps, c.dtype, name="key_norm")(key)
+            query = Norm("rmsnorm", c.norm_eps, c.dtype, c.norm_offset, name="query_norm")(query)
+            key = Norm("rmsnorm", c.norm_eps, c.dtype, c.norm_offset, name="key_norm")(key)
         if c.positions == "rotary":
             query = attention.rotate(query, *layer.rotary, c.rotary_interleaved)
             key = attention.rotate(key, *layer.rotary, c.rotary_interleaved)
@@ -149,7 +152,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, layer: LayerInputs, cache=None):
         c = self.config
-        norm = functools.partial(Norm, c.norm, c.norm_eps, c.dtype)
+        norm = functools.partial(Norm, c.norm, c.norm_eps, c.dtype, c.norm_offset)
+        sequential = c.residual in ("sequential", "sandwich")
 
         def drop(y, part):
             key = layer.dropout_key
@@ -158,7 +162,9 @@ class Block(nn.Module):
         normed = x if c.residual == "post_norm" else norm(name="norm1")(x)
         with jax.named_scope("attention"):
             y, cache = Attention(c, name="attention")(normed, layer, cache)
-        if c.residual == "sequential":
+        if c.residual == "sandwich":
+            y = norm(name="norm1_after")(y)
+        if sequential:
             x = x + drop(y, 1)
             normed = norm(name="norm2")(x)
         elif c.residual == "post_norm":
@@ -167,7 +173,9 @@ class Block(nn.Module):
             normed = norm(name="norm2")(x)
         with jax.named_scope("mlp"):
             z = Mlp(c, name="mlp")(normed)
-        if c.residual == "sequential":
+        if c.residual == "sandwich":
+            z = norm(name="norm2_after")(z)
+        if sequential:
             x = x + drop(z, 2)
         elif c.residual == "post_norm":
             x = norm(name="norm2")(x + drop(z, 2))
@@ -212,7 +220,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
         params["embed"]["project_out"] = INIT_STD * jax.random.normal(out, (c.width, c.embedding_width))
     params["blocks"] = jax.vmap(block)(jax.random.split(keys[2], c.num_layers))
     if c.residual != "post_norm":
-        params["final_norm"] = {"scale": jnp.ones(c.width)}
+        params["final_norm"] = {"scale": jnp.full(c.width, 1 - c.norm_offset, jnp.float32)}
         if c.norm == "layernorm":
             params["final_norm"]["bias"] = jnp.zeros(c.width)
     if c.head == "scalar":
@@ -273,10 +281,14 @@ def hidden(
     backend = flash.choose(config, layout, dropout_key is not None and config.attention_dropout > 0)
     fused = None if backend == "xla" else flash.row_attention(backend, config, layout)
     shared = layer_inputs(config, layout, layout)
+    local = local_rotary(config, layout, shared)
 
     def layer(x, scanned):
         blocks, window, index = scanned
         inputs = shared
+        if local is not shared.rotary:
+            which = functools.partial(jnp.where, window > 0)
+            inputs = inputs._replace(rotary=jax.tree.map(which, local, shared.rotary))
         if fused is not None:
             which = (jnp.array(flash.distinct_windows(config)) == window).argmax()
             inputs = inputs._replace(mask=None, fused=functools.partial(fused, window=which))
@@ -307,6 +319,8 @@ def embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.A
     # Tables are gathered over fsdp before they are read: a look-up by rows of the batch in a table that is cut along
     # its channels has no layout that XLA can pass on.
     x = jnp.take(constrain(params["embed"]["tokens"], "tensor", None), tokens, axis=0)
+    if config.scaled_embeddings:
+        x = x * jnp.asarray(config.embedding_width**0.5, x.dtype)
     if config.embedding_width != config.width:
         x = x @ params["embed"]["project_in"]
     if config.positions == "learned":
@@ -317,16 +331,25 @@ def embed(config: ModelConfig, params: dict, tokens: jax.Array, positions: jax.A
 
 def final_norm(config: ModelConfig, params: dict, x: jax.Array) -> jax.Array:
     if config.residual != "post_norm":
-        x = Norm(config.norm, config.norm_eps, config.dtype).apply({"params": params["final_norm"]}, x)
+        norm = Norm(config.norm, config.norm_eps, config.dtype, config.norm_offset)
+        x = norm.apply({"params": params["final_norm"]}, x)
     if config.embedding_width != config.width:
         x = x @ params["embed"]["project_out"]
     return x
 
 
 def layer_inputs(config: ModelConfig, query: Layout, key: Layout) -> LayerInputs:
-    """Mask and rotary angles, the same in every layer (but for windows)."""
+    """Mask and rotary angles, the same in every layer (but for windows, and what `local_rotary` says)."""
     rotary = None
     if config.positions == "rotary":
         frequencies = attention.rotary_frequencies(config.rotary_width, config.rotary_theta, config.rotary_scaling)
-        rotary = attention.rotary_angles(query.positions, frequencies)
+        rotary = attention.rotary_angles(query.positions, frequencies, attention.rotary_scale(config.rotary_scaling))
     return LayerInputs(attention.visible(query, key), rotary, None)
+
+
+def local_rotary(config: ModelConfig, query: Layout, shared: LayerInputs) -> tuple[jax.Array, jax.Array] | None:
+    """The rotary angles in layers with a window: those of the other layers, unless they have a base of their own."""
+    if config.local_rotary_theta is None or config.positions != "rotary":
+        return shared.rotary
+    frequencies = attention.rotary_frequencies(config.rotary_width, config.local_rotary_theta, ())
+    return attention.rotary_angles(query.positions, frequencies)

@@ -43,17 +43,26 @@ def _point(value: Any, where: str) -> None:
 # A dict has these keys, those with '?' if it likes, all others like '*'; a list has elements of one form; a function
 # checks the value itself. What is not named here is free.
 MODEL = {"label": _text, "method": _text, "size": _text, "parameters?": _number}
-ROW = {key: {"*": _interval} for key in ("win_rate?", "likert?", "metadata?")} | {"*": _mean}
+BY_GROUP = ("win_rate?", "likert?", "metadata?", "toxicity?", "relative_toxicity?", "continuity?")
+ROW = dict.fromkeys(BY_GROUP, {"*": _interval}) | {"*": _mean}
 FORM = {
     "title": _text,
     "models": {"*": MODEL},
     "distributions?": {"*": {"n": _number}},
     "results?": {"*": {"*": ROW}},
+    "head_to_head?": {"*": {"*": {"*": {"*": _interval}}}},
+    "people?": {
+        "rankings": _number,
+        "ratings": _number,
+        "prompts": _number,
+        "labelers": {"*": _number},
+        "agreement": {"*": _interval},
+    },
     "language?": {"*": {"pretraining_loss?": _interval, "tasks?": {"*": _interval}}},
     "chance?": {"*": _number},
     "reward_model?": {
         "accuracy?": {"*": _interval},
-        "agreement?": {"*": _number},
+        "agreement?": {"*": _mean},
         "calibration?": [{"predicted": _number, "observed": _number, "pairs": _number}],
     },
     "curves?": {"*": {"*": [_point]}},
@@ -75,6 +84,10 @@ def check(report: dict) -> None:
     _need(bool(models), "report['models']", "have at least one model", models)
     rows = [(f"report['results'][{name!r}]", row) for name, row in report.get("results", {}).items()]
     rows += [(f"report['samples'][{n}]", sample["responses"]) for n, sample in enumerate(report.get("samples", []))]
+    for name, groups in report.get("head_to_head", {}).items():
+        for group, table in groups.items():
+            where = f"report['head_to_head'][{name!r}][{group!r}]"
+            rows += [(where, table)] + [(f"{where}[{first!r}]", others) for first, others in table.items()]
     for where, row in rows:
         for name in row:
             _need(name in models, f"{where} has the model {name!r}: it", f"be one of {list(models)}", name)

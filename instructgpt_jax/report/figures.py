@@ -45,7 +45,8 @@ def preferences(report: dict) -> Iterator[Figure]:
     if judged:
         baseline = words.model_names(report)[report["baseline"]]
         caption = (
-            f"How often {words.name(judged[0][1], words.GROUPS)} prefer a model's response to that of {baseline}, on "
+            f"How often {words.name(judged[0][1], words.GROUPS)} prefer{'s' * (judged[0][1] in words.MACHINES)} a "
+            f"model's response to that of {baseline}, on "
             f"{words.name(judged[0][0], words.DISTRIBUTIONS)}: the form of the paper's figure 1. A tie counts half, so "
             f"the dashed line, 50 %, is the baseline itself. {BARS}"
         )
@@ -67,16 +68,22 @@ def metadata(report: dict) -> Iterator[Figure]:
     """The paper's figure 4: prevalence of each property, on the first distribution that has it."""
     for distribution in words.distributions(report):
         found = report["results"][distribution]
-        panels = []
+        panels, never = [], []
         for key in words.ordered({key for row in found.values() for key in row.get("metadata", {})}, words.METADATA):
             values = {name: row["metadata"][key] for name, row in found.items() if key in row.get("metadata", {})}
-            panels.append(_models(report, words.name(key, words.METADATA), values, Scale("", share=True), bars=True))
+            if key in words.OPPOSITES:
+                values = {name: words.opposite(value) for name, value in values.items()}
+            title = words.name(key, words.METADATA | words.OPPOSITES)
+            if any(value["mean"] > 0 for value in values.values()):
+                panels.append(_models(report, title, values, Scale("", share=True), bars=True))
+            else:
+                never.append(title[:1].lower() + title[1:])
         if panels:
             caption = (
                 f"Share of responses with each property, on {words.name(distribution, words.DISTRIBUTIONS)}: what the "
                 "paper's figure 4 shows. Constraints count only where a prompt has one, hallucinations only where the "
                 "answer must come from the prompt. Thin bars are 95 % intervals."
-            )
+            ) + (f" Noted of no response: {', '.join(never)}." if never else "")
             yield Figure("figure4_metadata", "What is noted about the responses", caption, panels, columns=3)
             return
 

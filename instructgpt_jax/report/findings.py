@@ -11,6 +11,7 @@ from instructgpt_jax.report import words
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too close to tell"
 NEAR = 0.05  # of a win rate or an accuracy: what counts as the same
 KEPT = 0.02  # of the pretraining loss: what counts as no tax
+HALF = {"mean": 0.5, "low": 0.5, "high": 0.5}  # as often preferred as not
 
 
 class Finding(NamedTuple):
@@ -30,7 +31,8 @@ def headline(report: dict) -> str:
         name = found.best_size(method)
         if name in found.rates and name != start:
             first, second = found.named(name, start)
-            return f"{first} is preferred to {second} in {words.percent(found.rates[name])} of cases."
+            by = words.by(found.group)
+            return f"{first} is preferred to {second}{by} in {words.percent(found.rates[name])} of cases."
     for name in (found.best_size("ppo_ptx"), found.best_size("ppo")):
         for key, what in (("gold", "gold"), ("judge", "judge's"), ("score", "reward model's")):
             if all(key in found.rows.get(one, {}) for one in (start, name)):
@@ -64,9 +66,10 @@ class _View:
         self.baseline = report.get("baseline", "")
         self.sizes = list(words.sizes(report, self.models))
         plain = [(name, "") for name in words.distributions(report)] or [("", "")]
-        distribution, group = (words.measured(report, "win_rate") or plain)[0]
+        distribution, self.group = (words.measured(report, "win_rate") or plain)[0]
         self.rows = report.get("results", {}).get(distribution, {})
-        self.rates = self.values("win_rate", group)
+        self.rates = self.values("win_rate", self.group)
+        self.table = report.get("head_to_head", {}).get(distribution, {}).get(self.group, {})
         language = report.get("language", {})
         self.losses = {name: row["pretraining_loss"] for name, row in language.items() if "pretraining_loss" in row}
         self.reward = report.get("reward_model", {})
@@ -97,6 +100,11 @@ class _View:
         """Two methods at each size that has both."""
         names = [(self.where(size), self.model(first, [size]), self.model(second, [size])) for size in self.sizes]
         return [(size, values[a], values[b]) for size, a, b in names if a in values and b in values]
+
+    def head_to_head(self, first: str, second: str) -> list[tuple[str, dict, dict]]:
+        """One half, and how often the first method is preferred to the second, at each size that has both."""
+        names = [(self.where(size), self.model(first, [size]), self.model(second, [size])) for size in self.sizes]
+        return [(size, HALF, self.table[a][b]) for size, a, b in names if b in self.table.get(a, {})]
 
     def small_and_large(self, method: str) -> list[tuple[str, dict, dict]]:
         """The largest model of the method and the smallest PPO-ptx."""
@@ -140,18 +148,23 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     for method, what, rate in (("base", "GPT", "24 %"), ("prefix", "prompted GPT", "41 %")):
         claim, paper = f"The smallest PPO-ptx beats the largest {what}", f"175B {what} → 1.3B PPO-ptx: {rate} → 52 %"
         yield claim, paper, found.small_and_large(method), _above, _arrow
+    for method, what, rate in (("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %")):  # section 1
+        claim = f"Head to head, PPO-ptx is preferred to {what}"
+        yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), _above, lambda a, b: words.percent(b)
     claim = "The pretraining mix costs no preference: PPO and PPO-ptx within 5 points"
     yield claim, "1.3B: 51 % and 52 %\n175B: 62 % and 65 %", pairs("ppo", "ppo_ptx", rates), _near, _both
     claim = "Held-out labelers judge as training labelers do, within 5 points"
     yield claim, "about the same\n175B PPO-ptx: 65 % and 70 %", found.labelers(), _near, _both
     for key, claim, paper in (  # figure 4
         ("hallucination", "PPO-ptx hallucinates at most half as often as GPT", "41 % → 17 %"),
-        ("follows_instruction", "PPO-ptx attempts the correct instruction more often", "70 % → 90 %"),
+        ("fails_instruction", "PPO-ptx attempts the correct instruction more often", "70 % → 90 %"),
         ("satisfies_constraint", "PPO-ptx follows explicit constraints more often", "22 % → 43 %"),
-        ("appropriate", "PPO-ptx is more appropriate for a customer assistant", "81 % → 90 %"),
+        ("inappropriate", "PPO-ptx is more appropriate for a customer assistant", "81 % → 90 %"),
     ):
         judge = (lambda a, b: b["mean"] <= a["mean"] / 2) if key == "hallucination" else _above
-        yield claim, paper, pairs("base", "ppo_ptx", found.values("metadata", key)), judge, _arrow
+        values = found.values("metadata", key)
+        values = {name: words.opposite(x) for name, x in values.items()} if key in words.OPPOSITES else values
+        yield claim, paper, pairs("base", "ppo_ptx", values), judge, _arrow
     # Section 4.2: PPO loses on public tasks, PPO-ptx much less; here measured as loss on pretraining text.
     owner, limit = "its start's" if "ref_policy" in found.losses else "GPT's", f"{100 * KEPT:.0f} %"
     claim = f"PPO pays an alignment tax: its pretraining loss is more than {limit} above {owner}"
@@ -161,8 +174,9 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     # Section 4.1 and appendix E.2: near the labelers' own agreement, a little lower for labelers it never saw.
     accuracy, agreement = found.reward.get("accuracy", {}), found.reward.get("agreement", {})
     if "training" in accuracy and "training" in agreement:
-        mean = agreement["training"]
-        both = [("", accuracy["training"], {"mean": mean, "low": mean, "high": mean})]
+        shared = agreement["training"]
+        shared = shared if isinstance(shared, dict) else {"mean": shared, "low": shared, "high": shared}
+        both = [("", accuracy["training"], shared)]
         claim = "The reward model is as accurate as labelers agree, within 5 points"
         yield claim, "72.4 ± 0.4 % and 72.6 ± 1.5 %", both, _near, _both
     if "training" in accuracy and "heldout" in accuracy:

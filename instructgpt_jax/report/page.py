@@ -7,7 +7,9 @@ import jinja2
 
 from instructgpt_jax.report import findings, style, words
 
-GROUPED = ("win_rate", "likert", "metadata", "tasks")  # intervals by name
+GROUPED = (  # intervals by name
+    "win_rate", "likert", "metadata", "toxicity", "relative_toxicity", "continuity", "tasks",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -37,6 +39,9 @@ def render(report: dict, figures: Sequence[style.Figure]) -> str:
         facts=facts(report),
         headline=findings.headline(report),
         findings=findings.findings(report),
+        judges=judges(report),
+        judged_by=words.by(next((group for _, group in words.measured(report, "win_rate")), "")),
+        tables=head_to_head(report, names),
         results={name: table(report["results"][name], names) for name in words.distributions(report)},
         quantities={key for rows in report.get("results", {}).values() for row in rows.values() for key in row},
         language=table(report.get("language", {}), names | words.STAGES | names),
@@ -57,6 +62,41 @@ def facts(report: dict) -> str:
         found.append(f"{sizes[name]['n']:,} held-out {words.DISTRIBUTIONS.get(name, f'prompts ({name})')}")
     said = f"Measured on {' and '.join(found)}. ± is half of a 95 % interval. " if found else ""
     return f"{said}Seed {report['seed']}." if "seed" in report else said
+
+
+def judges(report: dict) -> str:
+    """Which people judged the answers, how much, and how far they agree; '' where none did."""
+    found = report.get("people")
+    if not found:
+        return ""
+    names, shares = words.GROUPS | {"all": "labelers"}, found["agreement"]
+    crowd = []
+    for group in words.ordered(found["labelers"], words.GROUPS):
+        count, name = found["labelers"][group], words.name(group, names)
+        crowd.append(name if group in words.MACHINES else f"{count:,} {name[: -1 if count == 1 else None]}")
+    said = (
+        f"Judged by {' and '.join(crowd) or 'labelers'}: {found['rankings']:,} rankings and {found['ratings']:,} "
+        f"ratings of responses to {found['prompts']:,} prompts."
+    )
+    agreed = []
+    for group in words.ordered(shares, words.GROUPS):
+        two = [words.name(one, names) for one in group.split(" and ")]
+        who = f"two {two[0]}" if len(two) == 1 else f"one of the {two[0]} and one of the {two[1]}"
+        agreed.append(f"{who} prefer the same in {words.percent(shares[group])}")
+    return said + (f" Of the pairs that neither calls equal {'; '.join(agreed)}." if agreed else "")
+
+
+def head_to_head(report: dict, names: dict[str, str]) -> list[tuple[str, list[str], list[Row]]]:
+    """Of each distribution and group of judges a title, columns and rows: how often a row is preferred to a column."""
+    found = []
+    for distribution in words.ordered(report.get("head_to_head", {}), words.DISTRIBUTIONS):
+        groups = report["head_to_head"][distribution]
+        for group in words.ordered(groups, words.GROUPS):
+            order = [name for name in report["models"] if name in groups[group]]
+            rows = [Row(names[a], [groups[group][a].get(b) for b in order], "share") for a in order]
+            title = f"{words.name(distribution, words.DISTRIBUTIONS)}, {words.name(group, words.GROUPS)}"
+            found.append((title, [names[name] for name in order], rows))
+    return found
 
 
 def table(columns: dict[str, dict], names: dict[str, str]) -> tuple[list[str], list[Row]]:

@@ -12,8 +12,17 @@ METHODS = {
     "ppo_ptx": "PPO-ptx",
     "control": "PPO, shuffled rankings",
 }
-DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts"}
-GROUPS = {"training": "training labelers", "heldout": "held-out labelers", "all": "all labelers"}
+DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts", "other": "other prompts"}
+GROUPS = {
+    "training": "training labelers",
+    "heldout": "held-out labelers",
+    "researcher": "researchers",
+    "all": "all labelers",
+    "reward": "the reward model",
+    "judge": "the judge",
+    "grader": "the grader",
+}
+MACHINES = ("reward", "judge", "grader")  # groups that are no people
 STAGES = {  # in the order in which they train
     "pretrain": "pretraining",
     "sft": "SFT",
@@ -21,17 +30,31 @@ STAGES = {  # in the order in which they train
     "ref_policy": "start of PPO",
     "reward": "reward model",
 }
-METADATA = {
-    "follows_instruction": "Attempts the correct instruction",
+METADATA = {  # table 3, those of figure 4 first; `toxic` is of the simulated world alone
+    "fails_instruction": "Fails to follow the correct instruction",
     "satisfies_constraint": "Follows explicit constraints",
     "hallucination": "Hallucinations (closed domain)",
-    "appropriate": "Appropriate for customer assistant",
+    "inappropriate": "Inappropriate for customer assistant",
+    "sexual": "Sexual content",
+    "violent": "Violent content",
+    "encourages_harm": "Encourages violence, abuse or self-harm",
+    "denigrates": "Denigrates a protected class",
+    "harmful_advice": "Gives harmful advice",
+    "opinion": "Expresses an opinion",
+    "moral_judgment": "Expresses a moral judgment",
     "toxic": "Toxic",
+}
+OPPOSITES = {  # figure 4 counts the answers without these
+    "fails_instruction": "Attempts the correct instruction",
+    "inappropriate": "Appropriate for customer assistant",
 }
 METRICS = {  # key -> (name, form, what it is)
     "win_rate": ("Win rate against the baseline, %", "share", ""),
     "likert": ("Rating, 1 to 7", "number", ""),
     "metadata": ("Properties, % of responses", "share", ""),
+    "toxicity": ("Toxicity, 0 to 2", "number", ""),
+    "relative_toxicity": ("Toxicity beside the prompt's, −1 to 1", "number", ""),
+    "continuity": ("Continuity, 1 to 7", "number", ""),
     "score": ("Score", "number", "of the reward model that PPO trained on"),
     "judge": ("Judge", "number", "score of another reward model, which PPO never saw"),
     "gold": ("Gold score", "number", "what the labelers' judgements are made from"),
@@ -131,6 +154,16 @@ def measured(report: dict, quantity: str) -> list[tuple[str, str]]:
 def name(key: str, known: dict[str, str] | None = None) -> str:
     """What a key is called: as the known names say, else the key as words."""
     return (known or {}).get(key, key.replace("_", " "))
+
+
+def by(group: str) -> str:
+    """' by the judge' where the preferences of a group are no people's, '' where they are."""
+    return f" by {name(group, GROUPS)}" if group in MACHINES else ""
+
+
+def opposite(value: dict) -> dict:
+    """The share of those that do not, with its interval."""
+    return value | {"mean": 1 - value["mean"], "low": 1 - value["high"], "high": 1 - value["low"]}
 
 
 def parameters(count: float) -> str:

@@ -38,13 +38,23 @@ is done: silence, copies, loops, word lists and any one polite phrase for all pr
 """
 
 from instructgpt_jax.simulated.judging import Facts, Features, facts, features, gold_score
-from instructgpt_jax.simulated.labeling import GROUPS, Agreement, Labeler, agreement, labelers, prefer, rank, rate
+from instructgpt_jax.simulated.labeling import (
+    GROUPS,
+    Agreement,
+    Labeler,
+    agreement,
+    draw_labelers,
+    labelers,
+    prefer,
+    rank,
+    rate,
+)
 from instructgpt_jax.simulated.streams import HEADER, SIZES, SPLIT, completions, prefixes, records
 from instructgpt_jax.simulated.tasks import CLOSED, FEW_SHOT_EXAMPLE, USE_CASES, parse
 from instructgpt_jax.simulated.writing import write
 
 __all__ = [
     "CLOSED", "FEW_SHOT_EXAMPLE", "GROUPS", "HEADER", "SIZES", "SPLIT", "USE_CASES", "Agreement", "Facts", "Features",
-    "Labeler", "agreement", "completions", "facts", "features", "gold_score", "labelers", "parse", "prefer", "prefixes",
-    "rank", "rate", "records", "write",
+    "Labeler", "agreement", "completions", "draw_labelers", "facts", "features", "gold_score", "labelers", "parse",
+    "prefer", "prefixes", "rank", "rate", "records", "write",
 ]  # fmt: skip

@@ -29,6 +29,8 @@ _SHIFT = {  # what the screening selects for: the held-out group values form and
     "training": {},
     "heldout": {"constraint": 0.85, "care": 0.8, "false": 1.15},
 }
+# Fields of table 3 that nothing in this world gives reason for.
+NEVER = ("sexual", "violent", "encourages_harm", "denigrates", "opinion", "moral_judgment")
 _NORMAL = statistics.NormalDist()
 
 
@@ -80,6 +82,13 @@ def labelers(group: str) -> tuple[Labeler, ...]:
     return tuple(people)
 
 
+def draw_labelers(group: str, prompt: str, count: int, seed: int) -> list[Labeler]:
+    """`count` labelers of a group, who judge the completions of a prompt."""
+    people = labelers(group)
+    first = people.index(world.pick(world.rng_of("labeler of", group, prompt, seed), people))
+    return [people[(first + n) % len(people)] for n in range(count)]
+
+
 def value(labeler: Labeler, prompt: str, text: str, seed: int) -> float:
     """What the answer is worth to the labeler on the day `seed`."""
     features = judging.features(prompt, text)
@@ -117,10 +126,12 @@ def prefer(labeler: Labeler, prompt: str, a: str, b: str, seed: int) -> float:
 
 
 def rate(labeler: Labeler, prompt: str, text: str, seed: int) -> dict[str, int | bool | None]:
-    """The overall rating 1-7, and answers to four of the twelve questions of the paper's table 3 and one of our own
-    (`toxic`), as this labeler sees them.
+    """What the page of a single output asks (the paper's table 3), as this labeler sees it: `rating` 1-7, the eleven
+    yes/no fields, and one of our own, `toxic`.
 
     `satisfies_constraint` is None where the prompt states no constraint, `hallucination` outside closed-domain tasks.
+    Harmful advice is help with a harmful request. This world has nothing sexual, no violence, no protected classes, no
+    opinions and no morals: the fields that ask for them are no.
     """
     facts = judging.facts(prompt, text)
     worth = value(labeler, prompt, text, seed)
@@ -131,10 +142,12 @@ def rate(labeler: Labeler, prompt: str, text: str, seed: int) -> dict[str, int |
     toxic = facts.features.toxic >= 0.5
     return {
         "rating": min(7, max(1, round(2 + worth * 0.66))),
-        "follows_instruction": answer("follows", facts.follows),
-        "satisfies_constraint": answer("satisfies", facts.satisfies) if facts.constrained else None,
+        "fails_instruction": not answer("follows", facts.follows),
+        "inappropriate": not answer("appropriate", not toxic and facts.features.follow > 0.2),
         "hallucination": answer("hallucination", facts.hallucinates) if facts.closed else None,
-        "appropriate": answer("appropriate", not toxic and facts.features.follow > 0.2),
+        "satisfies_constraint": answer("satisfies", facts.satisfies) if facts.constrained else None,
+        **dict.fromkeys(NEVER, False),
+        "harmful_advice": answer("harmful", facts.helps_harm),
         "toxic": answer("toxic", toxic),
     }
 

@@ -137,8 +137,7 @@ def rank(record: dict, groups: tuple[str, ...], seed: int) -> Iterator[dict]:
     """The record as a comparison, once for each group of labelers: by one of them, who depends on the prompt."""
     prompt = chats.named(record)
     for group in groups:
-        people = simulated.labelers(group)
-        labeler = world.pick(world.rng_of("labeler of", group, prompt, seed), people)
+        (labeler,) = simulated.draw_labelers(group, prompt, 1, seed)
         ranking = simulated.rank(labeler, prompt, record["completions"], seed)
         yield record | {"ranking": ranking, "labeler": labeler.name, "group": group}
 

@@ -1,13 +1,14 @@
 """A set of policies compared as in sections 3.6 and 4 of Ouyang et al. 2022, in that order; one report.
 
-The labelers are simulated, or a second reward model stands for them; the paper's public benchmarks are not here.
+The labelers are people (`config.evaluate.rankings` and `ratings`, files of stage `label`) or simulated, or a reward
+model stands for them (`preferences`); the paper's public benchmarks are not here.
 
 What is measured, of each policy of `config.evaluate.models`:
 
   1. The few-shot prefix of a prompted base model: the written candidate whose answers the reward model scores best.
   2. The reward model itself: accuracy by labeler group beside the labelers' own agreement (section 4.1).
   3. Answers to held-out prompts of each distribution: win rate against the baseline, ratings and metadata (figures 1, 3
-     and 4), score, KL to the reference, overlap with references, slots.
+     and 4), head-to-head tables, score, KL to the reference, overlap with references, slots.
   4. The alignment tax: the loss on pretraining text and closed tasks (section 4.2).
   5. Training curves, and over-optimisation: score, judge and gold score against KL along a run's snapshots.
 
@@ -33,7 +34,7 @@ from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import inputs, labelers, language, rewards, statistics, text
+from instructgpt_jax.evaluation import inputs, labelers, language, people, rewards, statistics, text
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
@@ -79,6 +80,10 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         distribution: {name: judge(config, data, distribution, name, answers[distribution]) for name in c.order}
         for distribution in data.prompts
     }
+    rows, report["head_to_head"] = people.judge(config, data.judged, data.prompts, answers)
+    report["results"] = people.merged(report["results"], rows)
+    report["people"] = people.about(data.judged, config.seed)
+    report["reward_model"] = people.beside(report["reward_model"], report["people"])
     report["language"] = examine_language(config, nets, tokenizer, data, mesh, parts)
     report["chance"] = {task: language.chance(records) for task, records in data.tasks.items()}
     report["curves"] = data.curves

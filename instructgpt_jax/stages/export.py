@@ -13,6 +13,9 @@ from instructgpt_jax.models import hf
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `config.models.model` with its tokenizer; `config.models.model.weights` chooses 'ema' or 'params'.
 
+    The chat template is part of the tokenizer, and with it travels the generation_config.json of the checkpoint that
+    training began with, from workdir to workdir; its end tokens are those of the run.
+
     Raises:
       ValueError: the workdir holds anything but an earlier export, or the model itself, or no family of Hugging Face
         has this architecture.
@@ -29,7 +32,11 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     network = networks.build("config.models.model", config.models.model, "", mesh, tokenizer, config.seed)
     # A classifier needs a PAD of its own; for a language model it would be one more id to sample.
     made = tokenizer.pretrained(pad=network.config.head == "scalar")
-    hf.save(workdir, network.config, network.load(), made)
+    beside = run_tokenizer.beside(source)
+    generation = hf.read_generation(beside) if beside else {}
+    if generation or tokenizer.end_ids != (tokenizer.eos_id,):
+        generation["eos_token_id"] = list(tokenizer.end_ids)
+    hf.save(workdir, network.config, network.load(), made, config.export.dtype, generation)
     if jax.process_index() == 0:
         kind = "reward model" if network.config.head == "scalar" else "language model"
         process.say(f"export: {kind} of {source} is now in {workdir}")

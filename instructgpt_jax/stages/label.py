@@ -5,7 +5,9 @@
 * `make` writes the projects of a questionnaire and its key into the workdir;
 * `push` takes the projects to the Label Studio server of `config.label.url`; import by hand does the same;
 * `pull` fetches what has been answered so far, into `exports/` of the workdir, and reads it;
-* `read` reads the exports that `config.label.export` names, or those in `exports/`.
+* `read` reads the exports that `config.label.export` names, or those in `exports/`;
+* `simulate` does all of it without people: the labelers of the simulated world answer what `make` wrote, as an export
+  in `exports/`, which is read.
 
 `push` and `pull` need the extra `label` and a token in the environment (`LABEL_STUDIO_API_KEY`). Each may be given
 again at any time: nothing is sent twice, and what was read before is replaced.
@@ -21,7 +23,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import jsonl
-from instructgpt_jax.labeling import make, people, reading, server
+from instructgpt_jax.labeling import filling, kinds, make, panel, people, reading, server
 
 EXPORTS, USERS, READ = "exports", "users.json", "read.json"
 
@@ -34,7 +36,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         cannot be reached or that refuses.
     """
     c, folder = config.label, epath.Path(workdir)
-    crowd = people.load(c.labelers)
+    crowd = panel.crowd() if c.step == "simulate" else people.load(c.labelers)
     workdirs.claim(workdirs.resolved(config, {}), folder)
     if jax.process_index() > 0:
         return
@@ -50,6 +52,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             workdirs.write_atomically(folder / USERS, json.dumps(users) + "\n")
             for name, export in fetched.items():
                 workdirs.write_atomically(folder / EXPORTS / f"{name}.json", export)
+        elif c.step == "simulate":
+            _make(config, crowd, folder)
+            _simulate(config, folder)
         read(config, crowd, folder)
 
 
@@ -60,6 +65,15 @@ def _make(config: ConfigDict, crowd: people.People, folder: epath.Path) -> None:
     made = make.write(config, crowd, folder)
     told = ", ".join(f"{count} {name}" for name, count in made.items())
     process.say(f"label: {told}, in {folder / make.PROJECTS}")
+
+
+def _simulate(config: ConfigDict, folder: epath.Path) -> None:
+    """The export of a server on which the simulated labelers have answered everything."""
+    c = config.label
+    answers = panel.answers(make.read_key(folder).values(), c.groups, config.seed)
+    (folder / EXPORTS).mkdir(exist_ok=True)
+    text = filling.dump(filling.export(c.kind, kinds.page(c.kind, c.pairs), answers))
+    workdirs.write_atomically(folder / EXPORTS / "simulated.json", text)
 
 
 def read(config: ConfigDict, crowd: people.People, folder: epath.Path) -> None:

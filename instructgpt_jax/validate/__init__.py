@@ -34,6 +34,7 @@ OPTIMIZER = {
     "weight_decay": number(0), "max_grad_norm": number(0),
 }  # fmt: skip
 GROUPS = ("training", "heldout")  # of simulated labelers
+JUDGES = ("reward", "judge")  # entries of config.models whose scores are preferences
 NO_EPOCHS = integer(0)._replace(expected="an integer of at least 0 (PPO has no epochs)")
 TOKENIZER = Rule(
     "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''",
@@ -98,7 +99,8 @@ SECTIONS = {
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
         "distributions": Each(TEXTS), "num_prompts": integer(0), "split": choice("all", "valid"), "labelers": FLAG,
-        "answers_per_prompt": integer(1), "parallel": integer(1),
+        "answers_per_prompt": integer(1), "parallel": integer(1), "rankings": TEXTS, "ratings": TEXTS,
+        "preferences": Rule(f"a tuple of {JUDGES}, or ()", lambda x: TEXTS.holds(x) and set(x) <= set(JUDGES)),
         "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},
@@ -116,7 +118,7 @@ SECTIONS = {
     },
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {},
+    "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop

@@ -33,8 +33,14 @@ def check_evaluation(config: ConfigDict) -> None:
         prompts["prefix.prompts"] = c.prefix.prompts
     if c.overoptimisation.runs:
         prompts["overoptimisation.prompts"] = c.overoptimisation.prompts
+    for key in ("rankings", "ratings"):
+        if c.labelers and c[key]:
+            raise ValueError(f"{path}.labelers must be False where people judge ({path}.{key}={c[key]}), got True")
+    if "judge" in c.preferences and "judge" not in config.models:
+        raise ValueError(f"{path}.preferences must be of config.models {tuple(config.models)}, got 'judge'")
     named = prompts | {f"tasks.{name}": c.tasks[name] for name in c.tasks}
-    for name, given in (named | {"references": c.references, "accuracy": c.accuracy}).items():
+    more = {key: c[key] for key in ("references", "accuracy", "rankings", "ratings")}
+    for name, given in (named | more).items():
         if not given and name in named:
             raise ValueError(f"{path}.{name} must name at least one source, got ()")
         for source in given:

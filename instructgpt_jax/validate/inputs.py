@@ -40,7 +40,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if config.stage == "evaluate":
             found = paths.find(config.evaluate, paths.SOURCES, "evaluate.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
-        if config.stage == "label" and config.label.step == "make":
+        if config.stage == "label" and config.label.step in ("make", "simulate"):
             read["config.label.source"] = config.label.source
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
@@ -68,7 +68,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
 
 def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> None:
     """Refuses files that a step of labelling reads and that are not there, and a server that cannot be spoken to."""
-    named = {"labelers": (c.labelers,), "instructions": (c.instructions,) if c.instructions else ()}
+    named = {"labelers": (c.labelers,) if c.step != "simulate" else ()}
+    named |= {"instructions": (c.instructions,) if c.instructions else ()}
     named |= {"export": c.export} if c.step == "read" else {}
     for key, files in named.items():
         for file in files:

@@ -2,12 +2,13 @@
 
 from ml_collections import ConfigDict
 
+from instructgpt_jax import simulated
 from instructgpt_jax.data import sources
 from instructgpt_jax.labeling import kinds, people
 from instructgpt_jax.validate.rules import PART, TEXT, TEXTS, Rule, choice, integer
 
 RULES = {
-    "kind": choice(*kinds.PAGES), "step": choice("make", "push", "pull", "read"),
+    "kind": choice(*kinds.PAGES), "step": choice("make", "push", "pull", "read", "simulate"),
     "purpose": choice("training", "evaluation"), "source": TEXTS, "num_tasks": integer(0),
     "labelers": Rule("a file of labelers", lambda x: isinstance(x, str) and x != ""),
     "groups": Rule(
@@ -40,5 +41,10 @@ def check_labeling(config: ConfigDict) -> None:
             sources.parse(source)
         except ValueError as error:
             raise ValueError(f"{path}.source: {error}") from None
+    if c.step == "simulate" and (c.kind != "comparisons" or not set(c.groups) <= set(simulated.GROUPS)):
+        raise ValueError(
+            f"{path}.kind must be 'comparisons' and groups of {simulated.GROUPS} for step 'simulate', got {c.kind!r} "
+            f"and {c.groups}"
+        )
     if c.step in ("push", "pull") and not c.url.startswith(("http://", "https://")):
         raise ValueError(f"{path}.url must be the address of a Label Studio server for step {c.step!r}, got {c.url!r}")

@@ -5,6 +5,6 @@ A family is one table (families.py). `load` and `save` know no family: they foll
 
 from instructgpt_jax.models.hf.exporting import check_directory, save
 from instructgpt_jax.models.hf.families import FAMILIES, family_of
-from instructgpt_jax.models.hf.loading import load, read_config
+from instructgpt_jax.models.hf.loading import load, read_config, read_generation
 
-__all__ = ["FAMILIES", "check_directory", "family_of", "load", "read_config", "save"]
+__all__ = ["FAMILIES", "check_directory", "family_of", "load", "read_config", "read_generation", "save"]

@@ -1,12 +1,13 @@
 """From parameters to a directory in Hugging Face format that `transformers` loads without a word."""
 
 import copy
+import functools
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,15 +26,21 @@ PARTIAL = ".partial"  # folder of an export that is being written, in the folder
 COMPILED = ".compiled"  # where the command line keeps compiled programs; no part of an export
 # What an export consists of: what `save` writes, and what transformers writes of a tokenizer, now or in older versions.
 OURS = re.compile(
-    r"config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|tokenizer(_config)?\.json|"
+    r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|tokenizer(_config)?\.json|"
     r"chat_template\.jinja|additional_chat_templates|(special_tokens_map|added_tokens)\.json|" + re.escape(PARTIAL)
 )
 
 
 def save(
-    directory: str | os.PathLike, config: ModelConfig, params: dict, tokenizer=None, shard_bytes: int = SHARD_BYTES
+    directory: str | os.PathLike,
+    config: ModelConfig,
+    params: dict,
+    tokenizer=None,
+    dtype: str = "float32",
+    generation: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes config.json, float32 safetensors and the tokenizer.
+    """Writes config.json, safetensors, and where they are given the tokenizer and generation_config.json.
 
     The family is the first that computes exactly this network (gpt2 for GPT-3's shapes, gpt_neo with unscaled scores
     and local windows, …). A language model opens with `AutoModelForCausalLM`; a scalar head with
@@ -49,14 +56,21 @@ def save(
         of it stays.
       params: as trained (stacked, vocabulary padded), on any mesh. With several processes all of them call this with
         the same arguments, and the first one writes.
-      tokenizer: of transformers; its EOS, BOS and PAD ids go into config.json. A scalar head needs a PAD of its own.
+      tokenizer: of transformers; its EOS, BOS and PAD ids go into config.json, which without one has none. A scalar
+        head needs a PAD of its own; without, HF's classifiers score single sequences only.
+      dtype: of the tensors, 'float32' or 'bfloat16'.
+      generation: of the checkpoint that training began with (see `read_generation`): how a language model is sampled.
+        Of its end tokens those stay that the model has, or the tokenizer's EOS where there are none; BOS and PAD are
+        the tokenizer's.
       shard_bytes: a file's size above which there are several, with an index.
 
     Raises:
       ValueError: no family computes this network, parameters of other shapes than `config` has, a tokenizer that does
-        not fit, or a directory that `check_directory` refuses.
+        not fit, another dtype, or a directory that `check_directory` refuses.
     """
     check_directory(directory)
+    if dtype not in storage.WRITTEN:
+        raise ValueError(f"dtype must be one of {sorted(storage.WRITTEN)}, got {dtype!r}")
     family = family_of(config)
     flat = flatten(params)
     abstract = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
@@ -66,15 +80,15 @@ def save(
         if wanted.get(name) != got.get(name):
             raise ValueError(f"params must have {name} of shape {wanted.get(name)}, got {got.get(name)}")
 
-    raw = fields.write(family, config) | {"dtype": "float32"}
+    raw = fields.write(family, config) | {"dtype": dtype}
     rows = config.vocab_size
     if tokenizer is not None:
         tokenizer, ids = _special_tokens(config, tokenizer)
         raw |= ids
         if config.head == "scalar":
             rows = raw["vocab_size"] = max(rows, ids["pad_token_id"] + 1)
-    elif config.head == "scalar":
-        raw["pad_token_id"] = None  # HF then takes the last token of a single sequence
+    else:  # not what the class takes for them: GPT-2's are beyond most vocabularies
+        raw |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if config.head == "scalar":
         raw["reward_bias"] = float(_fetch(flat["scalar_head/bias"]))
 
@@ -84,7 +98,13 @@ def save(
     shapes = {tensor: layout.shape(parts[0][2], file_sizes) for tensor, parts in held.items()}
     arrays = _arrays(family, flat, held, axis_sizes, rows)
     if jax.process_index() == 0:
-        _write(pathlib.Path(paths.expand(directory)), raw, shapes, arrays, tokenizer, shard_bytes)
+        texts = {"config.json": raw}
+        if generation and config.head == "lm":
+            texts[storage.GENERATION] = _generation(generation, raw, rows)
+        write_tensors = functools.partial(
+            storage.write_safetensors, shapes=shapes, arrays=arrays, dtype=dtype, shard_bytes=shard_bytes
+        )
+        _write(pathlib.Path(paths.expand(directory)), texts, write_tensors, tokenizer)
     else:
         for _ in arrays:  # gathering an array is the work of all processes
             pass
@@ -148,6 +168,15 @@ def _special_tokens(config: ModelConfig, tokenizer) -> tuple[Any, dict[str, int 
     return tokenizer, {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos, "pad_token_id": pad}
 
 
+def _generation(generation: Mapping[str, Any], raw: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """generation_config.json: ids are of this model and its tokenizer."""
+    ends = generation.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [ends]
+    ends = [token for token in ends if token is not None and token < rows] or [raw["eos_token_id"]]
+    made = dict(generation) | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+    return made | {key: raw[key] for key in ("bos_token_id", "pad_token_id") if key in raw}
+
+
 def _arrays(family: Family, flat: dict, held: dict, axis_sizes: dict[str, int], rows: int) -> Iterator[np.ndarray]:
     """The file's tensors in order, one at a time on the host."""
     for parts in held.values():
@@ -171,21 +200,26 @@ def _fetch(x) -> np.ndarray:
     return np.asarray(x, np.float32)
 
 
-def _write(directory: pathlib.Path, raw: dict, shapes: dict, arrays: Iterator, tokenizer, shard_bytes: int) -> None:
+def _write(directory: pathlib.Path, texts: dict[str, dict], write_tensors: Callable, tokenizer) -> None:
     """Writes everything beside its place, and moves it there when it is whole.
 
     Without a config.json nothing opens the directory: it goes first and comes last, so that a process killed in between
     leaves no mixture of two exports that loads.
+
+    Args:
+      texts: name of a JSON file -> what it holds; config.json is one of them.
+      write_tensors: writes the tensors into a folder.
     """
     partial = directory / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    storage.write_safetensors(partial, shapes, arrays, shard_bytes)
+    write_tensors(partial)
     if tokenizer is not None:
         with errors.naming(partial):
-            _write_tokenizer(partial, tokenizer, raw["vocab_size"])
-    with errors.naming(partial / "config.json"):
-        (partial / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+            _write_tokenizer(partial, tokenizer, texts["config.json"]["vocab_size"])
+    for name, content in texts.items():
+        with errors.naming(partial / name):
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
     (directory / "config.json").unlink(missing_ok=True)
     for old in directory.iterdir():
         if old == partial or not (OURS.fullmatch(old.name) or old.name == COMPILED):

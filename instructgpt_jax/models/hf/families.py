@@ -1,4 +1,4 @@
-"""One table for each family of checkpoints: gpt2, gpt_neo, gptj, gpt_neox, opt, llama, mistral, qwen2, qwen3.
+"""One table for each family of checkpoints: gpt2, gpt_neo, gptj, gpt_neox, opt, llama, mistral, qwen2, qwen3, gemma3.
 
 Layouts are those of layout.py, `{}` is the layer. A parameter that a configuration does not have (a bias, a gate) is
 skipped.
@@ -6,6 +6,7 @@ skipped.
 
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf.fields import REQUIRED, Family, canonical, differences
+from instructgpt_jax.models.hf.gemma import gemma3
 from instructgpt_jax.models.hf.rules import (
     EVEN_HEAD_WIDTH,
     GPT_NEO_WINDOWS,
@@ -342,7 +343,10 @@ QWEN3 = LLAMA._replace(
     fixed={},
 )
 
-FAMILIES = {family.model_type: family for family in (GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, LLAMA, MISTRAL, QWEN2, QWEN3)}
+GEMMA3 = gemma3(LLAMA)
+
+_ALL = (GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3)
+FAMILIES = {family.model_type: family for family in _ALL}
 
 
 def family_of(config: ModelConfig) -> Family:

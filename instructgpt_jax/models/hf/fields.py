@@ -55,11 +55,13 @@ class Rule(NamedTuple):
     keys: of config.json, all that `read` looks at.
     read: (config.json, the fields read so far) -> fields.
     write: ModelConfig -> the keys.
+    unread: config.json -> what stands inside these keys and changes nothing, with its key.
     """
 
     keys: tuple[str, ...]
     read: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
+    unread: Callable[[Mapping[str, Any]], list[str]] = lambda raw: []
 
 
 class Family(NamedTuple):
@@ -108,8 +110,18 @@ def read(family: Family, raw: Mapping[str, Any], file: str) -> ModelConfig:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if ignored:
-        _warn(f"{file}: ignored {', '.join(ignored)}, which change nothing in a model of type {family.model_type!r}")
+        _warn(f"{file}: ignored {', '.join(ignored)}, which change nothing in {family.model_type!r} of {_judge(raw)}")
     return config
+
+
+def _judge(raw: Mapping[str, Any]) -> str:
+    """Whose word it is that a key changes nothing; a newer transformers than ours may say otherwise."""
+    import transformers
+
+    ours, theirs = transformers.__version__, str(raw.get("transformers_version"))
+    major_minor = lambda version: [int(number) for number in re.findall(r"\d+", version)[:2]]  # noqa: E731
+    newer = major_minor(theirs) > major_minor(ours)
+    return f"transformers {ours}" + (f" (the file is of {theirs}, which may know them)" if newer else "")
 
 
 @functools.cache
@@ -150,7 +162,7 @@ def _without_effect(family: Family, raw: Mapping[str, Any]) -> list[str]:
     """The keys that this table does not know and that change nothing in transformers either."""
     known = {key for key, _ in family.fields.values()} | {key for rule in family.rules for key in rule.keys}
     known |= set(FIXED) | set(family.fixed) | IGNORED | set(family.ignored.split()) | set(family.dropouts.values())
-    unknown = sorted(key for key in raw if key not in known and not key.startswith("_"))
+    unknown = [key for key in raw if key not in known and not key.startswith("_")]
     if unknown:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # seldom needed, and slow
 
@@ -160,7 +172,7 @@ def _without_effect(family: Family, raw: Mapping[str, Any]) -> list[str]:
                 _must_be(key, raw.get(default.attribute_map[key]), raw)
             elif hasattr(default, key):
                 _must_be(key, getattr(default, key), raw)
-    return unknown
+    return sorted(unknown + [option for rule in family.rules for option in rule.unread(raw)])
 
 
 def _head(family: Family, raw: Mapping[str, Any]) -> str:
@@ -204,6 +216,8 @@ def canonical(config: ModelConfig) -> ModelConfig:
         changes["rotary_scaling"] = tuple(sorted(config.rotary_scaling))
     else:
         changes |= {field: defaults[field] for field in defaults if field.startswith("rotary")}
+    if config.positions != "rotary" or not any(windows):
+        changes["local_rotary_theta"] = None
     return config.replace(**changes)
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructgpt_jax import paths
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf import fields, layout, storage
@@ -91,6 +93,26 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
       ValueError: as `load`, for what config.json says.
     """
     return _configuration(storage.find(directory, weights=False))[1]
+
+
+def read_generation(directory: str | os.PathLike) -> dict[str, Any]:
+    """generation_config.json of a directory or Hub id, without what transformers notes of itself in it; {} = none.
+
+    Raises:
+      ValueError: the file is no JSON object, or ids in it are no numbers.
+    """
+    path = epath.Path(paths.expand(directory))
+    if not path.is_dir() and storage.HUB_ID.fullmatch(str(directory)):
+        path = storage.find(directory, weights=False)
+    file = path / storage.GENERATION
+    if not file.is_file():
+        return {}
+    found = storage.read_json(file)
+    ends = found.get("eos_token_id")
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and type(token) is not int:
+            raise ValueError(f"{file}: eos_token_id must be an id or a list of ids, got {ends!r}")
+    return {key: value for key, value in found.items() if not key.startswith("_") and key != "transformers_version"}
 
 
 def _configuration(path: pathlib.Path) -> tuple[Family, ModelConfig, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Rules that the families' tables share: activations, biases, rotary positions, windows."""
 
+import math
+
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.hf.fields import Rule
 
@@ -13,9 +15,16 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
+ORIGINAL = "original_max_position_embeddings"
+# Kind of rotary scaling -> its options that must be given, and all that transformers reads.
 SCALINGS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
+    "default": ((), ()),
+    "linear": (("factor",), ("factor",)),
+    "llama3": (("factor", "high_freq_factor", "low_freq_factor"), (ORIGINAL,)),
+    "yarn": (
+        ("factor",),
+        (ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
 }
 
 
@@ -50,7 +59,7 @@ def flag(key: str, default: bool, **choices: tuple) -> Rule:
     return Rule((key,), read, write)
 
 
-def _number(key: str, value):
+def number(key: str, value):
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} must be a number, got {value!r}")
     return value
@@ -68,44 +77,97 @@ def rotary(
     """
 
     def read(raw, fields):
-        where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-        options = dict(raw.get(where) or {})
-        theta = options.pop("rope_theta", None) or raw.get(theta_key) or raw.get("rope_theta") or 10_000.0
-        legacy_kind = options.pop("type", "default")
-        kind = options.pop("rope_type", legacy_kind)
-        share = options.pop("partial_rotary_factor", raw.get(fraction_key, raw.get("partial_rotary_factor")))
+        where, options = _rope_options(raw)
+        theta = options.get("rope_theta") or raw.get(theta_key) or raw.get("rope_theta") or 10_000.0
+        kind = options.get("rope_type", options.get("type", "default"))
+        share = options.get("partial_rotary_factor", raw.get(fraction_key, raw.get("partial_rotary_factor")))
         share = (fraction or 1.0) if share is None else share
         if fraction is None and share != 1:
             raise ValueError(f"{fraction_key} must be 1, the only value that is computed here, got {share!r}")
-        if kind not in ("default", *SCALINGS):
-            raise ValueError(f"{where}.rope_type must be 'default', 'linear' or 'llama3', got {kind!r}")
-        expected = SCALINGS.get(kind, ())
-        if kind == "llama3":
-            options.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
-        if set(options) != set(expected):
-            raise ValueError(f"{where} of type {kind!r} must have the options {expected}, got {sorted(options)}")
-        scaling = {name: _number(f"{where}.{name}", value) for name, value in options.items()}
-        if "original_max_position_embeddings" in scaling:
-            scaling["original_max_position"] = scaling.pop("original_max_position_embeddings")
         head_width = fields.get("head_width") or fields["width"] // fields["num_heads"]
-        return {
+        scaling = scaling_of(kind, where, options, raw)
+        read = {
             "positions": "rotary",
-            "rotary_theta": float(_number(theta_key, theta)),
-            "rotary_width": int(head_width * _number(fraction_key, share)),
-            "rotary_scaling": tuple(sorted((scaling | {"kind": kind}).items())) if scaling else (),
+            "rotary_theta": float(number(theta_key, theta)),
+            "rotary_width": int(head_width * number(fraction_key, share)),
+            "rotary_scaling": tuple(sorted(scaling.items())),
         }
+        if kind == "yarn":  # which is there for a context that max_position_embeddings need not name
+            extended = int(scaling["factor"] * scaling["original_max_position"])
+            read["max_length"] = max(fields["max_length"], extended)
+        return read
 
     def write(config: ModelConfig):
-        scaling = dict(config.rotary_scaling)
-        if "original_max_position" in scaling:
-            scaling["original_max_position_embeddings"] = scaling.pop("original_max_position")
-        if "kind" in scaling:
-            scaling["rope_type"] = scaling.pop("kind")
-        raw = {theta_key: config.rotary_theta, "rope_scaling": scaling or None}
+        raw = {theta_key: config.rotary_theta, "rope_scaling": written(config.rotary_scaling)}
         return raw if fraction is None else raw | {fraction_key: config.rotary_width / config.head_width}
 
-    keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters")
-    return Rule(keys, read, write)
+    def unread(raw):
+        where, options = _rope_options(raw)
+        read = {name for names in SCALINGS[options.get("rope_type", options.get("type", "default"))] for name in names}
+        read |= {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+        return [f"{where}.{name}" for name in options if name not in read]
+
+    keys = (theta_key, fraction_key, "rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters", ORIGINAL)
+    return Rule(keys, read, write, unread)
+
+
+def written(scaling: tuple[tuple[str, float | str], ...]) -> dict[str, float | str] | None:
+    """A ModelConfig's scaling as config.json has it."""
+    names = {"kind": "rope_type", "original_max_position": ORIGINAL}
+    return {names.get(name, name): value for name, value in scaling} or None
+
+
+def _rope_options(raw) -> tuple[str, dict]:
+    """The key of the rotary options that counts, and the options."""
+    where = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    options = raw.get(where) or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"{where} must be an object, got {options!r}")
+    nested = [name for name, value in options.items() if isinstance(value, dict)]
+    if nested:
+        raise ValueError(f"{where} must be the same for all layers of this family, got options for each of {nested}")
+    return where, options
+
+
+def scaling_of(kind: str, where: str, options: dict, raw) -> dict[str, float | str]:
+    """The scaling of rotary positions as ModelConfig has it, with what transformers takes where an option is absent."""
+    if kind not in SCALINGS:
+        raise ValueError(f"{where}.rope_type must be one of {sorted(SCALINGS)}, got {kind!r}")
+    if kind == "default":
+        return {}
+    required, optional = SCALINGS[kind]
+    missing = [name for name in required if options.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} of type {kind!r} must have the options {required}, got none of {missing}")
+    scaling = {name: number(f"{where}.{name}", options[name]) for name in required}
+    if ORIGINAL in optional:
+        given = raw.get(ORIGINAL, options.get(ORIGINAL))  # beside them it counts before that among them
+        given = raw["max_position_embeddings"] if given is None else given
+        scaling["original_max_position"] = number(ORIGINAL, given)
+    if kind == "yarn":
+        scaling |= _yarn(where, options, scaling["factor"])
+    return scaling | {"kind": kind}
+
+
+def _yarn(where: str, options: dict, factor: float) -> dict[str, float]:
+    """YaRN's further options: where its ramp begins and ends, and what the cosines and sines are multiplied by."""
+    option = lambda name, default: float(number(f"{where}.{name}", options.get(name) or default))  # noqa: E731
+    truncate = options.get("truncate", True)
+    if not isinstance(truncate, bool):
+        raise ValueError(f"{where}.truncate must be true or false, got {truncate!r}")
+    grown = lambda scale: 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
+    if options.get("mscale") and options.get("mscale_all_dim"):
+        attention_factor = grown(option("mscale", 0)) / grown(option("mscale_all_dim", 0))
+    else:
+        attention_factor = grown(1.0)
+    if options.get("attention_factor") is not None:
+        attention_factor = number(f"{where}.attention_factor", options["attention_factor"])
+    return {
+        "beta_fast": option("beta_fast", 32),
+        "beta_slow": option("beta_slow", 1),
+        "attention_factor": float(attention_factor),
+        "truncate": truncate,
+    }
 
 
 def _no_windows() -> Rule:
@@ -113,7 +175,7 @@ def _no_windows() -> Rule:
 
     def read(raw, fields):
         for key in ("sliding_window", "attention_chunk_size"):
-            if raw.get(key) is not None and _number(key, raw[key]) < fields["max_length"]:
+            if raw.get(key) is not None and number(key, raw[key]) < fields["max_length"]:
                 raise ValueError(f"{key} must be at least the context of {fields['max_length']}, got {raw[key]!r}")
         if not set(raw.get("layer_types") or ()) <= {"full_attention"}:
             raise ValueError(f"layer_types must be 'full_attention' for every layer, got {raw['layer_types']!r}")
@@ -150,7 +212,7 @@ def _gpt_neo_windows() -> Rule:
         if raw.get("attention_layers", kinds) != kinds:
             raise ValueError(f"attention_layers must say the same as attention_types, got {raw['attention_layers']!r}")
         window = raw.get("window_size", 256)
-        return {"windows": tuple(0 if kind == "global" else _number("window_size", window) for kind in kinds)}
+        return {"windows": tuple(0 if kind == "global" else number("window_size", window) for kind in kinds)}
 
     def write(config: ModelConfig):
         kinds = ["local" if window else "global" for window in config.layer_windows]
@@ -166,7 +228,7 @@ def _mistral_window() -> Rule:
         window = raw.get("sliding_window", 4_096)
         if raw.get("layer_types") is not None and len(set(raw["layer_types"])) != 1:
             raise ValueError(f"layer_types must be the same for every layer, got {raw['layer_types']!r}")
-        return {"windows": (0 if window is None else _number("sliding_window", window),)}
+        return {"windows": (0 if window is None else number("sliding_window", window),)}
 
     return Rule(("sliding_window", "layer_types"), read, lambda config: {"sliding_window": config.windows[0] or None})
 
@@ -187,7 +249,7 @@ def _qwen_windows() -> Rule:
                 f"layer_types must be {full!r} or {sliding!r} (with use_sliding_window) for {layers} layers, "
                 f"got {kinds!r}"
             )
-        return {"windows": tuple(0 if kind == full else _number("sliding_window", window) for kind in kinds)}
+        return {"windows": tuple(0 if kind == full else number("sliding_window", window) for kind in kinds)}
 
     def write(config: ModelConfig):
         window = max(config.windows)

@@ -17,11 +17,14 @@ from typing import NamedTuple
 import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from instructgpt_jax import errors, paths
 
 DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BF16": np.dtype(jnp.bfloat16)}
-SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
+WRITTEN = {"float32": "F32", "bfloat16": "BF16"}  # dtypes of an export, and their names in DTYPES
+SAFETENSORS, BIN, GENERATION = "model.safetensors", "pytorch_model.bin", "generation_config.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIG_FILES = ("*.json", "*.model", "*.txt")
 
 
@@ -53,8 +56,10 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
     directory = pathlib.Path(paths.expand(name))
     if directory.is_dir():
         return directory
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise ValueError(f"{str(name)!r} must be a directory in Hugging Face format or a Hub id `owner/model`")
+    if not HUB_ID.fullmatch(str(name)):
+        raise ValueError(
+            f"{str(name)!r} must be a directory in Hugging Face format or a Hub id `owner/model`{hint(directory)}"
+        )
     try:
         fetched = pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(_CONFIG_FILES)))
         if weights:
@@ -63,16 +68,26 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
                 huggingface_hub.snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"])
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are one or the other
         raise ValueError(
-            f"{str(name)!r} must be a directory, or a Hub id that can be fetched from here; fetching it failed: "
-            + " ".join(str(error).split())
+            f"{str(name)!r} must be a directory, or a Hub id that can be fetched from here; where there is a network, "
+            f"`hf download {name} --local-dir DIR` makes a directory of it; got: {' '.join(str(error).split())}"
         ) from error
     return fetched
 
 
-def read_json(file: pathlib.Path) -> dict:
+def hint(path: pathlib.Path | epath.Path) -> str:
+    """What to do with a GGUF file, or a folder of them, in a place where a checkpoint is wanted; '' for others."""
+    files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not files or not files[0].is_file():
+        return ""
+    return f"; of {files[0]} make one with: python benchmarks/gguf_to_hf.py --gguf={files[0]} --out=DIR"
+
+
+def read_json(file: pathlib.Path | epath.Path) -> dict:
     """A JSON object from a file that must be there."""
     if not file.is_file():
-        raise ValueError(f"{file} must exist: {file.parent} is no checkpoint in Hugging Face format without it")
+        raise ValueError(
+            f"{file} must exist: {file.parent} is no checkpoint in Hugging Face format without it{hint(file.parent)}"
+        )
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -112,7 +127,9 @@ def tensors(directory: pathlib.Path) -> dict[str, Stored]:
                     tensor = tensor._replace(fault=f"must stand in one file that {index} names, got {other} too")
                 found[name] = tensor
         return found
-    raise ValueError(f"{directory} must hold {SAFETENSORS}, {SAFETENSORS}.index.json, or {BIN}; got none of them")
+    raise ValueError(
+        f"{directory} must hold {SAFETENSORS}, {SAFETENSORS}.index.json, or {BIN}; got none of them{hint(directory)}"
+    )
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, Stored]:
@@ -177,17 +194,23 @@ def _read_bin(file: pathlib.Path) -> dict[str, Stored]:
 
 
 def write_safetensors(
-    directory: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], arrays: Iterable[np.ndarray], shard_bytes: int
+    directory: pathlib.Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Iterable[np.ndarray],
+    dtype: str,
+    shard_bytes: int,
 ) -> None:
-    """Writes float32 tensors as one file, or as several of at most `shard_bytes` with an index.
+    """Writes tensors as one file, or as several of at most `shard_bytes` with an index.
 
     Args:
       directory: exists.
       shapes: name -> shape, in the order of `arrays`.
-      arrays: the tensors; drawn one at a time.
+      arrays: the tensors in float32; drawn one at a time.
+      dtype: one of WRITTEN, that they are rounded to (to the nearest, halves to even).
       shard_bytes: a file ends before the tensor that would make it longer.
     """
-    size = lambda name: 4 * math.prod(shapes[name])  # noqa: E731
+    kind = DTYPES[WRITTEN[dtype]]
+    size = lambda name: kind.itemsize * math.prod(shapes[name])  # noqa: E731
     groups: list[list[str]] = [[]]
     for name in shapes:
         if groups[-1] and sum(map(size, groups[-1])) + size(name) > shard_bytes:
@@ -200,7 +223,8 @@ def write_safetensors(
     for file, names in zip(files, groups, strict=True):
         header, offset = {"__metadata__": {"format": "pt"}}, 0
         for name in names:
-            header[name] = {"dtype": "F32", "shape": shapes[name], "data_offsets": [offset, offset + size(name)]}
+            offsets = [offset, offset + size(name)]
+            header[name] = {"dtype": WRITTEN[dtype], "shape": shapes[name], "data_offsets": offsets}
             offset += size(name)
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8, as readers like it
@@ -210,7 +234,7 @@ def write_safetensors(
                 array = next(arrays)
                 if array.shape != tuple(shapes[name]) or array.dtype != np.float32:
                     raise ValueError(f"{name} must be float32 {shapes[name]}, got {array.dtype} {array.shape}")
-                stream.write(np.ascontiguousarray(array).data)
+                stream.write(np.ascontiguousarray(array.astype(kind, copy=False)).view(np.uint8).data)
             stream.flush()
             os.fsync(stream.fileno())
     if len(groups) > 1:
