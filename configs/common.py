@@ -140,7 +140,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
     settings.checkpoint.every = 10
     settings.models.ref_policy = network()  # empty: a frozen copy of the policy that PPO starts from
     settings.models.value = network()  # empty: starts from the reward model
-    settings.rollout = {"wave": 128}  # sequences decoded at once: bounds the cache
+    settings.rollout = {"wave": 128}  # slots that answer, each a prompt at a time: bounds the cache; 0 = all that fit
     settings.ppo = {
         "iterations": 500,  # 256,000 episodes
         "batch_size": 512,

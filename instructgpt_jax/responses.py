@@ -23,13 +23,15 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.episodes import Episodes, Packed
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.sharding import constrain
+from instructgpt_jax.training import memory
 
 SCALARS = {"score": "reward", "judge": "judge"}  # how the scalar of a network is called
 MEASURES = (*SCALARS, "kl")  # in the order in which a line of samples has them
+TURNS = 4  # a program answers so many batches: a slot that is free takes a prompt of the next
 
 
 class Sampler(NamedTuple):
-    """How a policy answers: all that a program is compiled for, see `rollout.generate`."""
+    """How a policy answers: all that a program is compiled for, see `rollout.generate`; wave 0 = as many as fit."""
 
     network: ModelConfig
     tokenizer: Tokenizer
@@ -38,7 +40,7 @@ class Sampler(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    wave: int | None
+    wave: int
 
 
 class Answers(NamedTuple):
@@ -70,14 +72,14 @@ class Response(NamedTuple):
 
 
 def sampler_of(
-    network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int | None = None
+    network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int = 0
 ) -> Sampler:
     """The Sampler of a section of the configuration.
 
     Args:
       network: of the policy.
       options: `response_length` and `temperature`, and `top_k` and `top_p` but for PPO, which samples from all tokens.
-      seed, wave: see rollout.generate.
+      seed, wave: see Sampler.
     """
     chosen = options.response_length, options.temperature, options.get("top_k", 0), options.get("top_p", 1.0)
     return Sampler(network.replace(remat="none"), tokenizer, seed, *chosen, wave)  # remat is of backward passes
@@ -95,7 +97,10 @@ def answer(
     mesh: Mesh,
     iteration: int = 0,
 ) -> Iterator[tuple[padding.Batch, list[Response]]]:
-    """Each batch with the responses to its prompts, as they come.
+    """Batches with the responses to their prompts, as they come.
+
+    Up to TURNS batches of one shape are answered together, with as many slots as one has rows, and a prompt that stands
+    in them several times is read once; the batch that comes back has the places of all.
 
     Args:
       params: of the policy.
@@ -105,26 +110,40 @@ def answer(
       batches: places in `prompts`, and the shapes of the programs.
       iteration: another one, other responses.
     """
-    for batch in batches:
-        tokens, lengths = padding.pad([prompts[place] for place in batch.places], batch.rows, batch.width)
-        numbers = padding.fill(np.array([index[place] for place in batch.places], np.int32), batch.rows)
-        found = answer_batch(sampler, params, *padding.put((tokens, lengths, numbers), mesh), np.int32(iteration))
-        yield batch, read(sampler.tokenizer, jax.device_get(found), range(len(batch.places)))
+    for batch in padding.joined(batches, TURNS):
+        same: dict[bytes, list[int]] = {}  # a prompt -> its places
+        for place in batch.places:
+            same.setdefault(prompts[place].tobytes(), []).append(place)
+        places, rows = [place for some in same.values() for place in some], TURNS * batch.rows
+        tokens, lengths = padding.pad([prompts[some[0]] for some in same.values()], rows, batch.width)
+        counts = np.zeros(rows, np.int32)
+        counts[: len(same)] = [len(some) for some in same.values()]
+        numbers = padding.fill(np.array([index[place] for place in places], np.int32), rows)
+        given = *padding.put((tokens, lengths, numbers), mesh), np.int32(iteration), padding.put(counts, mesh)
+        found = jax.device_get(answer_batch(sampler._replace(wave=sampler.wave or batch.rows), params, *given))
+        yield batch._replace(places=places), read(sampler.tokenizer, found, range(len(places)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def answer_batch(
-    sampler: Sampler, params: dict, prompts: jax.Array, lengths: jax.Array, index: jax.Array, iteration: jax.Array
+    sampler: Sampler,
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    index: jax.Array,
+    iteration: jax.Array,
+    counts: jax.Array | int = 1,
 ) -> Answers:
-    """Samples a response to each of (B, Q) prompts.
+    """Samples B responses to (P, Q) prompts.
 
     Only ids that a token of the tokenizer has are sampled, and any of its end tokens ends a response.
 
     Args:
       params: of the policy, as trained or frozen.
-      prompts, lengths: (B, Q) int32, right-padded with anything; (B,) int32.
-      index: (B,) int32, the identity of each prompt for its random numbers.
+      prompts, lengths: (P, Q) int32, right-padded with anything; (P,) int32.
+      index: (B,) int32, the identity of each response for its random numbers.
       iteration: () int32.
+      counts: (P,) int32, responses to each prompt, B at most; what is left over is empty. 1 = one to each, B is P.
     """
     tokens, logprobs, mask = rollout.generate(
         sampler.network,
@@ -139,9 +158,13 @@ def answer_batch(
         eos_id=sampler.tokenizer.end_ids,
         iteration=iteration,
         episodes=index,
-        wave=sampler.wave,
+        wave=sampler.wave or None,
         allowed=sampler.tokenizer.allowed(sampler.network.vocab_size),
+        answers=counts,
     )
+    if not isinstance(counts, int):
+        owners = jnp.repeat(jnp.arange(len(prompts)), counts, total_repeat_length=len(index))
+        prompts, lengths = prompts[owners], lengths[owners]
     return _whole(Answers(Episodes(prompts, lengths, tokens, mask), logprobs, index))
 
 
@@ -177,8 +200,8 @@ def answer_and_measure(
     """
     found, samples, tokenizer = [], [], sampler.tokenizer
     for batch in batches:
-        arrays = batch["prompts"], batch["prompt_lengths"], batch["index"]
-        answers = answer_batch(sampler, params, *arrays, np.int32(iteration))
+        given = params, batch["prompts"], batch["prompt_lengths"], batch["index"], np.int32(iteration)
+        answers = answer_batch(_with_slots(sampler, *given), *given)
         answers, measured = jax.device_get((answers, measures(answers)))
         prompts, lengths, _, mask = answers.episodes
         real = np.flatnonzero(answers.index >= 0)
@@ -190,6 +213,21 @@ def answer_and_measure(
             numbers = {name: float(measured[name][row]) for name in MEASURES if name in measured}
             samples.append({"prompt": prompt, "response": response.text} | numbers)
     return {name: np.concatenate([x[name] for x in found]) for name in found[0]}, samples
+
+
+def _with_slots(sampler: Sampler, params: dict, prompts: jax.Array, *others) -> Sampler:
+    """The Sampler with a wave that fits: found once for its program."""
+    key = sampler, prompts.shape
+    if key not in _WAVES:
+
+        def program(wave: int):
+            return answer_batch.lower(sampler._replace(wave=wave), params, prompts, *others).compile()
+
+        _WAVES[key] = memory.plan_slots(program, sampler.wave, len(prompts))
+    return sampler._replace(wave=_WAVES[key])
+
+
+_WAVES: dict[tuple, int] = {}
 
 
 # What networks say of them --------------------------------------------------------------------------------------------

@@ -1,10 +1,18 @@
-"""Sampling: a prompt goes in by chunks, the response comes out token by token, all in one program.
+"""Sampling: prompts wait in a queue, slots answer them token by token, and a slot that is free takes the next prompt.
+
+All of it is one program. A few prompts at a time go through the network by chunks, onto a *tray*; from there each is
+copied into a slot of the *pool* as soon as one is free, once for every answer that is wanted. A step runs the last
+token of every slot through the network and samples the next. All slots write at one column, the *clock*: a prompt is
+copied so that it ends just before it, and what lies further back is EMPTY. So a write is one aligned slice, a slot's
+tokens are the last ones before the clock, and attention reads few more columns than the longest slot has.
 
 Responses are sampled from the full softmax at a temperature unless told otherwise, and the log-probability of each
 sampled token is kept: for PPO these are `old_logprobs`. The key of a token is (seed, iteration, episode, position) and
-nothing else, so that a response does not depend on the slot, wave or mesh that computed it.
+nothing else, so that a response does not depend on the slot, the order or the mesh that computed it: where sums are
+taken in the same order its tokens are the same bits, elsewhere its log-probabilities agree to rounding.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -13,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.models import Cache, ModelConfig
-from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
+from instructgpt_jax.models import Cache, ModelConfig, sample
+from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constrain, constrain_params
 
-PREFILL_CHUNK = 128  # columns of a prompt that go through the network at once
-BLOCK = 128  # tokens of the vocabulary drawn together in the first round of sampling
+PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
+TRAY = 8  # prompts that go through it together: an eighth of the pool, and at least so many
+TAIL, LONG = 4, 128  # the last of answers that may be so long go on in this part of the slots, as soon as they fit
 
 
 class Rollout(NamedTuple):
@@ -34,19 +43,73 @@ class Rollout(NamedTuple):
     mask: jax.Array
 
 
-class Sampling(NamedTuple):
-    """The state of the decoding loop for one wave of b sequences.
+class Run(NamedTuple):
+    """What stays the same over a run; arrays but the parameters are whole on every device.
 
-    length: () int32, response tokens sampled so far.
-    cache: keys and values of everything but the last sampled token.
-    rollout: the responses so far.
-    done: (b,) bool, has ended.
+    params: as models.unstack makes them.
+    prompts, lengths: (P, Q) and (P,) int32.
+    counts: (P,) int32, responses to each prompt, in rows that follow one another.
+    owners: (B,) int32, the prompt of each row.
+    order: (P,) int32, the numbers of the prompts in the order in which they are taken.
+    waiting: () int32, how many of these have responses to come.
+    limits: (B,) int32, tokens of each response at most.
+    max_new_tokens: R.
+    choose: (hidden states (b, D), rows of the rollout (b,), positions (b,)) -> tokens, logprobs (b,).
+    ended: tokens (b,) -> (b,) bool.
+    shards: of the batch on the mesh; slots and tray are split among them, and a prompt stays on its shard.
     """
 
-    length: jax.Array
+    config: ModelConfig
+    params: dict
+    prompts: jax.Array
+    lengths: jax.Array
+    counts: jax.Array
+    owners: jax.Array
+    order: jax.Array
+    waiting: jax.Array
+    limits: jax.Array
+    max_new_tokens: int
+    choose: Callable
+    ended: Callable
+    shards: int
+
+
+class Pool(NamedTuple):
+    """b slots; all but the cache whole on every device.
+
+    cache: (b, M, S, H) of everything but each slot's last token.
+    clock: () int32, the column that the last tokens go to.
+    tokens, positions: (b,) int32, the last token of each slot, and where it stands; position -1 = the slot is free.
+    rows: (b,) int32, which response each slot writes.
+    """
+
     cache: Cache
+    clock: jax.Array
+    tokens: jax.Array
+    positions: jax.Array
+    rows: jax.Array
+
+
+class Tray(NamedTuple):
+    """g prompts without their last token, which end at the last column of their cache.
+
+    cache: (g, M, Q', H).
+    prompts: (g,) int32, numbers.
+    left: (g,) int32, answers to each that have no slot yet.
+    """
+
+    cache: Cache
+    prompts: jax.Array
+    left: jax.Array
+
+
+class Sampling(NamedTuple):
+    """The state of the loop; `taken` () int32 prompts have left the queue."""
+
+    pool: Pool
+    tray: Tray
+    taken: jax.Array
     rollout: Rollout
-    done: jax.Array
 
 
 def generate(
@@ -65,40 +128,47 @@ def generate(
     episodes: jax.Array | None = None,
     wave: int | None = None,
     allowed: np.ndarray | None = None,
+    answers: int | jax.Array = 1,
+    limits: jax.Array | None = None,
 ) -> Rollout:
-    """Samples a response to each prompt.
+    """Samples responses to prompts.
 
     Args:
       config, params: a language model, its parameters as trained (stacked, float32).
-      prompts: (B, Q) int32, right-padded with anything.
-      lengths: (B,) int32 in [1, Q].
+      prompts: (P, Q) int32, right-padded with anything.
+      lengths: (P,) int32 in [1, Q].
       max_new_tokens: R.
       seed, iteration: with the episode and the position, the key of every token; ints, or () arrays.
       temperature: divides the logits; 0 = greedy.
       top_k: sample among the k likeliest tokens; 0 = all.
       top_p: sample among the likeliest tokens that together hold this much probability; 1 = all.
       eos_id: the token that ends a response, or several, any of which does; None = every response has R tokens.
-      episodes: (B,) int32, the identity of each prompt for its keys; 0 … B-1 by default.
-      wave: how many sequences are decoded at once, the rest waiting: bounds the cache. Waves take the prompts in order
-        of length, so that a short one neither pays for a long one's prompt nor waits for it. None = all at once.
+      episodes: (B,) int32, the identity of each response for its keys; 0 … B-1 by default.
+      wave: slots, of which each answers one prompt at a time: bounds the cache. The shortest prompts are taken first,
+        so that prompts of one length are read together. None = a slot for each of the B responses.
       allowed: (V,) bool, the ids that may be sampled, for a vocabulary with ids that no token has: the distribution,
         log-probabilities included, is over these alone. None = all.
+      answers: K, responses to each prompt, which is read once for all of them; or (P,) int32, how many to which, all
+        of them at most as many as `episodes` has rows.
+      limits: (B,) int32 in [1, R], the tokens that each response may have; None = R.
+
+    Returns:
+      B = P · K responses, those to one prompt one after another; rows that no prompt has are empty.
 
     Raises:
-      ValueError: an empty range, a context too short, or a wave that does not divide B.
+      ValueError: an empty range, or a context too short.
     """
     chex.assert_rank([prompts, lengths], [2, 1])
     if allowed is not None:
         chex.assert_shape(allowed, (config.vocab_size,))
-    B, Q = prompts.shape
-    wave = B if wave is None else wave
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if wave < 1 or B % wave:
-        raise ValueError(f"rollout.wave must divide the number of prompts, {B}, got {wave}")
+    (P, Q), mesh = prompts.shape, jax.sharding.get_abstract_mesh()
+    for name, value in {"max_new_tokens": max_new_tokens, "answers": answers, "rollout.wave": wave}.items():
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if config.positions == "learned" and Q + max_new_tokens > config.max_length:
         raise ValueError(
-            f"prompt and response must fit the context of {config.max_length}, got {Q} + {max_new_tokens} tokens"
+            f"prompt and response must fit the context of {config.max_length}, got {Q} + {max_new_tokens} tokens "
+            f"(beside such prompts at most {max(config.max_length - Q, 0)} fit)"
         )
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -106,133 +176,175 @@ def generate(
             f"got {temperature}, {top_k} and {top_p}"
         )
     key = jax.random.fold_in(jax.random.key(seed), iteration)
-    episodes = jnp.arange(B) if episodes is None else episodes
+    shards = 1 if mesh.empty else batch_shards(mesh)
+    episodes = jnp.arange(P * answers) if episodes is None else episodes
+    counts = jnp.broadcast_to(answers, P)
+    prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
 
-    def choose(logits, episodes, positions):
+    def choose(hidden, rows, positions):
+        logits = models.project(config, params, hidden)
         if allowed is not None:
             logits = jnp.where(allowed, logits, -jnp.inf)
         keys = jax.vmap(lambda episode, position: jax.random.fold_in(jax.random.fold_in(key, episode), position))
-        return sample(logits, keys(episodes, positions), temperature, top_k, top_p)
+        return sample(logits, keys(episodes[rows], positions), temperature, top_k, top_p)
 
-    def run_wave(arguments):
-        prompts, lengths, episodes = arguments
-        return _run_wave(config, params, prompts, lengths, episodes, max_new_tokens, eos_id, choose)
+    def ended(tokens):
+        return jnp.zeros(tokens.shape, bool) if eos_id is None else jnp.isin(tokens, jnp.array(eos_id))
 
-    if wave == B:
-        return run_wave((prompts, lengths, episodes))
-    # Prompts change devices here and responses change back: few numbers, so every device holds them all in between.
-    whole = lambda x: constrain(x, *[None] * x.ndim)  # noqa: E731
-    order = jnp.argsort(whole(lengths), stable=True)
-    waves = jax.tree.map(lambda x: whole(x)[order].reshape(-1, wave, *x.shape[1:]), (prompts, lengths, episodes))
-    rollout = jax.lax.map(run_wave, waves)
-    back = jnp.argsort(order)
-    return jax.tree.map(lambda x: whole(x).reshape(B, -1)[back], rollout)
+    B, asked = len(episodes), counts > 0
+    owners = jnp.repeat(jnp.arange(P), counts, total_repeat_length=B)
+    order = jnp.argsort(jnp.where(asked, lengths, Q + 1), stable=True)
+    limits = _whole(jnp.full(B, max_new_tokens) if limits is None else jnp.asarray(limits))
+    queue = prompts, lengths, counts, owners, order, asked.sum(), limits
+    slots = B if wave is None else min(wave, _up(B, shards))
+    return _run(Run(config, params, *queue, max_new_tokens, choose, ended, shards), slots)
 
 
-def sample(logits: jax.Array, keys: jax.Array, temperature: float, top_k: int = 0, top_p: float = 1.0):
-    """Draws a token a row.
+def _run(run: Run, slots: int) -> Rollout:
+    """Answers all prompts with a pool of so many slots."""
+    D, C, (P, Q), R = run.shards, min(PREFILL_CHUNK, run.prompts.shape[1]), run.prompts.shape, run.max_new_tokens
+    B, width = len(run.owners), _up(max(Q - 1, 1), C)
+    refills = B > slots or D > 1  # some may wait for a slot
+    tray = min(_up(P, D), _up(max(TRAY, -(-slots // TRAY)), D))
+    free, empty = jnp.zeros(slots, jnp.int32), jnp.zeros(tray, jnp.int32)
+    state = Sampling(
+        Pool(models.init_cache(run.config, slots, width + R), *_whole((jnp.int32(width), free, free - 1, free))),
+        Tray(models.init_cache(run.config, tray, width), *_whole((empty, empty))),
+        jnp.int32(0),
+        _whole(Rollout(*(jnp.zeros((B, R), dtype) for dtype in (jnp.int32, jnp.float32, bool)))),
+    )
+    few = slots // D // TAIL * D if R >= LONG and slots // D >= 2 * TAIL else 0
 
-    Args:
-      logits: (B, V) float32.
-      keys: (B,) random keys.
-      temperature, top_k, top_p: see generate.
+    def many(state):  # as many as ask for the whole pool
+        waiting = (state.taken < run.waiting) | (state.tray.left.sum() > 0)
+        return waiting | (jnp.sum(~_supply(run, state)[0], axis=1).max() > few // D)
 
-    Returns:
-      tokens (B,) int32 and their log-probabilities (B,) float32 (see Rollout).
-    """
-    logits = logits / (temperature or 1.0)
-    if temperature == 0:
-        tokens = jnp.argmax(logits, axis=-1)
-    else:
-        tokens = jax.vmap(_draw)(_truncate(logits, top_k, top_p), keys)
-    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+    def decodes(state):
+        prefills, seats = _due(run, state)
+        here = state.pool.clock < state.pool.cache.positions.shape[1]
+        return here & jnp.any(state.pool.positions >= 0) & ~prefills & ~seats
 
+    def loop(goes_on, fills, state):
+        def lap(state):
+            if fills:
+                state = jax.lax.while_loop(lambda s: _due(run, s)[0], lambda s: _prefill(run, C, s), state)
+                state = jax.lax.while_loop(lambda s: _due(run, s)[1], lambda s: _seat(run, C, s), state)
+            state = _rewind(state, width) if refills else state
+            return jax.lax.while_loop(lambda s: decodes(s) & goes_on(s), lambda s: _decode(run, s), state)
 
-def _draw(logits: jax.Array, key: jax.Array) -> jax.Array:
-    """A token () of softmax(logits (V,)), by the Gumbel-max trick: argmax(log p + g), g ~ Gumbel(0, 1).
+        return jax.lax.while_loop(goes_on, lap, state)
 
-    In two rounds, first a block of tokens by its total probability and then a token of the block: the same distribution
-    from V / 128 + 128 random numbers, where V of them cost as much as the product that made the logits. A rounding
-    error in a logit changes the draw with a probability of that size, whatever V is (of an inverted cumulative sum,
-    the errors of all tokens before it would add up).
-    """
-    blocks = jnp.pad(logits, (0, -logits.size % BLOCK), constant_values=-jnp.inf).reshape(-1, BLOCK)
-    noise = jax.random.gumbel(key, (blocks.shape[0] + BLOCK,))
-    block = jnp.argmax(jax.nn.logsumexp(blocks, axis=-1) + noise[:-BLOCK])
-    return block * BLOCK + jnp.argmax(blocks[block] + noise[-BLOCK:])
-
-
-def _truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """-inf outside the top-k tokens and outside the fewest likeliest tokens whose probabilities reach top_p."""
-    if top_k:
-        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
-    if top_p < 1:
-        descending = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        kept = jnp.sum(before < top_p, axis=-1, keepdims=True)  # at least the likeliest: nothing stands before it
-        logits = jnp.where(logits >= jnp.take_along_axis(descending, kept - 1, axis=-1), logits, -jnp.inf)
-    return logits
+    state = loop(many, True, state)
+    if few:  # the last answers, in fewer slots
+        state = state._replace(pool=_shrunk(run, state.pool, few))
+        state = loop(lambda s: jnp.any(s.pool.positions >= 0), False, state)
+    return state.rollout
 
 
-def _prefill(config: ModelConfig, params: dict, cache: Cache, prompts: jax.Array, lengths: jax.Array):
-    """Runs the prompts (b, Q) into the cache by chunks, as many as the longest prompt needs.
+def _decode(run: Run, state: Sampling) -> Sampling:
+    """Samples the next token of every slot."""
+    pool, rollout = state.pool, state.rollout
+    active = pool.positions >= 0
+    inputs = (constrain(x[:, None], BATCH, None) for x in (pool.tokens, pool.positions))
+    positions = pool.positions + 1
+    hidden, cache = models.extend(run.config, run.params, pool.cache, *inputs, pool.clock, positions.max())
+    tokens, logprobs = _whole(run.choose(hidden[:, 0], pool.rows, positions))
+    length = positions - run.lengths[run.owners[pool.rows]]  # of the response before this token
+    rows = jnp.where(active, pool.rows, len(rollout.mask))
+    put = lambda array, x: array.at[rows, length].set(x, mode="drop")  # noqa: E731
+    rollout = Rollout(put(rollout.tokens, tokens), put(rollout.logprobs, logprobs), put(rollout.mask, True))
+    stays = active & ~run.ended(tokens) & (length + 1 < run.limits[pool.rows])
+    slots = jnp.where(stays, tokens, 0), jnp.where(stays, positions, -1), pool.rows
+    return state._replace(pool=Pool(cache, pool.clock + 1, *_whole(slots)), rollout=_whole(rollout))
 
-    Returns:
-      hidden state (b, D) of each prompt's last token, the cache, and the first free column.
-    """
-    b, Q = prompts.shape
-    C = min(Q, PREFILL_CHUNK)
-    prompts = jnp.pad(prompts, ((0, 0), (0, -Q % C)))
 
-    def chunk(i, carry):
-        last, cache = carry
-        tokens = jax.lax.dynamic_slice_in_dim(prompts, i * C, C, axis=1)
-        columns = jnp.broadcast_to(i * C + jnp.arange(C), (b, C))
-        hidden, cache = models.extend(
-            config, params, cache, tokens, jnp.where(columns < lengths[:, None], columns, -1), i * C
-        )
-        ends = lengths - 1 - i * C
-        here = jnp.take_along_axis(hidden, jnp.clip(ends, 0, C - 1)[:, None, None], axis=1)[:, 0]
-        return jnp.where(((ends >= 0) & (ends < C))[:, None], here, last), cache
+def _supply(run: Run, state: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Which slots are free and which prompts of the tray have answers left, (D, …) bool by shard."""
+    by_shard = lambda x: x.reshape(run.shards, -1)  # noqa: E731
+    return by_shard(state.pool.positions < 0), by_shard(state.tray.left > 0)
 
+
+def _due(run: Run, state: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Whether a shard with a free slot has an empty tray while prompts wait, and whether one has a full tray."""
+    free, stocked = _supply(run, state)
+    able, stocked = free.any(axis=1), stocked.any(axis=1)
+    return (state.taken < run.waiting) & jnp.any(able & ~stocked), jnp.any(able & stocked)
+
+
+def _prefill(run: Run, C: int, state: Sampling) -> Sampling:
+    """Puts the next prompts in the places of the tray that are empty; the shards take them in turn."""
+    tray, D = state.tray, run.shards
+    empty = tray.left == 0
+    turn = jnp.cumsum(empty.reshape(D, -1).T).reshape(-1, D).T.ravel() - 1
+    taken = empty & (state.taken + turn < run.waiting)
+    prompts = jnp.where(taken, run.order[jnp.minimum(state.taken + turn, len(run.order) - 1)], tray.prompts)
+    lengths, texts = jnp.where(taken, run.lengths[prompts] - 1, 0), run.prompts[prompts]
+    width = tray.cache.positions.shape[1]
     chunks = (jnp.max(lengths) + C - 1) // C
-    empty = jnp.zeros((b, config.embedding_width), config.dtype)
-    last, cache = jax.lax.fori_loop(0, chunks, chunk, (empty, cache))
-    return last, cache, chunks * C
+
+    def chunk(i, cache):
+        column = width - (chunks - i) * C
+        positions = jnp.maximum(column + jnp.arange(C) - width + lengths[:, None], -1)
+        tokens = jnp.take_along_axis(texts, jnp.maximum(positions, 0), axis=1)
+        tokens, positions = constrain(tokens, BATCH, None), constrain(positions, BATCH, None)
+        return models.extend(run.config, run.params, cache, tokens, positions, column, (i + 1) * C)[1]
+
+    cache = jax.lax.fori_loop(0, chunks, chunk, tray.cache.emptied())
+    if D > 1:  # another shard may have had prompts left
+        keep = lambda new, old: jnp.where(jnp.expand_dims(taken, range(1, new.ndim)), new, old)  # noqa: E731
+        cache = jax.tree.map(keep, cache, tray.cache)
+    left = jnp.where(taken, run.counts[prompts], tray.left)
+    return state._replace(tray=Tray(cache, *_whole((prompts, left))), taken=state.taken + taken.sum(dtype=jnp.int32))
 
 
-def _run_wave(config, params, prompts, lengths, episodes, max_new_tokens, eos_id, choose) -> Rollout:
-    """Prefills and decodes one wave of b prompts, until all have ended or have R tokens."""
-    b, Q = prompts.shape
-    prompts = constrain(prompts, BATCH, None)
-    room = Q + -Q % min(Q, PREFILL_CHUNK)
-    cache = models.init_cache(config, b, room + max_new_tokens)
-    hidden, cache, start = _prefill(config, params, cache, prompts, lengths)
+def _seat(run: Run, C: int, state: Sampling) -> Sampling:
+    """Gives a free slot of each shard an answer that its tray has left."""
+    pool, tray, D = state.pool, state.tray, run.shards
+    free, stocked = _supply(run, state)
+    taken = free.any(axis=1) & stocked.any(axis=1)  # (D,)
+    slot, place = jnp.argmax(free, axis=1), jnp.argmax(stocked, axis=1)
+    source = place + jnp.arange(D) * stocked.shape[1]
+    target = jnp.where(taken, slot + jnp.arange(D) * free.shape[1], free.size)  # where there is none, nothing is put
+    put = lambda array, x: array.at[target].set(x, mode="drop")  # noqa: E731
+    prompts, left = tray.prompts[source], tray.left[source]
+    lengths = run.lengths[prompts] - 1  # without the last token
+    cache = pool.cache.with_copies(tray.cache, slot, place, jnp.where(taken, lengths, -1), pool.clock, C)
+    rows = (jnp.cumsum(run.counts)[prompts] - left).astype(jnp.int32)
+    slots = (put(pool.tokens, run.prompts[prompts, lengths]), put(pool.positions, lengths), put(pool.rows, rows))
+    left = _whole(tray.left.at[source].add(-taken.astype(jnp.int32)))
+    return state._replace(pool=Pool(cache, pool.clock, *_whole(slots)), tray=tray._replace(left=left))
 
-    def step(hidden, length, rollout, done):
-        """Chooses response token number `length` from the hidden states before it."""
-        tokens, logprobs = choose(models.project(config, params, hidden), episodes, lengths + length)
-        put = lambda array, column: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-            array, jnp.where(done, 0, column).astype(array.dtype)[:, None], length, axis=1
-        )
-        rollout = Rollout(put(rollout.tokens, tokens), put(rollout.logprobs, logprobs), put(rollout.mask, ~done))
-        return rollout, done if eos_id is None else done | jnp.isin(tokens, jnp.array(eos_id))
 
-    def more(state: Sampling):
-        return (state.length < max_new_tokens) & ~jnp.all(state.done)
+def _rewind(state: Sampling, width: int) -> Sampling:
+    """Where the clock has come to the end of the columns, moves all of them back as far as the longest slot allows.
 
-    def decode(state: Sampling):
-        t = state.length - 1  # the last sampled token: the cache does not hold it yet
-        tokens = jax.lax.dynamic_slice_in_dim(state.rollout.tokens, t, 1, axis=1)
-        hidden, cache = models.extend(config, params, state.cache, tokens, (lengths + t)[:, None], start + t)
-        rollout, done = step(hidden[:, 0], state.length, state.rollout, state.done)
-        return Sampling(state.length + 1, cache, rollout, done)
+    It stays at `width` at least: so long is the prompt that may come next.
+    """
+    S = state.pool.cache.positions.shape[1]
 
-    shape = (b, max_new_tokens)
-    empty = Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
-    rollout, done = step(hidden, jnp.int32(0), empty, jnp.zeros(b, bool))
-    return jax.lax.while_loop(more, decode, Sampling(jnp.int32(1), cache, rollout, done)).rollout
+    def rewind(_, state):
+        pool = state.pool
+        clock = jnp.maximum(width, jnp.max(pool.positions))  # below S: the longest has a token to come
+        return state._replace(pool=pool._replace(cache=pool.cache.rewound(clock), clock=clock))
+
+    return jax.lax.fori_loop(0, (state.pool.clock == S).astype(jnp.int32), rewind, state)
+
+
+def _shrunk(run: Run, pool: Pool, slots: int) -> Pool:
+    """The slots that are not free, and free ones up to that many in all; as many on each shard."""
+    D, b = run.shards, len(pool.rows)
+    kept = jnp.argsort(pool.positions.reshape(D, -1) < 0, axis=1, stable=True)[:, : slots // D]
+    flat = (kept + jnp.arange(D)[:, None] * (b // D)).ravel()
+    slots = (x[flat] for x in (pool.tokens, pool.positions, pool.rows))
+    return Pool(pool.cache.selected(kept), pool.clock, *_whole(tuple(slots)))
+
+
+def _whole(arrays):
+    """Every array whole on every device: few numbers, which every shard asks for."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), arrays)
+
+
+def _up(count: int, unit: int) -> int:
+    """The multiple of unit that is not below count."""
+    return -(-count // unit) * unit

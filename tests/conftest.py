@@ -49,8 +49,8 @@ def one_device():
 
 
 LONGEST = (
-    "notebook", "ppo_learning", "ppo", "pair_ppo", "resume", "reward", "instruct", "chat_stages", "rollout", "sft", "use",
-    "evaluate", "loop",
+    "notebook", "ppo_learning", "ppo", "pair_ppo", "resume", "reward", "instruct", "chat_stages", "rollout", "sft",
+    "use", "evaluate", "loop",
 )  # fmt: skip
 
 

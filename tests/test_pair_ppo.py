@@ -15,9 +15,9 @@ import sys
 import time
 from typing import NamedTuple
 
+import compiling
 import jax
 import numpy as np
-import compiling
 import pytest
 import small_runs
 from absl import app

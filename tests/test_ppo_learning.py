@@ -368,9 +368,6 @@ BAD = {
     "minibatches that do not divide": (
         {"ppo.num_minibatches": 3}, "config.ppo.batch_size must be a multiple of config.ppo.num_minibatches = 3, got 8"
     ),
-    "a wave that does not divide": (
-        {"rollout.wave": 3}, "config.ppo.batch_size must be a multiple of config.rollout.wave = 3, got 8"
-    ),
     "ptx without text": ({"data.pretraining": ()}, r"config.data.pretraining must .*ptx_coef=27.8"),
     "no temperature": ({"ppo.temperature": 0.0}, "config.ppo.temperature must be a positive number, got 0.0"),
     "a misspelt option": (

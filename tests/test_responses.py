@@ -82,6 +82,32 @@ def test_a_response_depends_on_its_prompt_its_number_and_the_iteration_alone(tok
         assert sum(one.text == before.text for one, before in zip(found, plain, strict=True)) <= 2
 
 
+def test_a_prompt_that_stands_there_several_times_is_read_once(tokenizer, params, plain, monkeypatch):
+    """Its responses have numbers of their own, and each comes to its place."""
+    sent, answer_batch = [], responses.answer_batch
+
+    def kept(*given):
+        sent.append(given)
+        return answer_batch(*given)
+
+    monkeypatch.setattr(responses, "answer_batch", kept)
+    prompts, index = [PROMPTS[i] for i in (0, 3, 0, 2, 3, 0)], [0, 3, 20, 2, 21, 22]
+    batches = [padding.Batch(range(3), 3, 9), padding.Batch(range(3, 6), 3, 9)]
+    found = respond(tokenizer, params, prompts, index, batches)
+    ((sampler, _, _, _, numbers, _, counts),) = sent
+    assert sampler.wave == 3 and np.asarray(counts).tolist() == [3, 2, 1] + [0] * 9
+    assert np.asarray(numbers)[:6].tolist() == [0, 20, 22, 3, 21, 2]
+    assert same_text([found[0], found[1], found[3]], [plain[0], plain[3], plain[2]])
+    alone = respond(tokenizer, params, [PROMPTS[0], PROMPTS[3]], [22, 21], [padding.Batch(range(2), 2, 9)])
+    assert same_text([found[5], found[4]], alone)
+
+
+def test_batches_of_one_shape_are_joined():
+    shapes = [([0, 1], 2, 9), ([2, 3], 2, 9), ([4], 2, 9), ([5], 3, 9)]
+    joined = list(padding.joined([padding.Batch(*shape) for shape in shapes], 2))
+    assert joined == [padding.Batch([0, 1, 2, 3], 2, 9), padding.Batch([4], 2, 9), padding.Batch([5], 3, 9)]
+
+
 def test_batches_by_width_take_each_sequence_once_and_in_its_shape():
     lengths = [5, 30, 9, 10, 11, 2, 7, 1, 3]
     found = list(padding.by_width(lengths, 30, 3, 2))
@@ -123,6 +149,7 @@ def test_measures_are_of_real_prompts_and_the_first_are_shown(tokenizer, monkeyp
         return answers
 
     monkeypatch.setattr(responses, "answer_batch", answer_batch)
+    monkeypatch.setattr(responses, "_with_slots", lambda sampler, *given: sampler)
     batch = {"prompts": "p", "prompt_lengths": "l", "index": "i"}
     scores = iter([np.array([1.0, 2.0, 3.0], np.float32), np.array([4.0, 5.0, 6.0], np.float32)])
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instructgpt_jax import models, rollout
-from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.models import ModelConfig, attention
 
 CONFIG = ModelConfig(
     vocab_size=300, num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=32, max_length=48, windows=(0, 5)
@@ -135,23 +137,98 @@ def counted(monkeypatch):
 
 
 def test_early_exit(counted):
-    """The network runs once for the prompts (one chunk) and once for each token but the last, until all have ended."""
+    """The network runs once for the prompts (one chunk) and once for each token, until all have ended."""
     unended, calls = counted(PROMPTS, LENGTHS, -1)
     np.testing.assert_array_equal(unended.tokens, plain().tokens)
-    assert calls == 1 + R - 1 and unended.mask.all()
+    assert calls == 1 + R and unended.mask.all()
 
     eos = int(plain().tokens[1, 0])  # episode 1 ends with its first token
     ended, calls = counted(PROMPTS, LENGTHS, eos)
     reach = [list(row).index(eos) + 1 if eos in row else R for row in plain().tokens]
-    assert reach[1] == 1 and calls == max(reach)
+    assert reach[1] == 1 and calls == 1 + max(reach)
     np.testing.assert_array_equal(ended.mask, np.arange(R) < np.array(reach)[:, None])
     np.testing.assert_array_equal(ended.tokens, np.where(ended.mask, plain().tokens, 0))
     np.testing.assert_allclose(ended.logprobs, np.where(ended.mask, plain().logprobs, 0), atol=1e-6)
 
-    # A head that always says 5: everyone ends at the first token, and the loop is never entered.
+    # A head that always says 5: everyone ends at the first token.
     certain = dict(PARAMS, final_norm={"scale": jnp.zeros(16), "bias": PARAMS["embed"]["tokens"][5] * 1e4})
     result, calls = counted(PROMPTS, LENGTHS, 5, certain)
-    assert calls == 1 and result.mask.sum() == B and (result.tokens[:, 0] == 5).all()
+    assert calls == 2 and result.mask.sum() == B and (result.tokens[:, 0] == 5).all()
+
+
+# What slots, tray and reads must not change. All is as small as it can be, so that slots are filled many times, the
+# clock comes to the end of the columns, reads have many sizes and the last answers go on in fewer slots.
+
+SMALL = dict(vocab_size=16, num_layers=2, width=16, num_heads=4, mlp_width=32, max_length=24)
+SHAPES = {
+    "learned": ModelConfig(**SMALL, num_kv_heads=2, windows=(0, 5)),
+    "rotary": ModelConfig(**SMALL, num_kv_heads=1, windows=(4, 0), positions="rotary"),
+}
+WEIGHTS = {name: reference_model.random_params(config, models.init) for name, config in SHAPES.items()}
+COUNT = 10  # prompts
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def one_by_one(name, prompts, lengths, seed, answers):
+    """(B, R) tokens and log-probabilities: for every token a forward pass of the whole row, no cache and no end."""
+    config, params, count = SHAPES[name], WEIGHTS[name], len(prompts) * answers
+    rows, ends = (jnp.repeat(x, answers, axis=0) for x in (jnp.pad(prompts, ((0, 0), (0, R))), lengths))
+    iteration = jax.random.fold_in(jax.random.key(seed), 0)
+
+    def token(rows, t):
+        at = ends + t
+        logits = models.logits(config, params, rows)[jnp.arange(count), at - 1]
+        keys = [jax.random.fold_in(jax.random.fold_in(iteration, e), at[e]) for e in range(count)]
+        tokens, logprobs = rollout.sample(logits, jnp.stack(keys), 1.0)
+        return rows.at[jnp.arange(count), at].set(tokens), (tokens, logprobs)
+
+    return jax.tree.map(jnp.transpose, jax.lax.scan(token, rows, jnp.arange(R))[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def with_slots(name, prompts, lengths, seed, ends, wave, answers):
+    given = SHAPES[name], WEIGHTS[name], prompts, lengths, R, seed
+    return rollout.generate(*given, eos_id=tuple(ends), wave=wave, answers=answers)
+
+
+def check_against_one_by_one(name, wave, answers, lengths, seed, ends):
+    prompts = np.random.default_rng(seed).integers(0, 16, (COUNT, Q), dtype=np.int32)
+    lengths = np.array(lengths, np.int32)
+    tokens, logprobs = jax.tree.map(np.asarray, one_by_one(name, prompts, lengths, seed, answers))
+    got = jax.tree.map(np.asarray, with_slots(name, prompts, lengths, seed, np.array(ends), wave, answers))
+    last = np.where(np.isin(tokens, ends), np.arange(R), R - 1).min(axis=1)
+    mask = np.arange(R) <= last[:, None]
+    np.testing.assert_array_equal(got.mask, mask)
+    np.testing.assert_array_equal(got.tokens, np.where(mask, tokens, 0))
+    np.testing.assert_allclose(got.logprobs, np.where(mask, logprobs, 0), atol=1e-5)
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    small = {"PREFILL_CHUNK": 4, "TRAY": 2, "TAIL": 2, "LONG": 1}
+    for module, sizes in ((rollout, small), (attention, {"FEWEST": 4, "ALIGNED": 4})):
+        for key, value in sizes.items():
+            monkeypatch.setattr(module, key, value)
+    with_slots.clear_cache()
+
+
+@pytest.mark.parametrize(
+    ("name", "wave", "answers"), [("learned", 4, 1), ("rotary", 1, 1), ("rotary", 5, 3), ("learned", None, 1)]
+)
+def test_slots_change_nothing(crowded, name, wave, answers):
+    """More prompts than slots and as many; early ends, none, and all at once (every token ends)."""
+    length = st.integers(1, Q)
+    ids = st.lists(st.integers(-1, 15), min_size=16, max_size=16)
+
+    @settings(max_examples=8, deadline=None, derandomize=True, database=None)
+    @given(st.lists(length, min_size=COUNT, max_size=COUNT), st.integers(0, 2**31 - 1), ids, st.integers(0, 16))
+    def check(lengths, seed, ends, kept):
+        check_against_one_by_one(name, wave, answers, lengths, seed, (ends[: kept // 2] + [-1] * 16)[:16])
+
+    check()
+    for lengths in ([1] * COUNT, [Q] * COUNT, [Q, 1] * (COUNT // 2)):
+        check_against_one_by_one(name, wave, answers, lengths, 3, [-1] * 16)  # none ends
+    check_against_one_by_one(name, wave, answers, [Q, 1] * (COUNT // 2), 3, list(range(16)))  # one token each
 
 
 def support(logits, top_k, top_p):
@@ -234,8 +311,9 @@ def test_allowed_frequencies_match_probabilities():
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 40}, "context of 48, got 9 \\+ 40"),
-        ({"wave": 3}, "rollout.wave must divide the number of prompts, 8, got 3"),
-        ({"wave": 0}, "rollout.wave must"),
+        ({"max_new_tokens": 40}, "at most 39 fit"),
+        ({"answers": 0}, "answers must be at least 1, got 0"),
+        ({"wave": 0}, "rollout.wave must be at least 1, got 0"),
         ({"temperature": -1.0}, "got -1.0, 0 and 1.0"),
         ({"top_k": -1}, "got 1.0, -1 and 1.0"),
         ({"top_p": 0.0}, "got 1.0, 0 and 0.0"),

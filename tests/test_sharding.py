@@ -122,6 +122,27 @@ def test_every_mesh_samples_the_same_tokens(shape, wave, capfd):
     np.testing.assert_allclose(got.logprobs, expected.logprobs, atol=1e-5)
 
 
+def test_slots_of_shards_share_a_queue(monkeypatch, capfd):
+    """More prompts than slots, some with several answers and some with none: each shard has its slots and its tray."""
+    monkeypatch.setattr(rollout, "TRAY", 1)
+    params, mesh, (prompts, lengths) = alone(CONFIG)[0], mesh_of((2, 2, 2)), prompt_batch()
+    counts = np.array([3, 0, 1, 1, 5, 0, 1, 2, 1, 1, 0, 1, 3, 1, 1, 2], np.int32)  # 23 of 24 rows
+    generate = functools.partial(rollout.generate, CONFIG, max_new_tokens=6, seed=0, eos_id=3)
+    rows = np.repeat(np.arange(16), counts)
+    expected = jax.jit(generate)(params, prompts[rows], lengths[rows], episodes=np.arange(23))
+    generate_ = functools.partial(generate, episodes=np.arange(24), wave=8)
+    shardings, split = sharding.param_shardings(mesh, params), jax.NamedSharding(mesh, P(sharding.BATCH))
+    capfd.readouterr()
+    with jax.set_mesh(mesh):
+        generate = jax.jit(lambda p, x, n, k: generate_(p, x, n, answers=k), out_shardings=split)
+        got = generate(jax.device_put(params, shardings), *jax.device_put((prompts, lengths, counts), split))
+    assert REMATERIALISED not in capfd.readouterr().err
+    np.testing.assert_array_equal(got.tokens[:23], expected.tokens)
+    np.testing.assert_array_equal(got.mask[:23], expected.mask)
+    np.testing.assert_allclose(got.logprobs[:23], expected.logprobs, atol=1e-5)
+    assert not np.asarray(got.mask[23]).any()
+
+
 def test_make_mesh():
     assert dict(mesh_of((2, -1, 2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh_of((8, 1, 1)).axis_types)

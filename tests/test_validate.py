@@ -108,7 +108,6 @@ def test_batches_of_episodes():
             ppo__num_minibatches=5)  # fmt: skip
     refused("ppo", f"config.ppo.batch_size / config.ppo.num_minibatches must be {shards}, got 4",
             shards=8, ppo__num_minibatches=8)  # fmt: skip
-    refused("ppo", "config.ppo.batch_size must be a multiple of config.rollout.wave = 12, got 32", rollout__wave=12)
     refused("ppo", f"config.rollout.wave must be {shards}, got 4", shards=8, rollout__wave=4)
     refused("ppo", f"config.ppo.microbatch_rows must be {shards}, got 4", shards=8, ppo__microbatch_rows=4)
     refused("ppo", f"config.ppo.ptx_microbatch_rows must be {shards}, got 4",

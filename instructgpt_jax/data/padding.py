@@ -1,6 +1,7 @@
 """Sequences of tokens as full batches of one shape, so that one program serves all of them."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,13 @@ def by_width(lengths: Sequence[int], widest: int, rows: int, rows_of_widest: int
         (rows_of_widest, widest, [number for number in order if lengths[number] > narrow]),
     ):
         yield from (Batch(wanted[cut], size, width) for cut in cuts(len(wanted), size))
+
+
+def joined(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Up to `count` batches of one shape that follow one another as one, with the places of all."""
+    for _, some in itertools.groupby(batches, key=lambda batch: (batch.rows, batch.width)):
+        while group := list(itertools.islice(some, count)):
+            yield group[0]._replace(places=[place for batch in group for place in batch.places])
 
 
 def fill(array: np.ndarray, rows: int) -> np.ndarray:

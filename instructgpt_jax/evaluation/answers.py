@@ -62,15 +62,19 @@ class Examiner:
         seen = self.tokenizer.encode_prompts([prefix + prompt for prompt in prompts]) if prefix else bare
         widest = c.max_prompt_length + c.prefix.max_length * bool(prefix)
         rows = [padding.rows(wanted, self._mesh) for wanted in (c.batch_size, -(-c.batch_size // padding.NARROW))]
-        batches = padding.by_width([len(ids) for ids in seen], widest, *rows)  # about as many tokens in both
+        order = sorted(range(len(seen)), key=lambda place: seen[place].tobytes())  # answers to one prompt come together
+        asked = [seen[place] for place in order]
+        batches = padding.by_width([len(ids) for ids in asked], widest, *rows)  # about as many tokens in both
         sampler = responses.sampler_of(network, self.tokenizer, c, self._seed)
         iteration = zlib.crc32(stream.encode()) & 0x7FFFFFFF
         answers: list[dict] = [{}] * len(prompts)
-        for batch, found in responses.answer(sampler, params, seen, range(len(seen)), batches, self._mesh, iteration):
-            measured = self._measure([bare[place] for place in batch.places], found, batch.rows)
-            for row, (place, one) in enumerate(zip(batch.places, found, strict=True)):
-                numbers = {name: float(values[row]) for name, values in measured.items()}
-                answers[place] = {"text": one.text, "ended": one.ended, "length": len(one.tokens)} | numbers
+        for batch, found in responses.answer(sampler, params, asked, order, batches, self._mesh, iteration):
+            places = [order[number] for number in batch.places]
+            for cut in padding.cuts(len(places), batch.rows):
+                measured = self._measure([bare[place] for place in places[cut]], found[cut], batch.rows)
+                for row, (place, one) in enumerate(zip(places[cut], found[cut], strict=True)):
+                    numbers = {name: float(values[row]) for name, values in measured.items()}
+                    answers[place] = {"text": one.text, "ended": one.ended, "length": len(one.tokens)} | numbers
         return answers
 
     def _measure(self, prompts: list[np.ndarray], found: list[responses.Response], rows: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from instructgpt_jax.models import hf
 from instructgpt_jax.models.cache import Cache, extend, init_cache, unstack
 from instructgpt_jax.models.config import RUNTIME_FIELDS, SIZES, ModelConfig
 from instructgpt_jax.models.heads import project, scalar, scalar_head, unembedding, with_scalar_head
+from instructgpt_jax.models.sampling import sample
 from instructgpt_jax.models.transformer import cast, hidden, init, logits
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "init_cache",
     "logits",
     "project",
+    "sample",
     "scalar",
     "scalar_head",
     "unembedding",

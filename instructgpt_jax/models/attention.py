@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+READS, FEWEST, ALIGNED = 8, 128, 16  # a cache is read by so many parts; columns of each at least, and a divisor
 EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
 
 
@@ -134,3 +135,43 @@ def attend(
         keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - dropout_rate), 0.0)
     return jnp.einsum("bmgts,bmsh->bmgth", weights.astype(value.dtype), value).reshape(B, N, T, H)
+
+
+def attend_last(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    scale: float,
+    end: jax.Array,
+    longest: jax.Array,
+) -> jax.Array:
+    """As `attend`, of the last columns before `end` alone, () int32, of which `longest` () int32 can be seen.
+
+    The columns that are read are a few static sizes, of which the smallest that holds `longest` is taken; each is a
+    branch, which also keeps XLA from reading a cache before it is written in place (it would copy it).
+    """
+    sizes = read_sizes(key.shape[2])
+
+    def of(size):
+        def run(query, key, value, mask):
+            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, jnp.maximum(end - size, 0), size, axis=2)  # noqa: E731
+            return attend(query, cut(key), cut(value), cut(mask), scale)
+
+        return run
+
+    if len(sizes) == 1:
+        return attend(query, key, value, mask, scale)
+    branch = jnp.sum(longest > jnp.array(sizes[:-1]))
+    return jax.lax.switch(branch, [of(size) for size in sizes], query, key, value, mask)
+
+
+def read_sizes(columns: int) -> tuple[int, ...]:
+    """What `attend_last` may read of a cache of so many columns.
+
+    >>> read_sizes(200), read_sizes(300), read_sizes(2048)
+    ((200,), (160, 300), (256, 512, 768, 1024, 1280, 1536, 1792, 2048))
+    """
+    parts = max(min(READS, columns // FEWEST), 1)
+    part = -(-columns // (parts * ALIGNED)) * ALIGNED
+    return (*range(part, columns, part), columns)

@@ -24,7 +24,7 @@ from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import RUNTIME_FIELDS
 from instructgpt_jax.networks import Network
 from instructgpt_jax.sharding import replicated
-from instructgpt_jax.training import optimizer, supervised
+from instructgpt_jax.training import memory, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
 
 HEADS = {"policy": "lm", "ref_policy": "lm", "reward": "scalar", "value": "scalar"}  # what each network must be
@@ -172,7 +172,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, algorithm.wave)
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, config.rollout.wave)
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
 
@@ -180,9 +180,21 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         parameters = nets["policy"].load(), nets["value"].load()
         return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(*parameters)
 
+    @functools.cache
+    def rollout_with(wave):
+        return jax.jit(functools.partial(ppo.rollout, algorithm._replace(wave=wave)))
+
+    waves = []  # the one that fits, once it is known
+
+    def rollout(*given):
+        if not waves:
+            compiled = lambda wave: rollout_with(wave).lower(*given).compile()  # noqa: E731
+            waves.append(memory.plan_slots(compiled, config.rollout.wave, c.batch_size))
+        return rollout_with(waves[0])(*given)
+
     def step(state, frozen, batch):
         """`ppo.update`, in three programs: the sampling copy of the policy is gone before learning begins."""
-        episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
+        episodes, logprobs = rollout(state.policy.params, batch, state.step)
         experience, metrics = phases.experience(state, frozen, episodes, logprobs)
         return phases.learn(state, experience, batch.get("pretraining"), metrics)
 

@@ -301,12 +301,11 @@ def _check_length(config: ConfigDict, stage: str) -> None:
 
 
 def _check_episodes(config: ConfigDict, stage: str, mesh: Mesh) -> None:
-    """Batches of episodes: how they split into minibatches, waves, microbatches and shards."""
+    """Batches of episodes: how they split into minibatches, microbatches and shards."""
     section, path = config[stage], f"config.{stage}"
     name, shards = _shards(mesh)
     _divides(f"{path}.batch_size", section.batch_size, name, shards)
     if stage != "evaluate" and config.rollout.wave:
-        _divides(f"{path}.batch_size", section.batch_size, "config.rollout.wave", config.rollout.wave)
         _divides("config.rollout.wave", config.rollout.wave, name, shards)
     if stage == "ppo":
         _divides(f"{path}.batch_size", section.batch_size, f"{path}.num_minibatches", section.num_minibatches)
