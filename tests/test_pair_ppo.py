@@ -28,8 +28,8 @@ from instructgpt_jax.training import checkpoint, loop
 ITERATIONS, SAVED = 6, 3  # of the run, and between checkpoints
 HELD = 5  # process 1 stops before the iteration of this index: by then the other one has written the fourth's metrics
 SETTINGS = {
-    "mesh.fsdp": 2, "mesh.tensor": 2, "ppo.iterations": ITERATIONS, "checkpoint.every": SAVED, "eval_every": 0, "rollout.wave": 4,
-    "ppo.eval_batches": 0,
+    "mesh.fsdp": 2, "mesh.tensor": 2, "ppo.iterations": ITERATIONS, "checkpoint.every": SAVED, "eval_every": 0,
+    "ppo.eval_batches": 0, "rollout.wave": 4,
     "ppo.policy_optimizer.eps": 1e-3, "ppo.value_optimizer.eps": 1e-3,  # else Adam makes steps of rounding errors
 }  # fmt: skip
 FORKS = multiprocessing.get_context("forkserver")
