@@ -456,7 +456,11 @@ def test_bad_records_are_named_and_counted(world, tmp_path):
         build(long, "demonstrations", batch_size=1)
     batches = build(long, "demonstrations", batch_size=1, skip_bad=1)
     assert len(encoded_of(batches).examples) == 1 and encoded_of(batches).left_out == {"bad": 1}
+    batches = build(long, "demonstrations", batch_size=1, skip_long=True)
+    assert encoded_of(batches).left_out == {"too long for row_length and microbatch_rows": 1}
     damaged = write(tmp_path / "damaged.jsonl", [rows[0], rows[1], "no object"])
+    with pytest.raises(ValueError, match="^1 bad record, .* allows 0:\n .*damaged.jsonl:3: a record must be"):
+        build((files | {"demonstrations": damaged}, tokenizer), "demonstrations", batch_size=1, skip_long=True)
     both = r"2 bad records, config.data.skip_bad allows 1:\n .*damaged.jsonl:3: a record must be .*\n .*:2: prompt and"
     with pytest.raises(ValueError, match=both):  # what counts is what is listed
         build((files | {"demonstrations": damaged}, tokenizer), "demonstrations", batch_size=1, skip_bad=1)

@@ -97,6 +97,7 @@ def test_data_of_a_stage_from_its_config(tmp_path):
             | dict(
                 tokenizer=str(tmp_path / "bpe"),
                 skip_bad=0,
+                skip_long=False,
                 data_dir="",
                 cache_dir="",
                 max_prompt_tokens=0,

@@ -103,7 +103,8 @@ def test_fingerprints_are_of_the_examples_whatever_reads_them(kind, tmp_path, mo
     tokenizer.train(words, 400, tmp_path / "bpe")
 
     def read(number=60, **changes):
-        data = dict(tokenizer=str(tmp_path / "bpe"), data_dir="", cache_dir="", skip_bad=0, valid_fraction=0.2)
+        data = dict(tokenizer=str(tmp_path / "bpe"), data_dir="", cache_dir="", skip_bad=0, skip_long=False)
+        data |= dict(valid_fraction=0.2)
         data |= {name: (f"simulated:{name}:{number}",) for name in ("pretraining", kind)} | changes
         config = ConfigDict({"seed": 0, "data": data | {"max_prompt_tokens": 40}})
         return datasets.load(config, options, kind, mesh()).read

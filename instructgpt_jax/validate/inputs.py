@@ -64,7 +64,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if name not in empty and expected(entry.get("init_from", "")):
             shapes[name] = networks.shape(f"config.models.{name}", entry)
     _check_rows(config, shapes)
-    if config.stage not in ("sample", "export", "evaluate_reward") and not kept:  # those take the one of a network
+    if config.stage not in ("sample", "export", "evaluate_reward", "label") and not kept:  # which keep none
         run_tokenizer.name_for(config)
 
 
