@@ -252,6 +252,21 @@ class Policy(NamedTuple):
     size: str
 
 
+def policies(base: str, size: str) -> list[Policy]:
+    """Those of one base model, in the order of the report.
+
+    Args:
+      base: the stage of the base model, and its name.
+      size: of all.
+    """
+    rest = [
+        ("sft", "SFT", "sft"), ("rlhf_init", "start of PPO", "sft"), ("ppo", "PPO", "ppo"),
+        ("ppo_ptx", "PPO-ptx", "ppo_ptx"),
+    ]  # fmt: skip
+    trained = [Policy(stage, stage, label, method, size) for stage, label, method in rest]
+    return [Policy(base, base, "base", "base", size), *trained]
+
+
 def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> ConfigDict:
     """The last stage of a pipeline: its policies compared, one report. What is empty here is not measured.
 

@@ -122,13 +122,7 @@ def policy(ptx_coef):
 def evaluation(trained):
     """The policies on the meaning representations that no stage has seen."""
     frozen = {"reward": "reward", "judge": "judge", "ref_policy": "rlhf_init"}
-    policies = [
-        common.Policy("pretrain", "pretrain", "base", "base", "1.1M"),
-        common.Policy("sft", "sft", "SFT", "sft", "1.1M"),
-        common.Policy("rlhf_init", "rlhf_init", "start of PPO", "sft", "1.1M"),
-        common.Policy("ppo", "ppo", "PPO", "ppo", "1.1M"),
-        common.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "1.1M"),
-    ]
+    policies = common.policies("pretrain", "1.1M")
     config = common.evaluation("E2E: descriptions of restaurants, from human rankings", frozen, policies)
     config.data.max_prompt_tokens = PROMPT
     own = {

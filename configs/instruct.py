@@ -167,13 +167,7 @@ def rewards(size):
 def evaluation(size, trained):
     """The policies on prompts that no stage has seen."""
     frozen = {"reward": "reward", "judge": "judge", "ref_policy": "rlhf_init"}
-    policies = [
-        common.Policy("base", "base", "base", "base", ""),
-        common.Policy("sft", "sft", "SFT", "sft", ""),
-        common.Policy("rlhf_init", "rlhf_init", "start of PPO", "sft", ""),
-        common.Policy("ppo", "ppo", "PPO", "ppo", ""),
-        common.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", ""),
-    ]
+    policies = common.policies("base", "")
     config = common.evaluation("InstructGPT from public preference data", frozen, policies)
     for entry in config.models.values():
         entry.dtype = size.dtype

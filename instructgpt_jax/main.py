@@ -33,7 +33,7 @@ from instructgpt_jax.stages import (
     sft,
 )
 from instructgpt_jax.training import loop
-from instructgpt_jax.validate import inputs, validate
+from instructgpt_jax.validate import WITHOUT_TOKENIZER, inputs, validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs://; runs/<config name> by default.")
@@ -90,10 +90,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
     config, mesh = check(config, workdir)
-    if config.stage == "label":  # no network and no tokenizer
-        workdirs.check(epath.Path(workdir))
-        workdirs.check_settings(config, epath.Path(workdir))
-    elif config.stage not in ("sample", "export", "evaluate_reward"):  # these read by the tokenizers of their models
+    if config.stage not in WITHOUT_TOKENIZER:
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
         if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it

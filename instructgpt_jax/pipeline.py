@@ -99,11 +99,11 @@ def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
     Raises:
       ValueError: a key that the stage needs is empty.
     """
-    own = {key: value for key, value in config.items() if isinstance(value, str | tuple) and key != "order"}
-    own = {key: text.replace("{workdir}", str(workdir)) if isinstance(text, str) else text for key, text in own.items()}
-    own["workdir"] = str(workdir)
+    texts = {key: text.replace("{workdir}", str(workdir)) for key, text in config.items() if isinstance(text, str)}
+    given = {key: value for key, value in config.items() if isinstance(value, tuple) and key != "order"}
+    own = texts | given | {"workdir": str(workdir)}
 
-    def needed_of(text: str) -> list[str]:
+    def keys_in(text: str) -> list[str]:
         """The keys that a text names."""
         found = [key for key in own if f"{{{key}}}" in text]
         for key in found:
@@ -114,7 +114,7 @@ def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
 
     def fill(value):
         if isinstance(value, str):
-            for key in needed_of(value):
+            for key in keys_in(value):
                 if isinstance(own[key], tuple):
                     raise ValueError(f"config.{key} must stand among data sources in stage {name}, got it in {value!r}")
                 value = value.replace(f"{{{key}}}", own[key])
@@ -129,7 +129,7 @@ def stage_config(config: ConfigDict, name: str, workdir: str) -> ConfigDict:
         """What an element of a list becomes: as many as a tuple of sources has, or one."""
         match = re.match(r"\{(\w+)\}", part) if isinstance(part, str) else None
         if match and isinstance(own.get(match[1], None), tuple):
-            needed_of(part)
+            keys_in(part)
             return tuple(map(fill, sources.extended(own[match[1]], part[match.end() :])))
         return (fill(part),)
 

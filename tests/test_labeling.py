@@ -70,7 +70,8 @@ def answered(config, workdir, fill=fill):
     """The export of everybody who was asked, as Label Studio writes it."""
     people_ = people.load(config.label.labelers)
     key = make.read_key(epath.Path(workdir))
-    answers = filling.answered_by(key.values(), people_, fill)
+    asked = [(task, people_.by_id[name]) for task in key.values() for name in task.labelers]
+    answers = [(task, labeler, fill(task, labeler)) for task, labeler in asked]
     return filling.export(config.label.kind, kinds.page(config.label.kind, config.label.pairs), answers)
 
 

@@ -13,7 +13,8 @@ from test_labeling import ANSWERS, answered, configure, fill, minimal, step, wri
 
 from instructgpt_jax import errors
 from instructgpt_jax.data import sources
-from instructgpt_jax.labeling import exports, foreign, make, people, reading, screening, server
+from instructgpt_jax.evaluation import screening
+from instructgpt_jax.labeling import exports, foreign, make, people, reading, server
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -6,7 +6,6 @@ nothing in them is different but that process 1 may be held up, so that it is ki
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import small_runs
 from absl import app
+from saved_runs import arrays, lines
 
 from instructgpt_jax import main
 from instructgpt_jax.training import checkpoint, loop
@@ -88,19 +88,9 @@ def code(process, seconds=300):
     return process.exitcode
 
 
-def lines(workdir):
-    """metrics.jsonl without what depends on the clock; nothing before it exists."""
-    path = workdir / "metrics.jsonl"
-    rows = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(row).items() if not key.startswith("perf/")} for row in rows]
-
-
 def parameters(workdir):
     """Of the newest checkpoint: the policy, its average, and the value model."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = checkpoint.read_shapes(workdir)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    state = checkpoint.load_params(workdir, abstract, which="")
+    state = arrays(workdir)
     return [state["policy"]["params"], state["policy"]["ema"], state["value"]["params"]]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import small_runs
 import tiny_ppo
+from saved_runs import arrays
 from tiny_ppo import SCALAR
 
 from configs import common
@@ -237,14 +238,6 @@ def wait_for(process, workdir, step):
         time.sleep(0.005)
 
 
-def final(workdir, which=""):
-    """Every array of the newest checkpoint."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    shapes = checkpoint.read_shapes(workdir, which)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    return jax.tree.map(np.asarray, checkpoint.load_params(workdir, abstract, which=which))
-
-
 @pytest.fixture(scope="module")
 def whole(world):
     """The workdir of an uninterrupted run of the command line."""
@@ -277,7 +270,7 @@ def test_killed_and_stopped_runs_end_the_same(world, whole):
     assert last.returncode == 0 and "restored step" in errors
     for name in ("metrics.jsonl", "samples.jsonl"):
         assert read(killed, name) == read(whole, name)
-    states = final(killed), final(whole)
+    states = arrays(killed), arrays(whole)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
     lines = [line for line in read(whole) if "objective/kl" in line]
@@ -304,7 +297,7 @@ def test_networks_of_the_stage(world, whole):
     same(frozen["reward"], state.value.params)
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, frozen))]
     assert len(set(buffers)) == len(buffers)
-    trained = final(whole, "policy")["params"]
+    trained = arrays(whole, "policy")["params"]
     with jax.set_mesh(mesh):
         again, _ = build(small_runs.get_config(world), whole)
         same(again.frozen()["ref_policy"], frozen["ref_policy"])

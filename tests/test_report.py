@@ -3,6 +3,7 @@
 import copy
 import html.parser
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -133,9 +134,10 @@ def test_text_of_anybody_is_text_wherever_it_stands(tmp_path):
     found = Reader(page_text)
     assert not found.tags & {"script", "img"} and page_text.count("</style>") == 1
     assert "".join(found.text).count(shown) > 8
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    installed = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    browser = os.environ.get("CHROMIUM") or next(filter(None, installed), None)
     if browser is None:
-        pytest.skip("no Chromium to open the page in")
+        pytest.skip("no Chromium to open the page in: set $CHROMIUM, see .ci/run")
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--dump-dom", (tmp_path / "index.html").as_uri()]
     opened = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

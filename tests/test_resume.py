@@ -1,6 +1,5 @@
 """SFT and the reward model through the command line: kill -9 loses nothing, SIGTERM saves, another mesh goes on."""
 
-import json
 import os
 import pathlib
 import random
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_supervised
+from saved_runs import arrays, lines
 
 from instructgpt_jax import sharding
 from instructgpt_jax.stages import reward as reward_stage
@@ -48,19 +48,9 @@ def finish(process, workdir):
     assert process.wait(timeout=300) == 0, pathlib.Path(f"{workdir}.log").read_text()
 
 
-def lines(workdir, name="metrics.jsonl"):
-    """The lines of a log without what depends on the clock; none before it exists."""
-    path = workdir / name
-    rows = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(row).items() if not key.startswith("perf/")} for row in rows]
-
-
 def state(workdir):
     """The bytes of every array of the last checkpoint, optimiser included."""
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = checkpoint.read_shapes(workdir)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    return jax.tree.map(lambda x: np.asarray(x).tobytes(), checkpoint.load_params(workdir, abstract, which=""))
+    return jax.tree.map(lambda x: x.tobytes(), arrays(workdir))
 
 
 def kill_after(process, workdir, count, delay):

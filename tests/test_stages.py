@@ -34,6 +34,24 @@ PAPER = {
 }
 
 
+def test_sources_of_the_user_stand_where_a_stage_names_them():
+    strings = ("{given}#1/2", "{given}@0.5", "simulated:x@0.5", "{base}/y")
+    config = make({"pretrain": (), "sft": strings}, given=("jsonl:a", "jsonl:b@3"), base="{workdir}/pretrain")
+    config.stages.sft.start = "{base}"
+    found = pipeline.stage_config(config, "sft", "runs/w")
+    assert found.start == "runs/w/pretrain"
+    assert found.sources == (
+        "jsonl:a#1/2", "jsonl:b#1/2@3", "jsonl:a@0.125", "jsonl:b@0.375", "simulated:x@0.5", "runs/w/pretrain/y",
+    )  # fmt: skip
+    assert pipeline.needed(config, "sft") == {"pretrain"}
+    config.given = ()
+    with pytest.raises(ValueError, match=r"config.given must be set, for example --config.given=jsonl:given.jsonl"):
+        pipeline.stage_config(config, "sft", "runs/w")
+    config.stages.sft.start, config.given = "{given}", ("jsonl:a",)
+    with pytest.raises(ValueError, match="config.given must stand among data sources in stage sft"):
+        pipeline.stage_config(config, "sft", "runs/w")
+
+
 def test_a_stage_needs_those_that_its_strings_name():
     config = make(PAPER)
     assert {name: pipeline.needed(config, name) for name in config.order} == {

@@ -1,7 +1,8 @@
 """The data of a stage, as its config names them: sources, split, tokenizer and batches in one call."""
 
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -152,6 +153,21 @@ def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
             "fingerprint": encoding.fingerprint([part.fingerprint for part in parts]),
         }
     return found
+
+
+def described_whole(found: Sequence) -> dict:
+    """As `described`, of one set whose records are all used as they are: dicts, texts or arrays."""
+    left_out = dict(found.left_out) if isinstance(found, sources.Records) else {}
+    if isinstance(found, sources.Records) and found.skipped:
+        left_out["bad"] = len(found.skipped)
+    used = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in found]
+    return {
+        "records": len(used) + sum(left_out.values()),
+        "examples": len(used),
+        "validation": 0,
+        "left_out": left_out,
+        "fingerprint": encoding.fingerprint(used),
+    }
 
 
 def abstract(batches, mesh: Mesh):

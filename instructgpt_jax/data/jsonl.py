@@ -7,11 +7,13 @@ import mmap
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from etils import epath
 
 from instructgpt_jax import paths
+from instructgpt_jax.data import schema
 
 
 def match(pattern: str, form: str) -> list[str]:
@@ -98,3 +100,18 @@ def texts(path: str) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{line}: invalid UTF-8 at byte {error.start} of the line") from None
         yield line, text.removesuffix("\r")
+
+
+def objects(path: str, check: Callable[[int, dict[str, Any]], Any]) -> list:
+    """What `check` makes of each line of a small file: (number of the line, its object) -> anything.
+
+    Raises:
+      ValueError: what `check` raises, or a line that is no object; names file and line.
+    """
+    found, buffer = [], read(path)
+    for number, start, end in lines(buffer):
+        try:
+            found.append(check(number, schema.parse_line(buffer[start:end])))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    return found

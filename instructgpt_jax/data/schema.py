@@ -105,7 +105,7 @@ def validate(record: Record, kind: str) -> None:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     user = record.get("user")
     if user is not None and (not isinstance(user, (str, int)) or isinstance(user, bool)):
-        raise ValueError(f"user must be a string or an integer, got {_short(user)}")
+        raise ValueError(f"user must be a string or an integer, got {short(user)}")
 
 
 def _check_prompt(record: Record, answered: bool | None = False) -> None:
@@ -116,10 +116,10 @@ def _check_prompt(record: Record, answered: bool | None = False) -> None:
         raise ValueError("a record must have prompt or messages, got both: leave one out")
     messages = record["messages"]
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages must be a list of at least one message, got {_short(messages)}")
+        raise ValueError(f"messages must be a list of at least one message, got {short(messages)}")
     for k, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise ValueError(f"messages[{k}] must be an object with role and content, got {_short(message)}")
+            raise ValueError(f"messages[{k}] must be an object with role and content, got {short(message)}")
         for field in ("role", "content"):
             if field not in message:
                 raise ValueError(f"messages[{k}] must have the field {field!r}, got {sorted(message)}")
@@ -127,7 +127,7 @@ def _check_prompt(record: Record, answered: bool | None = False) -> None:
         if not message["role"] or not message["content"] and message["role"] in ("user", ASSISTANT):
             raise ValueError(
                 f"messages[{k}] must have a role, and as the user's or the assistant's turn a text, got "
-                f"{_short(message)}: cut the dialogue before it"
+                f"{short(message)}: cut the dialogue before it"
             )
     last = messages[-1]["role"]
     if last == messages[0]["role"] == ASSISTANT:
@@ -154,7 +154,7 @@ def _check_text(record: Record, field: str) -> None:
 
 def _check_string(text: Any, name: str) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{name} must be a string, got {_short(text)}")
+        raise ValueError(f"{name} must be a string, got {short(text)}")
 
 
 def is_text(text: str) -> bool:
@@ -190,9 +190,9 @@ def _check_comparison(record: Record) -> None:
         raise ValueError(f"ranking must give one rank for each of {len(completions)} completions, got {len(ranking)}")
     for k, rank in enumerate(ranking):
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise ValueError(f"ranking[{k}] must be a positive integer (1 = best), got {_short(rank)}")
+            raise ValueError(f"ranking[{k}] must be a positive integer (1 = best), got {short(rank)}")
     if min(ranking) != 1 or max(ranking) > len(ranking):
-        raise ValueError(f"ranking must lie in 1..{len(ranking)} and hold a 1 (the best), got {_short(ranking)}")
+        raise ValueError(f"ranking must lie in 1..{len(ranking)} and hold a 1 (the best), got {short(ranking)}")
     _check_sampled(record, len(completions))
 
 
@@ -208,7 +208,7 @@ def check_policies(record: Record, count: int) -> None:
     policies = record.get("policies")
     if policies is not None:
         if not isinstance(policies, list) or len(policies) != count or not all(isinstance(x, str) for x in policies):
-            raise ValueError(f"policies must be a list of {count} names, one a completion, got {_short(policies)}")
+            raise ValueError(f"policies must be a list of {count} names, one a completion, got {short(policies)}")
 
 
 def _check_rating(record: Record) -> None:
@@ -222,10 +222,10 @@ def _check_rating(record: Record) -> None:
         value = record[name]
         if name == "fields":
             if not isinstance(value, dict) or not all(x is None or isinstance(x, bool) for x in value.values()):
-                raise ValueError(f"fields must be an object with true, false or null, got {_short(value)}")
+                raise ValueError(f"fields must be an object with true, false or null, got {short(value)}")
         elif not isinstance(value, int) or isinstance(value, bool) or not GRADES[name][0] <= value <= GRADES[name][1]:
             low, high = GRADES[name]
-            raise ValueError(f"{name} must be an integer from {low} to {high}, got {_short(value)}")
+            raise ValueError(f"{name} must be an integer from {low} to {high}, got {short(value)}")
 
 
 def _check_lists(record: Record, *fields: str) -> None:
@@ -233,7 +233,7 @@ def _check_lists(record: Record, *fields: str) -> None:
         if field not in record:
             raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
         if not isinstance(record[field], list):
-            raise ValueError(f"{field} must be a list, got {_short(record[field])}")
+            raise ValueError(f"{field} must be a list, got {short(record[field])}")
 
 
 def _check_completions(completions: list) -> None:
@@ -248,10 +248,10 @@ def _check_sampled(record: Record, count: int) -> None:
     ended, tokens = record.get("ended"), record.get("tokens")
     if ended is not None:
         if not isinstance(ended, list) or len(ended) != count or not all(isinstance(done, bool) for done in ended):
-            raise ValueError(f"ended must be a list of {count} booleans, one a completion, got {_short(ended)}")
+            raise ValueError(f"ended must be a list of {count} booleans, one a completion, got {short(ended)}")
     if tokens is not None:
         if not isinstance(tokens, list) or len(tokens) != count or not all(map(_is_ids, tokens)):
-            raise ValueError(f"tokens must be {count} lists of token ids, one a completion, got {_short(tokens)}")
+            raise ValueError(f"tokens must be {count} lists of token ids, one a completion, got {short(tokens)}")
         if not isinstance(record.get("tokenizer"), str):
             raise ValueError(f"tokenizer must be the hash that tokens belong to, got {record.get('tokenizer')!r}")
     for k, done in enumerate(ended or ()):
@@ -269,15 +269,16 @@ def _check_choices(record: Record) -> None:
             raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
     choices, answer = record["choices"], record["answer"]
     if not isinstance(choices, list) or len(choices) < 2:
-        raise ValueError(f"choices must be a list of at least 2 texts, got {_short(choices)}")
+        raise ValueError(f"choices must be a list of at least 2 texts, got {short(choices)}")
     for k, choice in enumerate(choices):
         _check_string(choice, f"choices[{k}]")
         if not choice:
             raise ValueError(f"choices[{k}] must not be empty")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise ValueError(f"answer must be a number from 0 to {len(choices) - 1}, got {_short(answer)}")
+        raise ValueError(f"answer must be a number from 0 to {len(choices) - 1}, got {short(answer)}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as an error shows it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

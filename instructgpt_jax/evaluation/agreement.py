@@ -70,12 +70,21 @@ def pairs(rankings: Iterable[Ranking]) -> list[Pair]:
     for task, of in tasks.items():
         if len({len(one.ranks) for one in of}) > 1:
             raise ValueError(f"rankings of task {task} must have as many ranks, got {[one.ranks for one in of]}")
-        for (a, above), (b, other) in itertools.combinations([(one, preferences(one.ranks)) for one in of], 2):
+        for a, b in itertools.combinations(of, 2):
             if a.labeler != b.labeler:
-                decided = (above != 0) & (other != 0)
-                same = int((decided & (above == other)).sum())
-                found.append(Pair(task, (a.labeler, b.labeler), (a.group, b.group), same, int(decided.sum())))
+                agreed = same(a.ranks, b.ranks)
+                found.append(Pair(task, (a.labeler, b.labeler), (a.group, b.group), sum(agreed), len(agreed)))
     return found
+
+
+def same(a: Sequence[int], b: Sequence[int]) -> list[bool]:
+    """Of each pair of items that two rankings of them both decide, whether they prefer the same one.
+
+    >>> same((1, 2, 2), (1, 2, 3)), same((1, 2), (2, 1)), same((1, 1), (1, 2))
+    ([True, True], [False], [])
+    """
+    above, other = preferences(a), preferences(b)
+    return (above == other)[(above != 0) & (other != 0)].tolist()
 
 
 def preferences(ranks: Sequence[int]) -> np.ndarray:

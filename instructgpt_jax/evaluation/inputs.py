@@ -1,6 +1,5 @@
 """What policies are evaluated on: prompts, references, comparisons, closed tasks and text, read and checked at once."""
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,17 +50,10 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
             raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     drawn = {stage: curves.read(c.curves[stage]) for stage in c.curves}
 
-    def note(key: str, used: list, about: dict) -> list:
-        """`used`, whose hash and number are what counts: not the records beyond `config.evaluate.num_prompts`."""
-        read[key] = about | {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
-        return used
-
     def plain(key: str, found: Sequence) -> list:
-        """As `note`, of records that are all used as they are."""
-        used, left_out = list(found), found.left_out if isinstance(found, sources.Records) else {}
-        texts = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else one for one in used]
-        note(key, texts, {"records": len(used) + sum(left_out.values()), "validation": 0, "left_out": left_out})
-        return used
+        """Records that are all used as they are."""
+        read[key] = datasets.described_whole(found)
+        return list(found)
 
     def records(names: Sequence[str], kind: str) -> sources.Records:
         found = sources.load(tuple(names), kind, config.data.skip_bad, config.data.data_dir)
@@ -76,7 +68,10 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         whole[key] = [chats.named(record) for record in found] if c.rankings or c.ratings else ()
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
-        return note(key, distinct[: c.num_prompts or None], datasets.described([{key: kept}])[key])
+        used = distinct[: c.num_prompts or None]  # their hash and number are what counts, not those beyond
+        about = {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
+        read[key] = datasets.described([{key: kept}])[key] | about
+        return used
 
     times = c.answers_per_prompt
     found = {name: prompts(f"distributions.{name}", c.distributions[name]) * times for name in c.distributions}

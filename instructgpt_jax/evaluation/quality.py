@@ -155,17 +155,14 @@ def read(path: str, kind: str) -> list[dict]:
     Raises:
       ValueError: a line that is none, or that does not say who it is by; names file and line.
     """
-    found, buffer = [], jsonl.read(paths.expand(path)) if path else b""
-    for number, start, end in jsonl.lines(buffer):
-        try:
-            line = schema.parse_line(buffer[start:end])
-            schema.validate(line, kind)
-            if "labeler" not in line:
-                raise ValueError(f"missing field 'labeler', the record has {sorted(line)}")
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        found.append(line)
-    return found
+
+    def check(number: int, line: dict) -> dict:
+        schema.validate(line, kind)
+        if "labeler" not in line:
+            raise ValueError(f"missing field 'labeler', the record has {sorted(line)}")
+        return line
+
+    return jsonl.objects(paths.expand(path), check) if path else []
 
 
 def table(found: dict[str, Any]) -> list[str]:

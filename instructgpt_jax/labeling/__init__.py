@@ -16,8 +16,8 @@ The people's side of Ouyang et al. 2022 (sections 3.2-3.4, appendices A.1 and B)
 `make.write` makes of records, for each project of Label Studio, `projects/NAME/` with `tasks.json`, `config.xml` and
 `instructions.md` (with the same as HTML); what the pages do not show, who wrote which output above all, stays in
 `key.jsonl`. `reading.read` makes of Label Studio's exports and the key the files below. `server` takes both ways
-through `label-studio-sdk`. `panel` has the simulated labelers answer, `screening` says who may label, and `foreign`
-reads projects that were not made here. How far labelers agree is in `evaluation.quality`.
+through `label-studio-sdk`. `panel` has the simulated labelers answer, and `foreign` reads projects that were not made
+here. How far labelers agree is in `evaluation.quality`, who may label in `evaluation.screening`.
 
 What comes out
 --------------

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from instructgpt_jax.data.schema import short
+
 FORMS = {  # type of a result -> the key of its value
     "rating": "rating", "choices": "choices", "textarea": "text", "ranker": "ranker", "pairwise": "selected",
 }  # fmt: skip
@@ -195,9 +197,3 @@ def ranks(value: Any, ids: tuple[str, ...]) -> list[int]:
         raise ValueError(f"every output must be in a column, got {', '.join(missing)} in none")
     levels = sorted(set(found.values()))
     return [1 + levels.index(found[item]) for item in ids]
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

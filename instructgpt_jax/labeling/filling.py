@@ -1,7 +1,7 @@
 """Answers as Label Studio exports them: for labelers who are no people, and for tests of the way back."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from instructgpt_jax.labeling import kinds, make, people
@@ -58,15 +58,6 @@ def results(page: kinds.Page, task: make.Task, values: dict[str, Any]) -> list[d
 
 def _result(name: str, about: str, form: str, value: dict) -> dict:
     return {"id": name, "from_name": name, "to_name": about, "type": form, "value": value, "origin": "manual"}
-
-
-def answered_by(
-    tasks: Iterable[make.Task], crowd: people.People, fill: Callable[[make.Task, people.Labeler], dict[str, Any]]
-) -> Iterable[Answer]:
-    """Every task filled by everybody who was asked for it."""
-    for task in tasks:
-        for name in task.labelers:
-            yield task, crowd.by_id[name], fill(task, crowd.by_id[name])
 
 
 def dump(tasks: list[dict]) -> str:

@@ -79,7 +79,7 @@ def _completions(data: dict, fields: Sequence[str]) -> tuple[list[str], tuple[st
         return [data[field] for field in fields], tuple(fields)
     items = data[fields[0]]
     if not isinstance(items, list) or not all(isinstance(item, dict) and "id" in item for item in items):
-        raise ValueError(f"{fields[0]} must be a list of items with an id, got {exports.short(items)}")
+        raise ValueError(f"{fields[0]} must be a list of items with an id, got {schema.short(items)}")
     texts = [next((item[name] for name in TEXTS if item.get(name)), "") for item in items]
     return texts, tuple(str(item["id"]) for item in items)
 

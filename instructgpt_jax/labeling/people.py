@@ -4,7 +4,7 @@ import json
 import re
 from typing import NamedTuple
 
-from instructgpt_jax.data import jsonl, schema
+from instructgpt_jax.data import jsonl
 
 GROUPS = ("training", "heldout", "researcher")
 FIELDS = ("id", "group", "email", "label_studio_id")
@@ -64,22 +64,21 @@ def load(path: str) -> People:
     Raises:
       ValueError: a line that is not such an object, or two with the same id, e-mail or number; names file and line.
     """
-    found, seen = [], {}
-    buffer = jsonl.read(path)
-    for line, start, end in jsonl.lines(buffer):
-        try:
-            one = _labeler(schema.parse_line(buffer[start:end]))
-            for field in ("id", "email", "label_studio_id"):
-                value = getattr(one, field)
-                value = value.casefold() if field == "email" else value
-                if value in ("", None):
-                    continue
-                if (field, value) in seen:
-                    raise ValueError(f"{field} must be one labeler's, got {value!r} as in line {seen[field, value]}")
-                seen[field, value] = line
-        except ValueError as error:
-            raise ValueError(f"{path}:{line}: {error}") from None
-        found.append(one)
+    seen: dict[tuple, int] = {}
+
+    def check(line: int, record: dict) -> Labeler:
+        one = _labeler(record)
+        for field in ("id", "email", "label_studio_id"):
+            value = getattr(one, field)
+            value = value.casefold() if field == "email" else value
+            if value in ("", None):
+                continue
+            if (field, value) in seen:
+                raise ValueError(f"{field} must be one labeler's, got {value!r} as in line {seen[field, value]}")
+            seen[field, value] = line
+        return one
+
+    found = jsonl.objects(path, check)
     if not found:
         raise ValueError(f"{path} must name at least one labeler, got none")
     return People(found, path)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from instructgpt_jax.data import chats, pii, prompts, sources
+from instructgpt_jax.data import chats, pii, prompts, schema, sources
 from instructgpt_jax.labeling import exports, kinds, make, people
 
 Lines = dict[str, list[dict]]  # name of a file without its suffix -> its lines
@@ -127,20 +127,20 @@ def _value(name: str, question: kinds.Question, value: Any) -> Any:
     if question.form == "rating":
         if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= question.most:
             return value
-        raise ValueError(f"{name} must be an integer from 1 to {question.most}, got {exports.short(value)}")
+        raise ValueError(f"{name} must be an integer from 1 to {question.most}, got {schema.short(value)}")
     given = () if value is None else value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, str) for part in given):
-        raise ValueError(f"{name} must be text, got {exports.short(value)}")
+        raise ValueError(f"{name} must be text, got {schema.short(value)}")
     if question.form == "text":
         text = "\n".join(given).strip()
         if question.required and not text:
             raise ValueError(f"{name} must be answered, got no text")
-        if not sources.schema.is_text(text):
+        if not schema.is_text(text):
             raise ValueError(f"{name} must be text, got half of a surrogate pair")
         return text
     wrong = [part for part in given if part not in question.options]
     if wrong:
-        raise ValueError(f"{name} must be of {tuple(question.options)}, got {exports.short(wrong)}")
+        raise ValueError(f"{name} must be of {tuple(question.options)}, got {schema.short(wrong)}")
     if question.form == "choices":
         return frozenset(given)
     if len(given) != 1:

@@ -191,7 +191,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)  # a hundred small programs otherwise, for whoever asks outside of one
 def init(config: ModelConfig, key: jax.Array) -> dict:
     """Fresh float32 parameters: a plain nested dict, `blocks/…` stacked over the layers.
 

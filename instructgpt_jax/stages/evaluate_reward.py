@@ -52,7 +52,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             raise ValueError(f"config.evaluate_reward.comparisons must have one that fits {longest} tokens, got none")
     train = _bag_of_words(config, sets)
     used = sets | ({"bag of words": train} if train is not None else {})
-    about = {name: _described(records) for name, records in used.items()}
+    about = {name: datasets.described_whole(records) for name, records in used.items()}
     parts, found = Parts(folder / "parts"), {}
     if len(parts):  # they are scores of these comparisons
         resume.check_data("evaluate_reward", resume.read_data(folder), about, allowed=None)
@@ -131,15 +131,6 @@ def score(
     return found
 
 
-def _described(records: sources.Records) -> dict:
-    """What was read, see datasets.described."""
-    texts = [json.dumps(record, sort_keys=True) for record in records]
-    left_out = records.left_out | ({"bad": len(records.skipped)} if records.skipped else {})
-    count = len(texts) + sum(left_out.values())
-    fingerprint = encoding.fingerprint(texts)
-    return {"records": count, "examples": len(texts), "validation": 0, "left_out": left_out, "fingerprint": fingerprint}
-
-
 def tell(results: dict[str, dict[str, dict]]) -> None:
     """A line for each source and scorer."""
     for name, of in results.items():
@@ -173,9 +164,8 @@ def _bag_of_words(config: ConfigDict, sets: dict[str, sources.Records]) -> sourc
 def _cut(scores: np.ndarray, sets: dict[str, sources.Records]) -> dict[str, list[float]]:
     """The scores of the completions of all sources, by source."""
     counts = [sum(len(record["completions"]) for record in records) for records in sets.values()]
-    return {
-        name: part.tolist() for name, part in zip(sets, np.split(scores, np.cumsum(counts)[:-1]), strict=True)
-    }
+    parts = np.split(scores, np.cumsum(counts)[:-1])
+    return {name: part.tolist() for name, part in zip(sets, parts, strict=True)}
 
 
 def _scored(sets: dict[str, sources.Records], found: dict[str, dict[str, list[float]]]) -> Iterator[dict]:

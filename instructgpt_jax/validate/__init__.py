@@ -129,6 +129,7 @@ SECTIONS = {
     "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
+WITHOUT_TOKENIZER = ("sample", "export", "evaluate_reward", "label")  # their workdirs keep none: models bring theirs
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),

@@ -14,7 +14,7 @@ from instructgpt_jax.data import chats, jsonl, sources, tables, templates
 from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
-from instructgpt_jax.validate import TRAINED, kinds_read, networks_used
+from instructgpt_jax.validate import TRAINED, WITHOUT_TOKENIZER, kinds_read, networks_used
 
 
 def check(config: ConfigDict, workdir: str, later: str = "") -> None:
@@ -64,7 +64,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
         if name not in empty and expected(entry.get("init_from", "")):
             shapes[name] = networks.shape(f"config.models.{name}", entry)
     _check_rows(config, shapes)
-    if config.stage not in ("sample", "export", "evaluate_reward", "label") and not kept:  # which keep none
+    if config.stage not in WITHOUT_TOKENIZER and not kept:
         run_tokenizer.name_for(config)
 
 

@@ -1,6 +1,6 @@
 """Who may label: the first three parts of the paper's test (Ouyang et al. 2022, appendix B.1), with its cut-offs.
 
-    python -m instructgpt_jax.labeling.screening --labelers=labelers.jsonl --flags=…/flags.jsonl \
+    python -m instructgpt_jax.evaluation.screening --labelers=labelers.jsonl --flags=…/flags.jsonl \
         --comparisons=…/comparisons.jsonl --grades=…/grades.jsonl --output=screening.json
 
 1. Sensitive texts: how often a labeler flags as a researcher does (questionnaire `sensitive`, both answer it).
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from instructgpt_jax import errors, paths
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import jsonl, schema
+from instructgpt_jax.data import jsonl
+from instructgpt_jax.evaluation import agreement
 from instructgpt_jax.labeling import people
 
 
@@ -56,19 +57,13 @@ def scores(
         if one.id in researchers:
             continue
         same_flags = [a == b for a, b in _beside(own_flags, one.id, researchers)]
-        same_pairs = [same for a, b in _beside(own_rankings, one.id, researchers) for same in agree(a, b)]
+        same_pairs = [same for a, b in _beside(own_rankings, one.id, researchers) for same in agreement.same(a, b)]
         mine = given.get(one.id, [])
         parts = {"flags": _mean(same_flags), "rankings": _mean(same_pairs), "grade": _mean(mine)}
         passed = all(value is not None and value >= getattr(cutoffs, name) for name, value in parts.items())
         counts = {"n_flags": len(same_flags), "n_rankings": len(same_pairs), "n_grade": len(mine)}
         found[one.id] = {"group": one.group, **parts, **counts, "passed": passed}
     return found
-
-
-def agree(a: Sequence[int], b: Sequence[int]) -> list[bool]:
-    """Of each pair of items that neither ranking ties, whether both prefer the same one."""
-    pairs = [(i, j) for j in range(len(a)) for i in range(j)]
-    return [(a[i] < a[j]) == (b[i] < b[j]) for i, j in pairs if a[i] != a[j] and b[i] != b[j]]
 
 
 def _by_task(lines: Iterable[dict], field: str) -> dict[str, dict[str, Any]]:
@@ -91,22 +86,20 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _read(path: str, *fields: str) -> list[dict]:
     """The lines of a file that `label` has written."""
-    found, buffer = [], jsonl.read(paths.expand(path)) if path else b""
-    for number, start, end in jsonl.lines(buffer):
-        try:
-            line = schema.parse_line(buffer[start:end])
-            missing = [field for field in ("labeler", *fields) if field not in line]
-            if missing:
-                raise ValueError(f"a line of label must have {missing}, got {sorted(line)}")
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        found.append(line)
-    return found
+
+    def check(number: int, line: dict) -> dict:
+        missing = [field for field in ("labeler", *fields) if field not in line]
+        if missing:
+            raise ValueError(f"a line of label must have {missing}, got {sorted(line)}")
+        return line
+
+    return jsonl.objects(paths.expand(path), check) if path else []
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this module."""
-    parser = argparse.ArgumentParser("python -m instructgpt_jax.labeling.screening", description=__doc__.split("\n")[0])
+    name = "python -m instructgpt_jax.evaluation.screening"
+    parser = argparse.ArgumentParser(name, description=__doc__.split("\n")[0])
     parser.add_argument("--labelers", required=True)
     parser.add_argument("--flags", default="", help="flags.jsonl of a questionnaire `sensitive`")
     parser.add_argument("--comparisons", default="", help="comparisons.jsonl of one `comparisons`")
