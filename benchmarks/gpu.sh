@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every measurement of this project on one GPU, in at most eight minutes, as one table with its date and card.
 #
-#     benchmarks/gpu.sh [TABLE.md]           in an environment with the extra `gpu`
+#     benchmarks/gpu.sh [TABLE.md]           in an environment with the extra `gpu`; LIMIT=SECONDS for less time
 #     benchmarks/gpu.sh --tiny [TABLE.md]    anywhere: the same parts, so small that they only show that they run
 #
 # The table is printed as it grows and written to TABLE.md (gpu.md). A part that fails, or that takes longer than it may,
@@ -13,7 +13,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_MEM_FRACTI
 tiny=
 if [[ ${1:-} == --tiny ]]; then tiny=1; shift; fi
 table=${1:-gpu.md}
-end=$((SECONDS + 480)) missing=0
+end=$((SECONDS + ${LIMIT:-480})) missing=0
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 
@@ -25,7 +25,7 @@ measure() {
     shift 2
     if ((limit > end - SECONDS)); then limit=$((end - SECONDS)); fi
     if ((limit < 10)); then
-        row "$name" "left out: the eight minutes are over" 0
+        row "$name" "left out: the time is over" 0
         missing=1
         return
     fi

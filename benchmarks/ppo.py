@@ -264,6 +264,9 @@ def deepspeed_chat(arguments) -> None:
     kind = jax.devices()[0].device_kind
     beside = f", {speed / published:.2f} x the {published:,} published for one A100-80G" if shrink == 1 else ""
     print(f"{kind}: {speed:,.0f} tokens/s{beside}")  # smaller networks are another workload
+    memory = jax.devices()[0].memory_stats() or {}  # a CPU has none
+    if "peak_bytes_in_use" in memory:
+        print(f"peak of device memory: {memory['peak_bytes_in_use'] / 1e9:.1f} GB")
 
 
 def main() -> None:

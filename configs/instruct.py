@@ -5,8 +5,8 @@ Command:  python -m instructgpt_jax.main --config=configs/instruct.py --config.b
               --config.demonstrations=jsonl:DEMONSTRATIONS --config.comparisons=jsonl:COMPARISONS \
               --config.prompts=jsonl:PROMPTS --config.text=jsonl:TEXT
           docs/instruct.md says where public sets are. Several sources: --config.comparisons="'jsonl:A','jsonl:B'".
-          `:cpu` is sized for a base of 135M on two cores, `:tiny` runs every stage for a few updates on the simulated
-          world.
+          `:gpu` is sized for a base of 135M and minutes of one GPU, `:cpu` for such a base on two cores; `:tiny` runs
+          every stage for a few updates on the simulated world.
           One stage alone: --config.only=reward.
           A base without a chat template of its own: --config.template=human_assistant.
 Hardware: one GPU of 80 GB or eight TPU v5e for a base of about 1B.
@@ -46,7 +46,8 @@ class Size(NamedTuple):
 
 SIZES = {
     "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 512, 100, 256, 2, 0),
-    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 16, 40, 32, 8, 32, 1, 64),
+    "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 256, 30, 256, 1, 0),
+    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 24, 32, 6, 32, 1, 48),
     "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 32, 4, 0, 1, 16),
 }
 TINY = {  # of `:tiny`
