@@ -8,6 +8,8 @@
 # says so in its row, and the others go on; what there is no time left for is left out. The status is 1 if any row is so.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# Compiled programs are kept between runs of this script: a part that was stopped while it compiled has less to do.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${TMPDIR:-/tmp}/instructgpt-gpu-sh}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 
 tiny=
