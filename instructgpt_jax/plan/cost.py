@@ -1,0 +1,449 @@
+"""Seconds of a compiled program, from its text.
+
+The rules:
+
+* An instruction takes the longer of its FLOPs at PRODUCTS of the peak and its bytes at MEMORY of the bandwidth. Where
+  the TPU compiler has put down its own cycles, these count for products; it takes two to four times too long for what
+  the memory bounds, so that there the lesser of the two counts.
+* A fusion reads of an array only what it slices out of it, and writes of one that it updates in place only the update.
+* A loop takes a lap times its laps: counted where the text says them, else given by the function that wrote it.
+  Branches of a switch over many sizes take their mean, others the longest.
+* A collective over a group of n moves (n - 1) / n of the whole array over a ring, an all-reduce twice that. Each axis of
+  the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network of
+  a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
+  overlapped, any other is exposed.
+* Attention kernels of the TPU, which the text does not open, take the products of the blocks on and below the diagonal
+  at KERNELS of the peak.
+
+Nothing is said of launches, the host, or the input. Differences under a tenth are not resolved.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from instructgpt_jax.plan import hlo
+from instructgpt_jax.plan.hlo import Computation, Module, Op
+from instructgpt_jax.plan.topology import Chip
+
+# Shares of the peak that are reached. Large bfloat16 products come out at 0.88 to 0.97 of a TPU's peak by its compiler's
+# own cycles, and of an H100 at about 0.7 of what its data sheet says.
+PRODUCTS, MEMORY, LINKS, KERNELS = 0.95, 0.85, 0.85, 0.5
+GPU_PRODUCTS = 0.7
+LATENCY = 5e-6  # seconds of a collective, whatever its size
+COLLECTIVES = {
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
+    "ragged-all-to-all",
+}  # fmt: skip
+FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "iota",
+    "opt-barrier", "add-dependency", "domain", "copy-start", "copy-done", "slice-start", "slice-done", "async-done",
+    "async-update", "bitcast-convert", "rng-get-and-update-state",
+}  # fmt: skip
+PRODUCT_CALLS = re.compile(r"gemm|matmul|conv", re.IGNORECASE)
+
+
+class Group(NamedTuple):
+    """Whom a collective joins.
+
+    size: devices.
+    axes: of the mesh along which they differ, joined by ×.
+    links: a device sends over at once.
+    slices: of a TPU that it spans.
+    """
+
+    size: int
+    axes: str
+    links: int
+    slices: int
+
+
+class Collectives(NamedTuple):
+    """All collectives of one kind: how many run, bytes of the whole arrays, seconds."""
+
+    count: float = 0.0
+    bytes: float = 0.0
+    seconds: float = 0.0
+
+
+class Loop(NamedTuple):
+    """A loop as it was counted: the function that wrote it, its laps, seconds of a lap; guessed where laps were not."""
+
+    function: str
+    laps: int
+    seconds: float
+    guessed: bool
+
+
+class Cost(NamedTuple):
+    """What one device does.
+
+    compute: seconds of products and memory.
+    exposed, overlapped: seconds of collectives that wait for nothing else, and of those that run beside computation.
+    flops, bytes: of products, and of main memory.
+    collectives: (kind, axes of the mesh, whether overlapped) -> Collectives.
+    loops: those found, the inner ones first.
+    """
+
+    compute: float = 0.0
+    exposed: float = 0.0
+    overlapped: float = 0.0
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: dict[tuple[str, str, bool], Collectives] = {}
+    loops: tuple[Loop, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """With every exposed collective waited for, and of the others what is longer than all computation."""
+        return self.compute + self.exposed + max(0.0, self.overlapped - self.compute)
+
+    @property
+    def seconds_hidden(self) -> float:
+        """With every collective behind computation, as far as it reaches: no schedule can do better."""
+        return max(self.compute, self.exposed + self.overlapped)
+
+    def times(self, count: float) -> "Cost":
+        scaled = {key: Collectives(*(count * x for x in found)) for key, found in self.collectives.items()}
+        return Cost(*(count * x for x in self[:5]), scaled, self.loops)
+
+    def plus(self, other: "Cost") -> "Cost":
+        found = dict(self.collectives)
+        for key, more in other.collectives.items():
+            found[key] = Collectives(*map(sum, zip(found.get(key, Collectives()), more, strict=True)))
+        return Cost(*map(sum, zip(self[:5], other[:5], strict=True)), found, self.loops + other.loops)
+
+
+def estimate(
+    text: str, chip: Chip, groups: Callable[[Op], Group], laps: Mapping[str, float], products: float = PRODUCTS
+) -> Cost:
+    """The cost of a program on one device.
+
+    Args:
+      text: of `compiled.as_text()`.
+      groups: of a collective, see `groups_on`.
+      laps: Python function -> laps of the loops that it wrote and that the text does not count; `outer/inner` where
+        the function `inner` stands in the body. A loop that is neither counted nor named runs once, and is `guessed`.
+      products: share of the peak that products reach where the compiler says nothing.
+    """
+    module = hlo.parse(text)
+    return _Reader(module, chip, groups, laps, products).computation(module.entry, {})
+
+
+class _Reader:
+    """One pass over a module; loops and branches are followed from the computations that hold them."""
+
+    def __init__(self, module: Module, chip: Chip, groups, laps: Mapping[str, float], products: float):
+        self.module, self.chip, self.groups, self.laps, self.products = module, chip, groups, laps, products
+        self.flops_of = functools.cache(self._flops)
+
+    def computation(self, name: str, given: dict) -> Cost:
+        total, seen = Cost(), set()
+        computation = self.module.computations[name]
+        for op in computation.ops.values():
+            if op.code == "while":
+                total = total.plus(self.loop(computation, op, given))
+            elif op.code == "conditional":
+                total = total.plus(self.branches(op))
+            elif op.code in ("call", "async-start") or op.code == "custom-call" and op.called("called_computations"):
+                inner = self.computation(op.called("to_apply") or op.called("calls"), {})
+                total = total.plus(_beside(inner) if op.code == "async-start" else inner)
+            elif op.code.removesuffix("-start") in COLLECTIVES:
+                apart = op.code.endswith("-start") or "async_collective_name" in op.attributes
+                total = total.plus(self.collective(computation, op, op.code.removesuffix("-start"), apart))
+            elif op.code not in FREE and not op.code.endswith("-done"):
+                total = total.plus(self.instruction(computation, op))
+                if op.code == "fusion":
+                    total = total.plus(self.fused_collectives(op, seen))
+        return total
+
+    def loop(self, computation: Computation, op: Op, given: dict) -> Cost:
+        counted = hlo.trips(self.module, computation.name, op, given)
+        function, count = self.named(op) if counted is None else ("", counted)
+        outer = {0: hlo.invariants(self.module, computation.name, op, given)}
+        lap = self.computation(op.called("body"), outer).plus(self.computation(op.called("condition"), {}))
+        found = Loop(function or (self.module.functions(op) or ("",))[0], count or 1, lap.seconds, count is None)
+        total = lap.times(1 if count is None else count)
+        return total._replace(loops=(*total.loops, found))
+
+    def named(self, op: Op) -> tuple[str, float | None]:
+        """The function that a loop was named by, and its laps."""
+        body = self.module.computations[op.called("body")]
+        for function in self.module.functions(op):
+            if function in self.laps:
+                return function, self.laps[function]
+            inner = [key for key in self.laps if key.startswith(f"{function}/")]
+            for key in inner:
+                wanted = key.partition("/")[2]
+                held = [wanted in self.module.functions(one) for one in body.ops.values() if one.code not in FREE]
+                if any(held):
+                    return key, self.laps[key]
+        return "", None
+
+    def branches(self, op: Op) -> Cost:
+        listed = re.search(r"branch_computations=\{([^}]*)\}", op.attributes)
+        names = re.findall(r"%?([\w.\-]+)", listed[1]) if listed else []
+        names = names or [op.called(f"{which}_computation") for which in ("true", "false")]
+        costs = [self.computation(name, {}) for name in names]
+        if len(costs) <= 2:
+            return max(costs, key=lambda cost: cost.seconds)
+        total = Cost()
+        for cost in costs:
+            total = total.plus(cost.times(1 / len(costs)))
+        return total
+
+    # One instruction --------------------------------------------------------------------------------------------------
+
+    def instruction(self, computation: Computation, op: Op) -> Cost:
+        share = self.products
+        if op.code == "fusion":
+            flops, moved = self.flops_of(op.called("calls")), self.fusion_bytes(computation, op)
+        elif op.code == "custom-call":
+            flops, moved, share = self.custom(computation, op)
+        else:
+            flops = _product_flops(computation, op) if op.code in ("dot", "convolution") else 0.0
+            moved = self.plain_bytes(computation, op)
+        by_products = flops / (share * self.chip.flops) if self.chip.flops else 0.0
+        by_memory = moved / (MEMORY * self.chip.bandwidth) if self.chip.bandwidth else 0.0
+        seconds = max(by_products, by_memory)
+        told = re.search(r'"estimated_cycles":"(\d+)"', op.attributes)
+        if told and self.chip.clock:
+            by_compiler = int(told[1]) / self.chip.clock
+            bound_by_memory = moved / self.chip.bandwidth > flops / self.chip.flops
+            seconds = min(by_compiler, seconds) if bound_by_memory else by_compiler
+        return Cost(compute=seconds, flops=flops, bytes=moved)
+
+    def plain_bytes(self, computation: Computation, op: Op) -> float:
+        if op.code == "dynamic-update-slice":
+            return 2 * _near(computation.ops[op.operands[1]])
+        if op.code in ("dynamic-slice", "slice", "gather"):
+            return 2 * _near(op)
+        return _near(op) + sum(_near(computation.ops[name]) for name in op.operands if name in computation.ops)
+
+    def fusion_bytes(self, computation: Computation, op: Op) -> float:
+        inside = self.module.computations[op.called("calls")]
+        parameters = inside.parameters()
+        moved = 0.0
+        for number, name in enumerate(op.operands):
+            if number in parameters and name in computation.ops and _near(computation.ops[name]):
+                moved += self.read(inside, parameters[number])
+        return moved + (min(_near(op), self.written(inside, inside.root)) if _near(op) else 0.0)
+
+    def read(self, inside: Computation, value: Op) -> float:
+        """Bytes that a computation reads of one of its values, all of it at most."""
+        whole, read = sum(shape.bytes for shape in value.shapes), 0.0
+        for user in inside.ops.values():
+            if value.name not in user.operands or user.code == "tuple":
+                continue
+            if user.code.removesuffix("-start") in COLLECTIVES:
+                continue
+            if user.code in ("dynamic-slice", "slice", "gather") and user.operands[0] == value.name:
+                read += sum(shape.bytes for shape in user.shapes)
+            elif user.code == "dynamic-update-slice" and user.operands[0] == value.name:
+                continue
+            elif user.code in ("bitcast", "reshape"):
+                read += self.read(inside, user)
+            elif user.code == "fusion":
+                deeper = self.module.computations[user.called("calls")]
+                parameters = deeper.parameters()
+                read += sum(self.read(deeper, parameters[n]) for n, name in enumerate(user.operands) if name == value.name)
+            else:
+                return whole
+        return min(whole, read)
+
+    def written(self, inside: Computation, name: str) -> float:
+        """Bytes of a fusion's result that it writes."""
+        op = inside.ops[name]
+        if op.code == "parameter":
+            return 0.0
+        if op.code == "dynamic-update-slice":
+            return sum(shape.bytes for shape in inside.ops[op.operands[1]].shapes)
+        if op.code in ("bitcast", "reshape") and op.operands:
+            return min(self.written(inside, op.operands[0]), sum(shape.bytes for shape in op.shapes))
+        if op.code == "fusion":
+            deeper = self.module.computations[op.called("calls")]
+            return self.written(deeper, deeper.root)
+        if op.code == "tuple":
+            return sum(self.written(inside, part) for part in op.operands)
+        return sum(shape.bytes for shape in op.shapes)
+
+    def _flops(self, name: str) -> float:
+        computation = self.module.computations[name]
+        total = 0.0
+        for op in computation.ops.values():
+            if op.code in ("dot", "convolution"):
+                total += _product_flops(computation, op)
+            elif op.code == "fusion":
+                total += self.flops_of(op.called("calls"))
+        return total
+
+    def custom(self, computation: Computation, op: Op) -> tuple[float, float, float]:
+        """FLOPs, bytes, and the share of the peak of what the text does not open."""
+        target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
+        target = target[1] if target else ""
+        operands = [computation.ops[name] for name in op.operands if name in computation.ops]
+        moved = _near(op) + sum(map(_near, operands))
+        arrays = [shape for one in operands for shape in one.shapes[:1]]
+        if target == "tpu_custom_call":
+            kernel = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", op.name)
+            heads = [shape for shape in arrays if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3]
+            if kernel and len(heads) >= 2:
+                products = {"fwd": 2, "dq": 3, "dkv": 4}[kernel[1]]
+                told = re.search(r"block_kv\\?\W+(\d+)", op.attributes)
+                blocks = max(1, heads[1].dims[-2] // (int(told[1]) if told else 512))
+                full = 2 * math.prod(heads[0].dims) * heads[1].dims[-2]
+                return products * full * (blocks + 1) / (2 * blocks), moved, KERNELS
+            return 0.0, moved, self.products
+        if "fmha" in target.lower() and arrays:  # cuDNN's attention: 2 products forward, 5 backward, half of them causal
+            query, products = arrays[0], 5 if "backward" in target.lower() else 2
+            return products * math.prod(query.dims) * max(query.dims[1:-1]), moved, KERNELS
+        if PRODUCT_CALLS.search(target) and len(arrays) >= 2:
+            summed = re.search(r'"lhs_contracting_dimensions":\["?([\d",]*)\]', op.attributes)
+            axes = [int(axis) for axis in re.findall(r"\d+", summed[1])] if summed else [len(arrays[0].dims) - 1]
+            out = math.prod(op.shapes[0].dims)
+            return 2.0 * out * math.prod(arrays[0].dims[axis] for axis in axes), moved, self.products
+        bookkeeping = {"AllocateBuffer", "Sharding", "ConcatBitcast", "SliceId", "annotate_device_placement"}
+        return 0.0, 0.0 if target in bookkeeping else moved, self.products
+
+    # Collectives ------------------------------------------------------------------------------------------------------
+
+    def fused_collectives(self, op: Op, seen: set) -> Cost:
+        """Those inside a fusion: steps of one beside a product, or an all-reduce with its slice: a reduce-scatter."""
+        inside, total = self.module.computations[op.called("calls")], Cost()
+        for one in inside.ops.values():
+            kind = one.code.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            if channel and channel[1] in seen:  # its steps lie in several fusions
+                continue
+            seen.add(channel[1] if channel else one.name)
+            scattered = "all-reduce-scatter" in inside.name and kind == "all-reduce"
+            total = total.plus(
+                self.collective(inside, one, "reduce-scatter" if scattered else kind, not scattered)
+            )
+        return total
+
+    def collective(self, computation: Computation, op: Op, kind: str, apart: bool) -> Cost:
+        given = sum(shape.bytes for name in op.operands if name in computation.ops
+                    for shape in computation.ops[name].shapes)  # fmt: skip
+        result = sum(shape.bytes for shape in op.shapes)
+        group = self.groups(op)
+        whole = max(result - given if op.code.endswith("-start") else result, given) if kind == "all-gather" else given
+        seconds = ring_seconds(self.chip, kind, whole, group)
+        cost = Cost(overlapped=seconds) if apart else Cost(exposed=seconds)
+        return cost._replace(collectives={(kind, group.axes, apart): Collectives(1.0, whole, seconds)})
+
+
+def ring_seconds(chip: Chip, kind: str, whole: float, group: Group) -> float:
+    """Seconds of a collective on an array of `whole` bytes, counted over the group; see the top of this file."""
+    if group.size <= 1:
+        return 0.0
+    share = (group.size - 1) / group.size
+    moved = {
+        "all-gather": whole * share,
+        "reduce-scatter": whole * share,
+        "all-reduce": 2 * whole * share,
+        "all-to-all": whole * share / 2,
+    }.get(kind, whole)
+    links = 1 if kind == "collective-permute" and chip.clock else group.links
+    speed = LINKS * links * chip.link
+    seconds = moved / speed if speed else 0.0
+    if group.slices > 1 and chip.network:  # each device carries its share of what goes from slice to slice
+        between = moved * group.slices / group.size
+        seconds = max(seconds, between / (LINKS * chip.network))
+    return seconds + LATENCY
+
+
+def groups_on(devices: np.ndarray, axes: tuple[str, ...], closes: int) -> Callable[[Op], Group]:
+    """Whom the collectives of a program join, for the mesh it was compiled for.
+
+    Args:
+      devices: of the mesh, in its shape; a TPU's have `coords`, others hang on a switch.
+      axes: their names.
+      closes: a side of the torus that is a multiple of it is a ring; others are open lines.
+    """
+    flat = list(devices.flat)
+    on_torus = bool(getattr(flat[0], "coords", None))
+    sides = [max(side) + 1 for side in zip(*(device.coords for device in flat), strict=True)] if on_torus else []
+
+    def of(op: Op) -> Group:
+        members = members_of(op.attributes, len(flat))
+        places = np.array(np.unravel_index(members, devices.shape)).T
+        differ = [axis for n, axis in enumerate(axes) if len(set(places[:, n])) > 1]
+        spans = [len({flat[member].coords[n] for member in members}) > 1 for n in range(len(sides))]
+        links = sum(2 if side % closes == 0 else 1 for side, spanned in zip(sides, spans, strict=True) if spanned)
+        slices = len({getattr(flat[member], "slice_index", None) or 0 for member in members})
+        return Group(len(members), " × ".join(differ) or "none", max(links, 1), slices)
+
+    return of
+
+
+def members_of(attributes: str, count: int) -> list[int]:
+    """The first group of a collective among `count` devices.
+
+    >>> members_of("replica_groups={{0,2},{1,3}}", 4), members_of("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
+    ([0, 2], [0, 2])
+    >>> members_of("replica_groups=mesh['x'=2,'y'=2] {'x'}", 4)
+    ([0, 2])
+    """
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*?\(([\d,]*)\))? \{([^}]*)\}", attributes)
+    if named:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        order = [int(n) for n in named[2].split(",")] if named[2] else list(range(math.prod(sizes.values())))
+        ids = np.array(order).reshape(list(sizes.values()))
+        wanted = re.findall(r"'(\w+)'", named[3])
+        return ids[tuple(slice(None) if name in wanted else 0 for name in sizes)].ravel().tolist()
+    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if tiled:
+        shape, reshaped = ([int(n) for n in part.split(",")] for part in tiled.groups()[:2])
+        ids = np.arange(math.prod(reshaped)).reshape(reshaped)
+        ids = ids.transpose([int(n) for n in tiled[3].split(",")]) if tiled[3] else ids
+        return ids.reshape(shape)[0].ravel().tolist()
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed and listed[1]:
+        return [int(n) for n in listed[1].split(",")]
+    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+    return [int(pair[1]), int(pair[2])] if pair else list(range(count))
+
+
+def _near(op: Op) -> float:
+    """Bytes of a value that lie in main memory."""
+    return sum(shape.bytes for shape in op.shapes if not shape.far)
+
+
+def _beside(cost: Cost) -> Cost:
+    """What was started apart: its collectives run beside what follows."""
+    found = {(kind, axes, True): some for (kind, axes, _), some in cost.collectives.items()}
+    return cost._replace(exposed=0.0, overlapped=cost.exposed + cost.overlapped, collectives=found)
+
+
+def _product_flops(computation: Computation, op: Op) -> float:
+    left, right = (computation.ops[name].shapes[0].dims for name in op.operands[:2])
+    out = op.shapes[0].dims
+    if op.code == "dot":
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)
+        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in summed[1].split(",") if axis)
+    of_left, of_right, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes).groups()
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.attributes) or ["", ""])[1]))
+    taps = 1.0
+    for axis in range(sum(label.isdigit() for label in of_left)):
+        part = {name: value.split("x")[axis] for name, value in window.items()}
+        place = (labels.index(str(axis)) for labels in (of_left, of_right, of_out))
+        taps *= _taps(*(dims[n] for dims, n in zip((left, right, out), place, strict=True)), part)
+    groups = {name: int(n) for name, n in re.findall(r"(feature|batch)_group_count=(\d+)", op.attributes)}
+    rows = left[of_left.index("b")] // groups.get("batch", 1)
+    summed = left[of_left.index("f")] // groups.get("feature", 1)
+    return 2.0 * taps * rows * summed * out[of_out.index("f")]
+
+
+def _taps(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
+    """Pairs of a result and a tap of the kernel that meet an input, along one axis of a convolution."""
+    low = int(window.get("pad", "0_0").split("_")[0])
+    spread, apart = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
+    at = np.arange(out)[:, None] * int(window.get("stride", 1)) + np.arange(kernel)[None] * apart - low
+    return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
