@@ -8,9 +8,9 @@ The rules:
 * A fusion reads of an array only what it slices out of it, and writes of one that it updates in place only the update.
 * A loop takes a lap times its laps: counted where the text says them, else given by the function that wrote it.
   Branches of a switch over many sizes take their mean, others the longest.
-* A collective over a group of n moves (n - 1) / n of the whole array over a ring, an all-reduce twice that. Each axis of
-  the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network of
-  a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
+* A collective over a group of n moves (n - 1) / n of the whole array over a ring, an all-reduce twice that. Each axis
+  of the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network
+  of a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
   overlapped, any other is exposed.
 * Attention kernels of the TPU, which the text does not open, take the products of the blocks on and below the diagonal
   at KERNELS of the peak.
@@ -30,8 +30,8 @@ from instructgpt_jax.plan import hlo
 from instructgpt_jax.plan.hlo import Computation, Module, Op
 from instructgpt_jax.plan.topology import Chip
 
-# Shares of the peak that are reached. Large bfloat16 products come out at 0.88 to 0.97 of a TPU's peak by its compiler's
-# own cycles, and of an H100 at about 0.7 of what its data sheet says.
+# Shares of the peak that are reached. Large bfloat16 products come out at 0.88 to 0.97 of a TPU's peak by its
+# compiler's own cycles, and of an H100 at about 0.7 of what its data sheet says.
 PRODUCTS, MEMORY, LINKS, KERNELS = 0.95, 0.85, 0.85, 0.5
 GPU_PRODUCTS = 0.7
 LATENCY = 5e-6  # seconds of a collective, whatever its size
@@ -250,7 +250,8 @@ class _Reader:
             elif user.code == "fusion":
                 deeper = self.module.computations[user.called("calls")]
                 parameters = deeper.parameters()
-                read += sum(self.read(deeper, parameters[n]) for n, name in enumerate(user.operands) if name == value.name)
+                numbers = [n for n, name in enumerate(user.operands) if name == value.name]
+                read += sum(self.read(deeper, parameters[n]) for n in numbers)
             else:
                 return whole
         return min(whole, read)
@@ -298,7 +299,7 @@ class _Reader:
                 full = 2 * math.prod(heads[0].dims) * heads[1].dims[-2]
                 return products * full * (blocks + 1) / (2 * blocks), moved, KERNELS
             return 0.0, moved, self.products
-        if "fmha" in target.lower() and arrays:  # cuDNN's attention: 2 products forward, 5 backward, half of them causal
+        if "fmha" in target.lower() and arrays:  # cuDNN's attention: 2 products forward, 5 backward, half causal
             query, products = arrays[0], 5 if "backward" in target.lower() else 2
             return products * math.prod(query.dims) * max(query.dims[1:-1]), moved, KERNELS
         if PRODUCT_CALLS.search(target) and len(arrays) >= 2:

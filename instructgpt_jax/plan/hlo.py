@@ -160,7 +160,8 @@ def _frames(text: str) -> dict[int, tuple[str, ...]]:
         return {int(number): row for number, _, row in (line.partition(" ") for line in rows.splitlines())}
 
     names = {number: name.strip('"') for number, name in table("FunctionNames").items()}
-    places = {number: int(re.search(r"function_name_id=(\d+)", row)[1]) for number, row in table("FileLocations").items()}
+    locations = table("FileLocations").items()
+    places = {number: int(re.search(r"function_name_id=(\d+)", row)[1]) for number, row in locations}
     links = {
         number: (int(re.search(r"file_location_id=(\d+)", row)[1]), int(re.search(r"parent_frame_id=(\d+)", row)[1]))
         for number, row in table("StackFrames").items()

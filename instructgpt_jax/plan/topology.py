@@ -128,8 +128,8 @@ def _tpu(name: str, generation: str, shape: str, slices: int) -> Topology:
     if flat and all(side == 1 for side in sides):
         options["chips_per_host_bounds"] = (1, 1, 1)
     if generation == "v4":  # without these a chip would be two devices
-        wrap = (all(side % 4 == 0 for side in sides) and len(sides) == 3,) * 3
-        options = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": slices, "wrap": wrap}
+        options = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": slices}
+        options["wrap"] = (all(side % 4 == 0 for side in sides) and len(sides) == 3,) * 3
         sides += [1] * (3 - len(sides))
     elif slices > 1:
         options["num_slices"] = slices
@@ -138,7 +138,7 @@ def _tpu(name: str, generation: str, shape: str, slices: int) -> Topology:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=layout, **options).devices
     except Exception as error:
         told = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-        raise ValueError(f"--plan must be a shape that {generation} has (sides of 2 and more), got {name!r}: {told}") from None
+        raise ValueError(f"--plan must be a shape that {generation} has, got {name!r}: {told}") from None
     return Topology(name, "tpu", TPUS[generation], devices, slices, True, f"libtpu {installed}")
 
 
@@ -149,7 +149,8 @@ def _gpu(name: str, model: str, count: int) -> Topology:
     whole = GPUS[model] if model in GPUS else Chip(0, 0, float(size[1]) * 1e9)
     chip = whole._replace(capacity=whole.capacity * MEMORY_FRACTION)
     if not _has_plugin():
-        return Topology(name, "gpu", chip, _fakes(count), 1, False, "arithmetic from shapes (no CUDA plugin: extra gpu)")
+        by = "arithmetic from shapes (no CUDA plugin: extra gpu)"
+        return Topology(name, "gpu", chip, _fakes(count), 1, False, by)
     os.environ.update(JAX_SKIP_CUDA_CONSTRAINTS_CHECK="1", CUDA_VISIBLE_DEVICES="")
     jax.devices()  # makes JAX register the plugin
     hopper = model in GPUS

@@ -1,0 +1,248 @@
+"""`--plan=TOPOLOGY`: a configuration's stages planned, told as tables, and written as plan.json."""
+
+import json
+import os
+import platform
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from instructgpt_jax import pipeline, sharding
+from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.plan import answer, flags, programs, search, shapes, topology
+from instructgpt_jax.plan.answer import Answer
+from instructgpt_jax.plan.programs import Planned
+from instructgpt_jax.plan.topology import Topology
+from instructgpt_jax.validate import validate
+
+PAPER = {"SFT": 4.9, "PPO-ptx": 60.0}  # petaflop/s-days of the 175B models (Ouyang et al. 2022, section 5.1)
+PETAFLOP_DAY = 1e15 * 86_400
+
+
+def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
+    """Plans a configuration, prints the answer and writes it.
+
+    Args:
+      config: of a stage or a pipeline, as the user gave it.
+      name: of the configuration, for the folder.
+
+    Raises:
+      ValueError: a topology, shape or setting that cannot be; nothing has been compiled by then.
+    """
+    found = topology.describe(asked.topology)
+    known = shapes.Known(shapes.parse_sizes(asked.size), {})
+    stages = {"": config}
+    if config.get("stage", "") == "pipeline":
+        stages, known = _stages(config, known)
+    jobs = {label: _prepared(stage, found, known, label) for label, stage in stages.items()}
+    if not any(jobs.values()):
+        raise ValueError("--plan must have a stage that runs a large program, got none in this configuration")
+    told = {
+        "topology": found.name,
+        "devices": len(found.devices),
+        "compiler": found.by,
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "stages": {},
+    }
+    console = Console()
+    console.print(f"{name} on {found.name}: {len(found.devices)} devices, {found.by}", highlight=False)
+    done: dict[str, dict] = {}
+    for label, job in jobs.items():
+        if job is None:
+            continue
+        config_of, mesh, planned = job
+        key = _same(config_of, known)
+        if key in done:  # a stage of the same programs, as in sweeps
+            told["stages"][label] = done[key]["plan"] | {"as": done[key]["label"]}
+            console.print(f"{label}: as {done[key]['label']}", highlight=False)
+            continue
+        answers = {}
+        with jax.set_mesh(mesh):
+            for part, program in planned.programs.items():
+                answers[part] = answer.of(program, part, found, mesh, asked.options if found.kind == "tpu" else {})
+        plan = _plan(config_of, mesh, planned, answers, found, asked)
+        if not plan["fits"] and asked.search:
+            plan["nearest"] = search.nearest(config_of, answers, found, known, asked)
+        done[key] = {"label": label, "plan": plan}
+        told["stages"][label or config_of.stage] = plan
+        _tell(console, label or config_of.stage, plan, answers, found)
+    folder = epath.Path(asked.out or f"plans/{name}_{found.name.replace(':', '_')}")
+    folder.mkdir(parents=True, exist_ok=True)
+    workdirs.write_atomically(folder / "plan.json", json.dumps(told, indent=2) + "\n")
+    console.print(f"written to {folder}/plan.json", highlight=False)
+    return told
+
+
+def _stages(config: ConfigDict, known: shapes.Known) -> tuple[dict[str, ConfigDict], shapes.Known]:
+    """The stages of a pipeline, by name, and what is known by their workdirs."""
+    given = config.copy_and_resolve_references()
+    with given.unlocked():
+        for key, value in given.items():  # what the user must still give says nothing of shapes
+            if key != "order" and value == ():
+                given[key] = (f"jsonl:{key}",)
+            elif key not in ("only",) and value == "":
+                given[key] = key
+    workdir = "{pipeline}"
+    names = [config.only] if config.only else list(config.order)
+    made = {name: pipeline.stage_config(given, name, workdir) for name in config.order}
+    by_workdir = {os.path.join(workdir, name): stage for name, stage in made.items() if "models" in stage}
+    return {name: made[name] for name in names}, known._replace(stages=by_workdir)
+
+
+def _prepared(
+    config: ConfigDict, found: Topology, known: shapes.Known, label: str
+) -> tuple[ConfigDict, jax.sharding.Mesh, Planned] | None:
+    """A stage's mesh and programs; None where a stage of a pipeline runs nothing large."""
+    try:
+        if label and config.stage not in programs.STAGES:
+            return None
+        config = without_sources(config)
+        mesh = sharding.make_mesh(config.mesh, found.devices)
+        validate(config, mesh)
+        with jax.set_mesh(mesh):
+            return config, mesh, programs.plan(config, mesh, known, found.kind == "cpu")
+    except ValueError as error:
+        if not label:
+            raise
+        raise ValueError(f"stage {label} of the pipeline: {error}") from error
+
+
+def without_sources(config: ConfigDict) -> ConfigDict:
+    """The configuration with a source of each kind: none is read, and a user need not have any yet."""
+    config = ConfigDict(config.to_dict())
+    for kind in ("demonstrations", "comparisons", "prompts", "pretraining"):
+        if "data" in config and not config.data[kind]:
+            config.data[kind] = (f"jsonl:{kind}.jsonl",)
+    return config
+
+
+def _same(config: ConfigDict, known: shapes.Known) -> str:
+    """What the programs of a stage hang on; equal for stages that run the same ones."""
+    names = [*config.models]
+    nets = {}
+    for name in names:
+        try:
+            nets[name] = str(shapes.architecture(config, name, known))
+        except ValueError:  # one that the stage does not use
+            nets[name] = ""
+    return json.dumps([config.stage, config[config.stage].to_dict(), config.mesh.to_dict(), nets], default=str)
+
+
+def _plan(
+    config: ConfigDict, mesh: Any, planned: Planned, answers: dict[str, Answer], found: Topology, asked: flags.Asked
+) -> dict[str, Any]:
+    """A stage's answer as plan.json holds it."""
+    steps = planned.steps
+    if asked.records:
+        steps = -(-asked.records * planned.epochs // planned.records)
+    known = all(one.seconds for one in answers.values() if one.repeats)
+    seconds = sum(one.repeats * one.seconds for one in answers.values()) if known else 0.0
+    flops = sum(one.repeats * one.flops for one in answers.values())
+    chips = len(found.devices)
+    run = {"steps": steps, "petaflop_s_days": flops * steps / PETAFLOP_DAY}
+    if seconds and steps:
+        hours = seconds * steps / 3600
+        run |= {"hours": hours, "chip_hours": hours * chips}
+        run |= {"price": hours * chips * asked.price} if asked.price else {}
+    largest = max(answers, key=lambda name: answers[name].total)
+    worst = answers[largest]
+    return {
+        "stage": config.stage,
+        "mesh": dict(mesh.shape),
+        "fits": all(one.fits for one in answers.values()),
+        "largest": largest,
+        "blame": max(worst.memory, key=worst.memory.get),
+        "step": {
+            "seconds": seconds,
+            "seconds_hidden": sum(one.repeats * one.hidden for one in answers.values()) if known else 0.0,
+            "model_flops": flops,
+            "mfu": flops / (seconds * chips * found.chip.flops) if seconds else 0.0,
+        },
+        "run": run,
+        "paper_petaflop_s_days": PAPER,
+        "programs": {name: _program(one, found) for name, one in answers.items()},
+    }
+
+
+def _program(one: Answer, found: Topology) -> dict[str, Any]:
+    return {
+        "bytes": {label: round(size) for label, size in one.memory.items()},
+        "total_bytes": round(one.total),
+        "capacity_bytes": round(one.capacity),
+        "fits": one.fits,
+        "compile_seconds": round(one.compiled, 1),
+        "calls_a_step": one.repeats,
+        "model_flops": one.flops,
+        "seconds": one.seconds,
+        "seconds_hidden": one.hidden,
+        "mfu": one.mfu(found),
+        "collectives": one.collectives,
+        "decode": one.decode,
+        "notes": one.notes,
+    }
+
+
+def _tell(console: Console, label: str, plan: dict, answers: dict[str, Answer], found: Topology) -> None:
+    shape = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    table = Table(title=f"{label}: {shape}", title_justify="left")
+    for column in ("program", "of a device", "GB", "seconds (hidden)", "MFU", "collectives", "decode ms (limit)"):
+        table.add_column(column, justify="left" if column in ("program", "of a device", "collectives") else "right")
+    for name, one in answers.items():
+        parts = sorted(one.memory.items(), key=lambda part: -part[1])
+        shown = [(part, size) for part, size in parts if size > 0.002 * one.total]
+        sums = [*(f"{size / 1e9:.3f}" for _, size in shown), f"{one.total / 1e9:.3f} of {one.capacity / 1e9:.1f}"]
+        time = f"{one.seconds:.3g} ({one.hidden:.3g})" if one.seconds else "–"
+        moved = [
+            f"{some['kind']} {some['axes']}{'' if some['overlapped'] else ', exposed'}: {some['bytes'] / 1e9:.3g} GB, "
+            f"{some['seconds']:.2g} s"
+            for some in one.collectives[:4]
+        ]
+        limit = f"({one.decode['limit_milliseconds']:.2f})" if one.decode else ""
+        decode = f"{one.decode['milliseconds']:.2f} {limit}" if "milliseconds" in one.decode else limit
+        share = f"{100 * one.mfu(found):.1f} %" if one.seconds else "–"
+        labels = "\n".join([*(part for part, _ in shown), "in all" if one.fits else "in all: DOES NOT FIT"])
+        table.add_row(name, labels, "\n".join(sums), time, share, "\n".join(moved) or "–", decode)
+    console.print(table)
+    for name, one in answers.items():
+        for note in one.notes:
+            console.print(f"  {name}: {note}", highlight=False)
+    console.print("  " + _sentence(plan, answers), highlight=False)
+
+
+def _sentence(plan: dict, answers: dict[str, Answer]) -> str:
+    """The run in a line or two."""
+    run, step = plan["run"], plan["step"]
+    told = f"{step['model_flops']:.3g} model FLOPs a step"
+    if step["seconds"]:
+        told += f", {step['seconds']:.3g} s ({step['seconds_hidden']:.3g} s with collectives hidden), MFU "
+        told += f"{100 * step['mfu']:.1f} %"
+    if run["steps"]:
+        told += f"; {run['steps']} steps: {run['petaflop_s_days']:.3g} petaflop/s-days (the paper's 175B models: "
+        told += ", ".join(f"{name} {days:g}" for name, days in PAPER.items()) + ")"
+    else:
+        told += "; --plan_records=N says how long the run is"
+    if "hours" in run:
+        told += f", {run['hours']:.3g} hours, {run['chip_hours']:.3g} chip-hours"
+    if "price" in run:
+        told += f", {run['price']:,.0f} dollars"
+    if not plan["fits"]:
+        one = answers[plan["largest"]]
+        told += (
+            f"\n  does not fit: {plan['largest']} takes {one.total / 1e9:.1f} of {one.capacity / 1e9:.1f} GB of a "
+            f"device, most of it {plan['blame']}"
+        )
+        nearest = plan.get("nearest")
+        if nearest:
+            told += f"\n  the nearest setting that fits ({nearest['total_bytes'] / 1e9:.1f} GB): "
+            told += " ".join(f"--config.{key}={value}" for key, value in nearest["settings"].items())
+        elif nearest is None:
+            told += "; --plan_search looks for the nearest setting that does"
+        else:
+            told += "; no setting that was looked at does: take more devices"
+    return told
+
+
