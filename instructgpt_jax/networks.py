@@ -164,7 +164,7 @@ def check_context(key: str, length: int, *nets: ModelConfig) -> None:
 
 def abstract(network: ModelConfig, mesh: Mesh) -> dict:
     """Shapes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
     describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
 

@@ -23,6 +23,8 @@ from instructgpt_jax.plan.topology import Topology
 REST = "activations and temporaries"
 # Rows of the width that a remat policy keeps of a token and layer. `none`: Korthikanti et al. 2022, section 4.1, 34
 # bytes in 16-bit numbers; `full`: a layer's input; the others by what models/transformer.py saves.
+# Machine code is not looked at: buffers are laid out before it is made.
+WITHOUT_CODE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEPT = {"none": 17, "dots": 10, "light": 6, "full": 1}
 
 
@@ -128,6 +130,7 @@ def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, option
     A float in their place is what the compiler would have needed, where it refuses the program for its memory.
     """
     depth, rows = (), []
+    of_compiler = {"tpu": options, "cpu": WITHOUT_CODE}.get(topology.kind, {})
     if program.sampled and program.sampled.network.num_layers > max(programs.SHALLOW):
         depth = (*programs.SHALLOW, program.sampled.network.num_layers)
         notes.append(f"{depth[0]} and {depth[1]} layers compiled, {depth[2]} extrapolated")
@@ -136,7 +139,7 @@ def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, option
         process.say(f"plan: compiling {name}" + (f" of {layers} layers" if layers else ""))
         start = time.perf_counter()
         try:
-            compiled = function.lower(*arguments).compile(options or None)
+            compiled = function.lower(*arguments).compile(of_compiler)
         except jax.errors.JaxRuntimeError as error:
             refused = re.search(r"Used ([\d.]+)([KMG])\w* of", str(error))
             if "RESOURCE_EXHAUSTED" not in str(error) or not refused:

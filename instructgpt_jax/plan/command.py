@@ -21,6 +21,8 @@ from instructgpt_jax.validate import validate
 
 PAPER = {"SFT": 4.9, "PPO-ptx": 60.0}  # petaflop/s-days of the 175B models (Ouyang et al. 2022, section 5.1)
 PETAFLOP_DAY = 1e15 * 86_400
+NUMBERS = ("kl_coef", "ptx_coef", "pretraining_fraction", "ema_decay")  # of which a program has only whether
+LENGTHS = ("num_steps", "num_epochs", "iterations", "num_prompts", "num_batches", "models", "order", "curves", "title")
 
 
 def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
@@ -50,26 +52,27 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
     }
     console = Console()
     console.print(f"{name} on {found.name}: {len(found.devices)} devices, {found.by}", highlight=False)
-    done: dict[str, dict] = {}
+    done: dict[str, tuple[str, dict[str, Answer]]] = {}
     for label, job in jobs.items():
         if job is None:
             continue
         config_of, mesh, planned = job
-        key = _same(config_of, known)
-        if key in done:  # a stage of the same programs, as in sweeps
-            told["stages"][label] = done[key]["plan"] | {"as": done[key]["label"]}
-            console.print(f"{label}: as {done[key]['label']}", highlight=False)
-            continue
-        answers = {}
-        with jax.set_mesh(mesh):
-            for part, program in planned.programs.items():
-                answers[part] = answer.of(program, part, found, mesh, asked.options if found.kind == "tpu" else {})
-        plan = _plan(config_of, mesh, planned, answers, found, asked)
+        key, label = _same(config_of, known), label or config_of.stage
+        if key not in done:
+            answers = {}
+            with jax.set_mesh(mesh):
+                for part, program in planned.programs.items():
+                    answers[part] = answer.of(program, part, found, mesh, asked.options)
+            done[key] = label, answers
+        first, answers = done[key]
+        told["stages"][label] = plan = _plan(config_of, mesh, planned, answers, found, asked)
         if not plan["fits"] and asked.search:
             plan["nearest"] = search.nearest(config_of, answers, found, known, asked)
-        done[key] = {"label": label, "plan": plan}
-        told["stages"][label or config_of.stage] = plan
-        _tell(console, label or config_of.stage, plan, answers, found)
+        if first == label:
+            _tell(console, label, plan, answers, found)
+        else:
+            text = f"{label}: the programs of {first}\n  {_sentence(plan, answers)}"
+            console.print(text, highlight=False, soft_wrap=True)
     folder = epath.Path(asked.out or f"plans/{name}_{found.name.replace(':', '_')}")
     folder.mkdir(parents=True, exist_ok=True)
     workdirs.write_atomically(folder / "plan.json", json.dumps(told, indent=2) + "\n")
@@ -103,8 +106,7 @@ def _prepared(
         config = without_sources(config)
         mesh = sharding.make_mesh(config.mesh, found.devices)
         validate(config, mesh)
-        with jax.set_mesh(mesh):
-            return config, mesh, programs.plan(config, mesh, known, found.kind == "cpu")
+        return config, mesh, programs.plan(config, mesh, known, found.kind == "cpu")
     except ValueError as error:
         if not label:
             raise
@@ -121,15 +123,21 @@ def without_sources(config: ConfigDict) -> ConfigDict:
 
 
 def _same(config: ConfigDict, known: shapes.Known) -> str:
-    """What the programs of a stage hang on; equal for stages that run the same ones."""
-    names = [*config.models]
+    """What the programs of a stage hang on: equal for stages whose numbers alone differ, as in sweeps."""
     nets = {}
-    for name in names:
+    for name in config.models:
         try:
             nets[name] = str(shapes.architecture(config, name, known))
         except ValueError:  # one that the stage does not use
             nets[name] = ""
-    return json.dumps([config.stage, config[config.stage].to_dict(), config.mesh.to_dict(), nets], default=str)
+    section = config[config.stage].to_dict()
+    for name, value in list(section.items()):
+        if name.endswith("optimizer"):
+            section[name] = [value["algorithm"], bool(value["weight_decay"]), bool(value["max_grad_norm"])]
+        elif name in NUMBERS:
+            section[name] = bool(value)
+    rest = {key: value for key, value in section.items() if key not in LENGTHS}
+    return json.dumps([config.stage, rest, config.mesh.to_dict(), config.get("rollout", {}), nets], default=str)
 
 
 def _plan(
@@ -187,30 +195,51 @@ def _program(one: Answer, found: Topology) -> dict[str, Any]:
 
 
 def _tell(console: Console, label: str, plan: dict, answers: dict[str, Answer], found: Topology) -> None:
+    """A stage's answer on the terminal: programs side by side, then their collectives."""
     shape = " × ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    table = Table(title=f"{label}: {shape}", title_justify="left")
-    for column in ("program", "of a device", "GB", "seconds (hidden)", "MFU", "collectives", "decode ms (limit)"):
-        table.add_column(column, justify="left" if column in ("program", "of a device", "collectives") else "right")
-    for name, one in answers.items():
-        parts = sorted(one.memory.items(), key=lambda part: -part[1])
-        shown = [(part, size) for part, size in parts if size > 0.002 * one.total]
-        sums = [*(f"{size / 1e9:.3f}" for _, size in shown), f"{one.total / 1e9:.3f} of {one.capacity / 1e9:.1f}"]
-        time = f"{one.seconds:.3g} ({one.hidden:.3g})" if one.seconds else "–"
-        moved = [
-            f"{some['kind']} {some['axes']}{'' if some['overlapped'] else ', exposed'}: {some['bytes'] / 1e9:.3g} GB, "
-            f"{some['seconds']:.2g} s"
-            for some in one.collectives[:4]
-        ]
-        limit = f"({one.decode['limit_milliseconds']:.2f})" if one.decode else ""
-        decode = f"{one.decode['milliseconds']:.2f} {limit}" if "milliseconds" in one.decode else limit
-        share = f"{100 * one.mfu(found):.1f} %" if one.seconds else "–"
-        labels = "\n".join([*(part for part, _ in shown), "in all" if one.fits else "in all: DOES NOT FIT"])
-        table.add_row(name, labels, "\n".join(sums), time, share, "\n".join(moved) or "–", decode)
+    most = max(one.total for one in answers.values())
+    unit, name = (1e9, "GB") if most >= 1e8 else (1e6, "MB")
+    table = Table(title=f"{label}, mesh {shape}: {name} of a device", title_justify="left")
+    table.add_column("")
+    for program in answers:
+        table.add_column(program, justify="right")
+    labels = {part: max(one.memory.get(part, 0.0) for one in answers.values()) for one in answers.values()
+              for part in one.memory}  # fmt: skip
+    for part in sorted(labels, key=labels.get, reverse=True):
+        sizes = [one.memory.get(part, 0.0) for one in answers.values()]
+        if max(sizes) > 0.002 * most:
+            table.add_row(part, *(f"{size / unit:.2f}" if size else "" for size in sizes))
+    table.add_section()
+    table.add_row("in all", *(f"{one.total / unit:.2f}" for one in answers.values()))
+    capacity = next(iter(answers.values())).capacity
+    table.add_row(f"fits into {capacity / 1e9:.1f} GB", *("yes" if one.fits else "NO" for one in answers.values()))
+    table.add_section()
+    rows = {
+        "seconds of a call": lambda one: f"{one.seconds:.3g}",
+        "with collectives hidden": lambda one: f"{one.hidden:.3g}",
+        "MFU": lambda one: f"{100 * one.mfu(found):.1f} %",
+    }
+    for row, shown in rows.items() if found.chip.flops and found.compiles else ():
+        table.add_row(row, *(shown(one) if one.seconds else "–" for one in answers.values()))
+    decoded = {"ms a decoded token": "milliseconds", "bandwidth allows": "limit_milliseconds"}
+    for row, key in decoded.items():
+        if any(key in one.decode for one in answers.values()):
+            table.add_row(row, *(f"{one.decode[key]:.2f}" if key in one.decode else "" for one in answers.values()))
     console.print(table)
-    for name, one in answers.items():
+    moved = Table(title="collectives of a call", title_justify="left")
+    for column in ("program", "collective", "axes", "GB", "seconds", ""):
+        moved.add_column(column, justify="right" if column in ("GB", "seconds") else "left")
+    for program, one in answers.items():
+        for some in one.collectives[:4]:
+            beside = "overlapped" if some["overlapped"] else "exposed"
+            numbers = f"{some['bytes'] / 1e9:.3g}", f"{some['seconds']:.2g}"
+            moved.add_row(program, some["kind"], some["axes"], *numbers, beside)
+    if moved.row_count:
+        console.print(moved)
+    for program, one in answers.items():
         for note in one.notes:
-            console.print(f"  {name}: {note}", highlight=False)
-    console.print("  " + _sentence(plan, answers), highlight=False)
+            console.print(f"  {program}: {note}", highlight=False, soft_wrap=True)
+    console.print("  " + _sentence(plan, answers), highlight=False, soft_wrap=True)
 
 
 def _sentence(plan: dict, answers: dict[str, Answer]) -> str:

@@ -37,8 +37,7 @@ def nearest(
             try:
                 mesh = sharding.make_mesh(changed.mesh, found.devices)
                 validate(changed, mesh)
-                with jax.set_mesh(mesh):
-                    planned = programs.plan(changed, mesh, known, found.kind == "cpu")
+                planned = programs.plan(changed, mesh, known, found.kind == "cpu")
             except ValueError:  # it does not divide
                 continue
             process.say(f"plan: {name} takes {over[name].total / 1e9:.1f} GB, trying {mend}")
@@ -47,8 +46,7 @@ def nearest(
             again |= {other for other, one in answers.items() if not one.fits}
             with jax.set_mesh(mesh):
                 for other in again:
-                    options = asked.options if found.kind == "tpu" else {}
-                    answers[other] = answer.of(planned.programs[other], other, found, mesh, options)
+                    answers[other] = answer.of(planned.programs[other], other, found, mesh, asked.options)
             break
         else:
             return {}

@@ -54,6 +54,11 @@ GPUS = {
     "h200": Chip(989e12, 4.8e12, 151.4e9, 450e9, 0.0, 50e9),
 }
 MEMORY_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # JAX's own default
+# For libtpu: no question to the cloud, more than one at a time, and no word of a TPU that it does not find.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_WORKER_HOSTNAMES": "localhost",
+}  # fmt: skip
 # What XLA wants to know of a GPU that is not here: of a Hopper, and of any other as of an Ampere.
 DESCRIPTION = """
 gpu_device_info {{
@@ -119,7 +124,7 @@ def _tpu(name: str, generation: str, shape: str, slices: int) -> Topology:
             f"--plan={name} needs the libtpu of jax {jax.__version__}: pip install 'libtpu{wanted.specifier}', got "
             f"libtpu {installed}"
         )
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_LOG_DIR="disabled")
+    os.environ.update(QUIET)
     sides = [int(side) for side in shape.split("x")]
     flat = generation in ("v5e", "v6e")
     if flat and len(sides) != 2:
