@@ -1,5 +1,6 @@
 """`--plan=TOPOLOGY`: a configuration's stages planned, told as tables, and written as plan.json."""
 
+import concurrent.futures
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from instructgpt_jax.plan.topology import Topology
 from instructgpt_jax.validate import validate
 
 PAPER = {"SFT": 4.9, "PPO-ptx": 60.0}  # petaflop/s-days of the 175B models (Ouyang et al. 2022, section 5.1)
+AT_ONCE = {"cpu": 2, "gpu": 1, "tpu": 1}  # programs that are compiled: the large ones take gigabytes
 PETAFLOP_DAY = 1e15 * 86_400
 NUMBERS = ("kl_coef", "ptx_coef", "pretraining_fraction", "ema_decay")  # of which a program has only whether
 LENGTHS = ("num_steps", "num_epochs", "iterations", "num_prompts", "num_batches", "models", "order", "curves", "title")
@@ -40,8 +42,9 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
     stages = {"": config}
     if config.get("stage", "") == "pipeline":
         stages, known = _stages(config, known)
-    jobs = {label: _prepared(stage, found, known, label) for label, stage in stages.items()}
-    if not any(jobs.values()):
+    prepared = {label: _prepared(stage, found, known, label) for label, stage in stages.items()}
+    jobs = {label: job for label, job in prepared.items() if job is not None}
+    if not jobs:
         raise ValueError("--plan must have a stage that runs a large program, got none in this configuration")
     told = {
         "topology": found.name,
@@ -52,32 +55,35 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
     }
     console = Console()
     console.print(f"{name} on {found.name}: {len(found.devices)} devices, {found.by}", highlight=False)
-    done: dict[str, tuple[str, dict[str, Answer]]] = {}
-    for label, job in jobs.items():
-        if job is None:
-            continue
-        config_of, mesh, planned = job
-        key, label = _same(config_of, known), label or config_of.stage
-        if key not in done:
-            answers = {}
-            with jax.set_mesh(mesh):
-                for part, program in planned.programs.items():
-                    answers[part] = answer.of(program, part, found, mesh, asked.options)
-            done[key] = label, answers
-        first, answers = done[key]
-        told["stages"][label] = plan = _plan(config_of, mesh, planned, answers, found, asked)
-        if not plan["fits"] and asked.search:
-            plan["nearest"] = search.nearest(config_of, answers, found, known, asked)
-        if first == label:
-            _tell(console, label, plan, answers, found)
-        else:
-            text = f"{label}: the programs of {first}\n  {_sentence(plan, answers)}"
-            console.print(text, highlight=False, soft_wrap=True)
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE[found.kind]) as pool:
+        compiling: dict[str, tuple[str, dict[str, concurrent.futures.Future]]] = {}  # by what the programs hang on
+        for label, (stage, mesh, planned) in jobs.items():
+            key = _same(stage, known)
+            if key not in compiling:
+                parts = planned.programs.items()
+                futures = {part: pool.submit(_answer, one, part, found, mesh, asked.options) for part, one in parts}
+                compiling[key] = label or stage.stage, futures
+        for label, (stage, mesh, planned) in jobs.items():
+            label, (first, parts) = label or stage.stage, compiling[_same(stage, known)]
+            answers = {part: future.result() for part, future in parts.items()}
+            told["stages"][label] = plan = _plan(stage, mesh, planned, answers, found, asked)
+            if not plan["fits"] and asked.search:
+                plan["nearest"] = search.nearest(stage, answers, found, known, asked)
+            if first == label:
+                _tell(console, label, plan, answers, found)
+            else:
+                text = f"{label}: the programs of {first}\n  {_sentence(plan, answers)}"
+                console.print(text, highlight=False, soft_wrap=True)
     folder = epath.Path(asked.out or f"plans/{name}_{found.name.replace(':', '_')}")
     folder.mkdir(parents=True, exist_ok=True)
     workdirs.write_atomically(folder / "plan.json", json.dumps(told, indent=2) + "\n")
     console.print(f"written to {folder}/plan.json", highlight=False)
     return told
+
+
+def _answer(program: programs.Program, name: str, found: Topology, mesh: Any, options: dict[str, str]) -> Answer:
+    with jax.set_mesh(mesh):  # of this thread
+        return answer.of(program, name, found, mesh, options)
 
 
 def _stages(config: ConfigDict, known: shapes.Known) -> tuple[dict[str, ConfigDict], shapes.Known]:
