@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from instructgpt_jax import process
-from instructgpt_jax.plan import cost, programs
+from instructgpt_jax.plan import cost, programs, rings
 from instructgpt_jax.plan.programs import Program
 from instructgpt_jax.plan.topology import Topology
 
@@ -136,7 +136,7 @@ def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, option
         notes.append(f"{depth[0]} and {depth[1]} layers compiled, {depth[2]} extrapolated")
     for layers in depth[:2] or (None,):
         function, arguments = program.make(layers)
-        process.say(f"plan: compiling {name}" + (f" of {layers} layers" if layers else ""))
+        process.say(f"compiling {name}" + (f" of {layers} layers" if layers else ""))
         start = time.perf_counter()
         try:
             compiled = function.lower(*arguments).compile(of_compiler)
@@ -165,7 +165,7 @@ def _estimate(compiled, program: Program, topology: Topology, mesh: Mesh, notes:
     """`seconds`, `hidden`, `decode` (seconds of a token) and `collectives` of a compiled program."""
     if not topology.chip.flops:
         return {"seconds": 0.0, "hidden": 0.0, "decode": 0.0, "collectives": []}
-    groups = cost.groups_on(mesh.devices, mesh.axis_names, topology.chip.closes)
+    groups = rings.groups_on(mesh.devices, mesh.axis_names, topology.chip.closes)
     products = cost.GPU_PRODUCTS if topology.kind == "gpu" else cost.PRODUCTS
     found = cost.estimate(compiled.as_text(), topology.chip, groups, program.laps, products)
     decoding = [loop for loop in found.loops if loop.function.endswith("/_decode")]

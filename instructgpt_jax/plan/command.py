@@ -55,7 +55,7 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
     }
     console = Console()
     console.print(f"{name} on {found.name}: {len(found.devices)} devices, {found.by}", highlight=False)
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE[found.kind]) as pool:
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE[found.kind], "plan") as pool:
         compiling: dict[str, tuple[str, dict[str, concurrent.futures.Future]]] = {}  # by what the programs hang on
         for label, (stage, mesh, planned) in jobs.items():
             key = _same(stage, known)

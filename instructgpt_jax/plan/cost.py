@@ -24,17 +24,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from instructgpt_jax.plan import hlo
 from instructgpt_jax.plan.hlo import Computation, Module, Op
+from instructgpt_jax.plan.rings import Group, ring_seconds
 from instructgpt_jax.plan.topology import Chip
+from instructgpt_jax.plan.work import near_bytes, product_flops
 
 # Shares of the peak that are reached. Large bfloat16 products come out at 0.88 to 0.97 of a TPU's peak by its
 # compiler's own cycles, and of an H100 at about 0.7 of what its data sheet says.
-PRODUCTS, MEMORY, LINKS, KERNELS = 0.95, 0.85, 0.85, 0.5
+PRODUCTS, MEMORY, KERNELS = 0.95, 0.85, 0.5
 GPU_PRODUCTS = 0.7
-LATENCY = 5e-6  # seconds of a collective, whatever its size
 COLLECTIVES = {
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
     "ragged-all-to-all",
@@ -45,21 +44,6 @@ FREE = {
     "async-update", "bitcast-convert", "rng-get-and-update-state",
 }  # fmt: skip
 PRODUCT_CALLS = re.compile(r"gemm|matmul|conv", re.IGNORECASE)
-
-
-class Group(NamedTuple):
-    """Whom a collective joins.
-
-    size: devices.
-    axes: of the mesh along which they differ, joined by ×.
-    links: a device sends over at once.
-    slices: of a TPU that it spans.
-    """
-
-    size: int
-    axes: str
-    links: int
-    slices: int
 
 
 class Collectives(NamedTuple):
@@ -125,7 +109,7 @@ def estimate(
 
     Args:
       text: of `compiled.as_text()`.
-      groups: of a collective, see `groups_on`.
+      groups: of a collective, see rings.groups_on.
       laps: Python function -> laps of the loops that it wrote and that the text does not count; `outer/inner` where
         the function `inner` stands in the body. A loop that is neither counted nor named runs once, and is `guessed`.
       products: share of the peak that products reach where the compiler says nothing.
@@ -205,7 +189,7 @@ class _Reader:
         elif op.code == "custom-call":
             flops, moved, share = self.custom(computation, op)
         else:
-            flops = _product_flops(computation, op) if op.code in ("dot", "convolution") else 0.0
+            flops = product_flops(computation, op) if op.code in ("dot", "convolution") else 0.0
             moved = self.plain_bytes(computation, op)
         by_products = flops / (share * self.chip.flops) if self.chip.flops else 0.0
         by_memory = moved / (MEMORY * self.chip.bandwidth) if self.chip.bandwidth else 0.0
@@ -219,19 +203,20 @@ class _Reader:
 
     def plain_bytes(self, computation: Computation, op: Op) -> float:
         if op.code == "dynamic-update-slice":
-            return 2 * _near(computation.ops[op.operands[1]])
+            return 2 * near_bytes(computation.ops[op.operands[1]])
         if op.code in ("dynamic-slice", "slice", "gather"):
-            return 2 * _near(op)
-        return _near(op) + sum(_near(computation.ops[name]) for name in op.operands if name in computation.ops)
+            return 2 * near_bytes(op)
+        operands = (computation.ops[name] for name in op.operands if name in computation.ops)
+        return near_bytes(op) + sum(map(near_bytes, operands))
 
     def fusion_bytes(self, computation: Computation, op: Op) -> float:
         inside = self.module.computations[op.called("calls")]
         parameters = inside.parameters()
         moved = 0.0
         for number, name in enumerate(op.operands):
-            if number in parameters and name in computation.ops and _near(computation.ops[name]):
+            if number in parameters and name in computation.ops and near_bytes(computation.ops[name]):
                 moved += self.read(inside, parameters[number])
-        return moved + (min(_near(op), self.written(inside, inside.root)) if _near(op) else 0.0)
+        return moved + (min(near_bytes(op), self.written(inside, inside.root)) if near_bytes(op) else 0.0)
 
     def read(self, inside: Computation, value: Op) -> float:
         """Bytes that a computation reads of one of its values, all of it at most."""
@@ -277,7 +262,7 @@ class _Reader:
         total = 0.0
         for op in computation.ops.values():
             if op.code in ("dot", "convolution"):
-                total += _product_flops(computation, op)
+                total += product_flops(computation, op)
             elif op.code == "fusion":
                 total += self.flops_of(op.called("calls"))
         return total
@@ -287,7 +272,7 @@ class _Reader:
         target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
         target = target[1] if target else ""
         operands = [computation.ops[name] for name in op.operands if name in computation.ops]
-        moved = _near(op) + sum(map(_near, operands))
+        moved = near_bytes(op) + sum(map(near_bytes, operands))
         arrays = [shape for one in operands for shape in one.shapes[:1]]
         if target == "tpu_custom_call":
             kernel = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", op.name)
@@ -340,111 +325,7 @@ class _Reader:
         return cost._replace(collectives={(kind, group.axes, apart): Collectives(1.0, whole, seconds)})
 
 
-def ring_seconds(chip: Chip, kind: str, whole: float, group: Group) -> float:
-    """Seconds of a collective on an array of `whole` bytes, counted over the group; see the top of this file."""
-    if group.size <= 1:
-        return 0.0
-    share = (group.size - 1) / group.size
-    moved = {
-        "all-gather": whole * share,
-        "reduce-scatter": whole * share,
-        "all-reduce": 2 * whole * share,
-        "all-to-all": whole * share / 2,
-    }.get(kind, whole)
-    links = 1 if kind == "collective-permute" and chip.clock else group.links
-    speed = LINKS * links * chip.link
-    seconds = moved / speed if speed else 0.0
-    if group.slices > 1 and chip.network:  # each device carries its share of what goes from slice to slice
-        between = moved * group.slices / group.size
-        seconds = max(seconds, between / (LINKS * chip.network))
-    return seconds + LATENCY
-
-
-def groups_on(devices: np.ndarray, axes: tuple[str, ...], closes: int) -> Callable[[Op], Group]:
-    """Whom the collectives of a program join, for the mesh it was compiled for.
-
-    Args:
-      devices: of the mesh, in its shape; a TPU's have `coords`, others hang on a switch.
-      axes: their names.
-      closes: a side of the torus that is a multiple of it is a ring; others are open lines.
-    """
-    flat = list(devices.flat)
-    on_torus = bool(getattr(flat[0], "coords", None))
-    sides = [max(side) + 1 for side in zip(*(device.coords for device in flat), strict=True)] if on_torus else []
-
-    def of(op: Op) -> Group:
-        members = members_of(op.attributes, len(flat))
-        places = np.array(np.unravel_index(members, devices.shape)).T
-        differ = [axis for n, axis in enumerate(axes) if len(set(places[:, n])) > 1]
-        spans = [len({flat[member].coords[n] for member in members}) > 1 for n in range(len(sides))]
-        links = sum(2 if side % closes == 0 else 1 for side, spanned in zip(sides, spans, strict=True) if spanned)
-        slices = len({getattr(flat[member], "slice_index", None) or 0 for member in members})
-        return Group(len(members), " × ".join(differ) or "none", max(links, 1), slices)
-
-    return of
-
-
-def members_of(attributes: str, count: int) -> list[int]:
-    """The first group of a collective among `count` devices.
-
-    >>> members_of("replica_groups={{0,2},{1,3}}", 4), members_of("replica_groups=[2,2]<=[2,2]T(1,0)", 4)
-    ([0, 2], [0, 2])
-    >>> members_of("replica_groups=mesh['x'=2,'y'=2] {'x'}", 4)
-    ([0, 2])
-    """
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:[^{]*?\(([\d,]*)\))? \{([^}]*)\}", attributes)
-    if named:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        order = [int(n) for n in named[2].split(",")] if named[2] else list(range(math.prod(sizes.values())))
-        ids = np.array(order).reshape(list(sizes.values()))
-        wanted = re.findall(r"'(\w+)'", named[3])
-        return ids[tuple(slice(None) if name in wanted else 0 for name in sizes)].ravel().tolist()
-    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if tiled:
-        shape, reshaped = ([int(n) for n in part.split(",")] for part in tiled.groups()[:2])
-        ids = np.arange(math.prod(reshaped)).reshape(reshaped)
-        ids = ids.transpose([int(n) for n in tiled[3].split(",")]) if tiled[3] else ids
-        return ids.reshape(shape)[0].ravel().tolist()
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    if listed and listed[1]:
-        return [int(n) for n in listed[1].split(",")]
-    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
-    return [int(pair[1]), int(pair[2])] if pair else list(range(count))
-
-
-def _near(op: Op) -> float:
-    """Bytes of a value that lie in main memory."""
-    return sum(shape.bytes for shape in op.shapes if not shape.far)
-
-
 def _beside(cost: Cost) -> Cost:
     """What was started apart: its collectives run beside what follows."""
     found = {(kind, axes, True): some for (kind, axes, _), some in cost.collectives.items()}
     return cost._replace(exposed=0.0, overlapped=cost.exposed + cost.overlapped, collectives=found)
-
-
-def _product_flops(computation: Computation, op: Op) -> float:
-    left, right = (computation.ops[name].shapes[0].dims for name in op.operands[:2])
-    out = op.shapes[0].dims
-    if op.code == "dot":
-        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)
-        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in summed[1].split(",") if axis)
-    of_left, of_right, of_out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes).groups()
-    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.attributes) or ["", ""])[1]))
-    taps = 1.0
-    for axis in range(sum(label.isdigit() for label in of_left)):
-        part = {name: value.split("x")[axis] for name, value in window.items()}
-        place = (labels.index(str(axis)) for labels in (of_left, of_right, of_out))
-        taps *= _taps(*(dims[n] for dims, n in zip((left, right, out), place, strict=True)), part)
-    groups = {name: int(n) for name, n in re.findall(r"(feature|batch)_group_count=(\d+)", op.attributes)}
-    rows = left[of_left.index("b")] // groups.get("batch", 1)
-    summed = left[of_left.index("f")] // groups.get("feature", 1)
-    return 2.0 * taps * rows * summed * out[of_out.index("f")]
-
-
-def _taps(size: int, kernel: int, out: int, window: dict[str, str]) -> int:
-    """Pairs of a result and a tap of the kernel that meet an input, along one axis of a convolution."""
-    low = int(window.get("pad", "0_0").split("_")[0])
-    spread, apart = int(window.get("lhs_dilate", 1)), int(window.get("rhs_dilate", 1))
-    at = np.arange(out)[:, None] * int(window.get("stride", 1)) + np.arange(kernel)[None] * apart - low
-    return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())

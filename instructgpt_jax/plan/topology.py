@@ -16,6 +16,7 @@ import jax
 from jax.experimental import topologies
 from packaging.requirements import Requirement
 
+FORM = re.compile(r"(?:(\d+)x)?(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})|gpu:(\w+?)x(\d+)|cpu:(\d+)")
 EXAMPLES = "v5p:4x4x4, 2xv5p:4x4x4, v5e:2x4, gpu:h100x8, gpu:24GBx1, cpu:8"
 
 
@@ -100,7 +101,7 @@ def describe(name: str) -> Topology:
     Raises:
       ValueError: an unknown name, a shape that the generation does not have, a compiler that is missing or too new.
     """
-    form = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})|gpu:(\w+?)x(\d+)|cpu:(\d+)", name)
+    form = FORM.fullmatch(name)
     if form is None:
         known = f"{', '.join(TPUS)} with a shape, gpu:{{{','.join(GPUS)},NNGB}}xN or cpu:N"
         raise ValueError(f"--plan must be a topology ({known}), for example {EXAMPLES}; got {name!r}")
