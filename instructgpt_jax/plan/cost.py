@@ -11,7 +11,8 @@ The rules:
 * A collective over a group of n moves (n - 1) / n of the whole array over a ring, an all-reduce twice that. Each axis
   of the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network
   of a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
-  overlapped, any other is exposed.
+  overlapped, any other is exposed. A permutation takes one link, and permutations are added up, although two may run in
+  opposite directions: their sum is an upper bound.
 * Attention kernels of the TPU, which the text does not open, take the products of the blocks on and below the diagonal
   at KERNELS of the peak.
 
