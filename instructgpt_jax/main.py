@@ -18,6 +18,8 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.plan import command
+from instructgpt_jax.plan import flags as plan_flags
 from instructgpt_jax.stages import (
     collect,
     evaluate,
@@ -37,6 +39,12 @@ from instructgpt_jax.validate import WITHOUT_TOKENIZER, inputs, validate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File of a get_config(); `:tiny` after it shrinks it.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives, local or gs://; runs/<config name> by default.")
+PLAN = flags.DEFINE_string("plan", "", "Compile for this topology (v5p:4x4x4, gpu:h100x8, …) instead of running.")
+PLAN_OUT = flags.DEFINE_string("plan_out", "", "Where plan.json goes; plans/<config>_<topology> by default.")
+PLAN_SIZE = flags.DEFINE_string("plan_size", "", "Size of networks that are not there yet: SIZE, or policy=SIZE,…")
+PLAN_RECORDS = flags.DEFINE_integer("plan_records", 0, "Records of the data that will be trained on.", lower_bound=0)
+PLAN_PRICE = flags.DEFINE_float("plan_price", 0.0, "Dollars for a chip and hour.", lower_bound=0.0)
+PLAN_SEARCH = flags.DEFINE_bool("plan_search", False, "Where it does not fit, look for the nearest setting that does.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of a Cloud TPU slice, as launch/ does.")
 
 # What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
@@ -213,11 +221,25 @@ def keep_programs(workdir: str) -> None:
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
+def plan() -> None:
+    """`--plan`: the configuration compiled for a topology, no device and no workdir touched."""
+    asked = plan_flags.Asked(
+        PLAN.value, PLAN_OUT.value, PLAN_SIZE.value, PLAN_RECORDS.value, PLAN_PRICE.value, PLAN_SEARCH.value,
+        plan_flags.options(os.environ.get("LIBTPU_INIT_ARGS", "")),
+    )  # fmt: skip
+    name = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])).removeprefix("runs/")
+    with errors.one_line():
+        command.run(paths.expanded(CONFIG.value), name, asked)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    if PLAN.value:
+        plan()
+        return
     keep_memory()
     join_cluster()
     workdir = paths.expand(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))

@@ -97,9 +97,8 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
     network = source.config.replace(head=head or source.config.head)
 
     fresh_key = jax.random.key(seed)
-    source_abstract = _abstract(source.config, mesh)
-    abstract = _abstract(network, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    source_abstract, own = abstract(source.config, mesh), abstract(network, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, own)
 
     def load() -> dict:
         if source.kind == "checkpoint":
@@ -116,7 +115,7 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
     found = {**entry, "architecture": dataclasses.asdict(network)}
-    return Network(network, load, abstract, found, grown=grow and source.kind != "fresh")
+    return Network(network, load, own, found, grown=grow and source.kind != "fresh")
 
 
 def shape(key: str, entry: ConfigDict | dict) -> ModelConfig:
@@ -164,9 +163,9 @@ def check_context(key: str, length: int, *nets: ModelConfig) -> None:
             raise ValueError(f"{key} must be at most the model's context of {net.max_length} tokens, got {length}")
 
 
-def _abstract(network: ModelConfig, mesh: Mesh) -> dict:
+def abstract(network: ModelConfig, mesh: Mesh) -> dict:
     """Shapes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(lambda key: models.init(network, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
     describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
 

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from instructgpt_jax import main, pipeline, sweep
 from instructgpt_jax.labeling import server
+from instructgpt_jax.plan import command, shapes, topology
 from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
@@ -71,13 +72,20 @@ def check_main(arguments: list[str]) -> None:
     values = flags.FlagValues()
     arguments = ["main", *arguments]
     config_flags.DEFINE_config_file("config", None, flag_values=values)
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    for name in ("workdir", "plan", "plan_out", "plan_size", "plan_records", "plan_price"):
+        assert name in flags.FLAGS
+        flags.DEFINE_string(name, "", "", flag_values=values)
+    flags.DEFINE_bool("plan_search", False, "", flag_values=values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)  # where overrides are looked for
         rest = values(arguments)
     assert rest == ["main"], rest
     config, workdir = values.config, values.workdir or "runs/x"
     mesh = make_mesh(dict(data=1, fsdp=-1, tensor=1), jax.devices()[:1])
+    if values.plan:  # no source need be there
+        assert topology.FORM.fullmatch(values.plan), values.plan
+        shapes.parse_sizes(values.plan_size)
+        config = config if config.stage == "pipeline" else command.without_sources(config)
     if config.stage == "pipeline":
         for name in config.order:
             validate(pipeline.stage_config(config, name, workdir), mesh)

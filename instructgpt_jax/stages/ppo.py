@@ -110,8 +110,12 @@ class Iterations(NamedTuple):
 
 def pretraining_data(config: ConfigDict, mesh: Mesh) -> datasets.StageData:
     """`ptx_ratio` pretraining sequences for each episode of a minibatch, without end."""
-    c = config.ppo
-    options = ConfigDict(
+    return datasets.load(config, pretraining_options(config.ppo), "pretraining", mesh)
+
+
+def pretraining_options(c: ConfigDict) -> ConfigDict:
+    """The rows of one update's pretraining term, as `datasets.load` takes them."""
+    return ConfigDict(
         {
             "batch_size": c.ptx_ratio * c.batch_size // c.num_minibatches,
             "row_length": c.ptx_row_length,
@@ -119,7 +123,6 @@ def pretraining_data(config: ConfigDict, mesh: Mesh) -> datasets.StageData:
             "num_epochs": 0,
         }
     )
-    return datasets.load(config, options, "pretraining", mesh)
 
 
 class Phases(NamedTuple):
@@ -139,6 +142,50 @@ def compile_phases(algorithm: ppo.Algorithm, shardings: ppo.PPOState | None = No
     )
 
 
+def algorithm_of(
+    config: ConfigDict, nets: dict[str, Network], end_ids: tuple[int, ...], allowed: np.ndarray | None
+) -> ppo.Algorithm:
+    """What is fixed over a run.
+
+    Args:
+      nets: see `build_networks`.
+      end_ids, allowed: of the tokenizer, see ppo.Algorithm.
+    """
+    c = config.ppo
+    updates = c.iterations * c.num_minibatches * c.inner_epochs
+    return ppo.Algorithm(
+        c,
+        policy=nets["policy"].config,
+        value=nets["value"].config,
+        reward=nets["reward"].config,
+        policy_tx=optimizer.make_optimizer(c.policy_optimizer, updates),
+        value_tx=optimizer.make_optimizer(c.value_optimizer, updates),
+        eos_id=end_ids,
+        allowed=allowed,
+        seed=config.seed,
+        wave=config.rollout.wave or None,
+    )
+
+
+def state_shardings(algorithm: ppo.Algorithm, nets: dict[str, Network], mesh: Mesh) -> ppo.PPOState:
+    """Where each array of the state lies."""
+    with_ema = bool(algorithm.config.ema_decay)
+    return ppo.PPOState(
+        step=replicated(mesh),
+        policy=supervised.state_shardings(algorithm.policy_tx, nets["policy"].abstract, mesh, with_ema),
+        value=supervised.state_shardings(algorithm.value_tx, nets["value"].abstract, mesh),
+        kl_coef=replicated(mesh),
+    )
+
+
+def abstract_state(algorithm: ppo.Algorithm, nets: dict[str, Network], shardings: ppo.PPOState) -> ppo.PPOState:
+    """The state as ShapeDtypeStructs with shardings."""
+    shapes = jax.eval_shape(
+        functools.partial(ppo.start, algorithm), nets["policy"].abstract, nets["value"].abstract
+    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The PPO stage: trains `config.models.policy` on `config.data.prompts` against `config.models.reward`."""
     c = config.ppo
@@ -149,26 +196,12 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     data = datasets.load(config, c, "prompts", mesh)
     networks.tell_trained_on("ppo", config.models.policy.init_from, data.valid_records)
     updates = c.num_minibatches * c.inner_epochs
-    algorithm = ppo.Algorithm(
-        c,
-        policy=nets["policy"].config,
-        value=nets["value"].config,
-        reward=nets["reward"].config,
-        policy_tx=optimizer.make_optimizer(c.policy_optimizer, c.iterations * updates),
-        value_tx=optimizer.make_optimizer(c.value_optimizer, c.iterations * updates),
-        eos_id=data.tokenizer.end_ids,
-        allowed=data.tokenizer.allowed(nets["policy"].config.vocab_size),
-        seed=config.seed,
-        wave=config.rollout.wave or None,
+    algorithm = algorithm_of(
+        config, nets, data.tokenizer.end_ids, data.tokenizer.allowed(nets["policy"].config.vocab_size)
     )
     text = pretraining_data(config, mesh) if c.ptx_coef else None
     batches = Iterations(data.train_batches, text.train_batches if text else None, updates)
-    shardings = ppo.PPOState(
-        step=replicated(mesh),
-        policy=supervised.state_shardings(algorithm.policy_tx, nets["policy"].abstract, mesh, bool(c.ema_decay)),
-        value=supervised.state_shardings(algorithm.value_tx, nets["value"].abstract, mesh),
-        kl_coef=replicated(mesh),
-    )
+    shardings = state_shardings(algorithm, nets, mesh)
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
@@ -216,8 +249,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         }
 
     def programs():
-        abstract = jax.eval_shape(start, nets["policy"].abstract, nets["value"].abstract)
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        state = abstract_state(algorithm, nets, shardings)
         frozen = {name: networks.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
         whole = jax.jit(functools.partial(ppo.update, algorithm), donate_argnums=0, out_shardings=(shardings, None))
         return {"update": (whole, (state, frozen, datasets.abstract(batches, mesh)))}

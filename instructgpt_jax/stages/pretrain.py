@@ -11,34 +11,46 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, process
 from instructgpt_jax.data import datasets, tokenizer
+from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import supervised
 from instructgpt_jax.training.loop import Stage
 
 
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The pretraining stage: trains `config.models.model` on `config.data.pretraining`."""
-    return language_model_stage(config, mesh, "pretraining")
+    return language_model_stage(config, mesh, "pretraining", objective)
+
+
+def objective(network: ModelConfig, weigh: Callable[[dict], dict] = lambda batch: batch) -> supervised.Objective:
+    """The mean loss of a language model's loss tokens.
+
+    Args:
+      weigh: the batch as the update trains on it, perhaps with `loss_weights`.
+    """
+
+    def measured(sums):
+        return {"loss": sums["loss"] / jnp.maximum(sums["loss_tokens"], 1.0), "loss_tokens": sums["loss_tokens"]}
+
+    loss = functools.partial(supervised.language_model_loss, network)
+    return supervised.Objective(loss, "loss_tokens", measured, weigh)
 
 
 def language_model_stage(
-    config: ConfigDict, mesh: Mesh, kind: str, weigh: Callable[[dict], dict] = lambda batch: batch
+    config: ConfigDict, mesh: Mesh, kind: str, objective_of: Callable[[ModelConfig], supervised.Objective]
 ) -> Stage:
     """A stage that trains `config.models.model` on rows with a loss mask.
 
     Args:
       kind: of its data.
-      weigh: the batch as the update trains on it, perhaps with `loss_weights`.
+      objective_of: see `objective`.
     """
     name, section = config.stage, config[config.stage]
     vocabulary = tokenizer.load(config.data.tokenizer)
     network = networks.build("config.models.model", config.models.model, "lm", mesh, vocabulary, config.seed)
     networks.check_context(f"config.{name}.row_length", section.row_length, network.config)
     data = datasets.load(config, section, kind, mesh)  # last: it takes the longest
-    loss = functools.partial(supervised.language_model_loss, network.config)
-    evaluate_batch = jax.jit(functools.partial(supervised.evaluate, loss=loss))
-
-    def measured(sums):
-        return {"loss": sums["loss"] / jnp.maximum(sums["loss_tokens"], 1.0), "loss_tokens": sums["loss_tokens"]}
+    found = objective_of(network.config)
+    evaluate_batch = jax.jit(functools.partial(supervised.evaluate, loss=found.loss))
 
     def params():
         found = network.load()
@@ -56,8 +68,7 @@ def language_model_stage(
             total, count = total + float(sums["loss"]), count + float(sums["loss_tokens"])
         return {f"{name}/valid_loss": total / max(count, 1.0)}, []
 
-    objective = supervised.Objective(loss, "loss_tokens", measured, weigh)
-    return supervised.stage(config, mesh, network, data, objective, params, evaluate)
+    return supervised.stage(config, mesh, network, data, found, params, evaluate)
 
 
 def report_dropout(config: ConfigDict, evaluate: Callable, params: dict, batch: dict) -> None:

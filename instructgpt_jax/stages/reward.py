@@ -17,6 +17,7 @@ from instructgpt_jax.data import datasets, feeding
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Batches
 from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.reward import batch_scores, comparison_loss, sum_of_scores
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.stages import reward_start
@@ -43,13 +44,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         )
     demonstrations = _demonstrations(config, data.tokenizer, mesh)
 
-    def measured(sums):
-        return {
-            "loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
-            "accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
-            "pairs": sums["pairs"],
-        }
-
     # Whole on every device, so that every process can read them.
     score_batch = jax.jit(functools.partial(batch_scores, network.config), out_shardings=replicated(mesh))
     score_demonstrations = jax.jit(functools.partial(sum_of_scores, network.config), out_shardings=replicated(mesh))
@@ -73,11 +67,23 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)
         return state.replace(params=state.params | {"scalar_head": state.params["scalar_head"] | {"bias": centred}})
 
-    objective = supervised.Objective(functools.partial(comparison_loss, network.config), "prompts", measured)
     params = functools.partial(reward_start.params, config, network, data, mesh)
-    stage = supervised.stage(config, mesh, network, data, objective, params, evaluate)
+    stage = supervised.stage(config, mesh, network, data, objective(network.config), params, evaluate)
     also = datasets.described([demonstrations.read]) if demonstrations else {}
     return stage._replace(finish=finish, read=stage.read | also)
+
+
+def objective(network: ModelConfig) -> supervised.Objective:
+    """Eq. 1, a mean over prompts."""
+
+    def measured(sums):
+        return {
+            "loss": sums["sum"] / jnp.maximum(sums["prompts"], 1.0),
+            "accuracy": sums["correct"] / jnp.maximum(sums["pairs"], 1.0),
+            "pairs": sums["pairs"],
+        }
+
+    return supervised.Objective(functools.partial(comparison_loss, network), "prompts", measured)
 
 
 def _demonstrations(config: ConfigDict, tokenizer, mesh: Mesh) -> Batches | None:

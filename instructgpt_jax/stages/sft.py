@@ -22,17 +22,23 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.stages import pretrain
 from instructgpt_jax.stages.pretrain import language_model_stage
+from instructgpt_jax.training import supervised
 from instructgpt_jax.training.loop import Stage
 
 
 def build(config: ConfigDict, mesh: Mesh) -> Stage:
     """The fine-tuning stage: trains `config.models.model` on `config.data.demonstrations`."""
-    c = config.sft
+    return language_model_stage(config, mesh, "demonstrations", functools.partial(objective, config.sft))
+
+
+def objective(c: ConfigDict, network: ModelConfig) -> supervised.Objective:
+    """What `config.sft` trains a network for."""
     if not c.pretraining_fraction or c.pretraining_fraction_of != "loss":
-        return language_model_stage(config, mesh, "demonstrations")
-    weigh = functools.partial(with_weights, fraction=c.pretraining_fraction)
-    return language_model_stage(config, mesh, "demonstrations", weigh)
+        return pretrain.objective(network)
+    return pretrain.objective(network, functools.partial(with_weights, fraction=c.pretraining_fraction))
 
 
 def with_weights(batch: dict, fraction: float) -> dict:
