@@ -134,15 +134,19 @@ def _load(manager, name: str, data_dir: str):
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    # One split: what is asked, and where the examples come from; see examples.Apart.
-    rows = {"test": datasets.Dataset.from_list(local.read(source, path))}
+    asked = local.read(source, path)
+    rows = {"test": datasets.Dataset.from_list(asked)}
     if cls:
 
         def download(task, *_, **__):
             task.dataset = rows | {"train": rows["test"], "validation": rows["test"]}
 
         return type(cls.__name__, (cls,), {"download": download})()
-    splits = {"training_split": None, "validation_split": None, "test_split": "test", "fewshot_split": "test"}
+    # Examples come from what is asked, see examples.Apart, but where there is a file of them.
+    apart = local.read_examples(source, data_dir, asked)
+    rows |= {"examples": datasets.Dataset.from_list(apart)} if apart else {}
+    splits = {"training_split": None, "validation_split": None, "test_split": "test"}
+    splits["fewshot_split"] = "examples" if apart else "test"
     kept = {key: value for key, value in config.items() if key not in ("tag", "group")}
     given = {"task": name, "custom_dataset": lambda **_: rows, "dataset_kwargs": None}
     return ConfigurableTask(config=kept | given | splits)

@@ -13,6 +13,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 
+from instructgpt_jax.evaluation.benchmarks import local
+
 NO_ANSWER = {"squad": "Not in background.", "quac": "I don't know."}
 TURNS = 4  # questions of one passage that an example of DROP shows
 
@@ -114,7 +116,7 @@ def _wsc(row: dict) -> dict:
     passage = detokenize(" ".join([*words[:place], marked, *words[place + 1 :]]))
     question = f'In the passage above, what does the pronoun "{pronoun}" refer to?'
     query = f"Passage: {passage}\nQuestion: {question}\nAnswer:"
-    return {"query": query, "target": row["span1_text"], "group": " ".join(words[:4]).lower()}
+    return {"query": query, "target": row["span1_text"], "group": local.opening(row["text"])}
 
 
 def detokenize(text: str) -> str:

@@ -23,11 +23,13 @@ class Source(NamedTuple):
     names: of the file, without `.jsonl`; the first that is found is read.
     columns: one row of the file -> the columns of one row of the Hub's set.
     gather: rows with their columns -> rows of the set, where several rows of the file make one.
+    examples: where few-shot examples come from, where the rows themselves are too few for that.
     """
 
     names: tuple[str, ...]
     columns: Callable[[dict], dict]
     gather: Callable[[list[dict]], list[dict]] = list
+    examples: "Source | None" = None
 
 
 def find(source: Source, data_dir: str) -> pathlib.Path | None:
@@ -65,6 +67,18 @@ def read(source: Source, path: pathlib.Path) -> list[dict]:
     return rows
 
 
+def read_examples(source: Source, data_dir: str, asked: list[dict]) -> list[dict]:
+    """The rows of `source.examples` that do not begin like a row that is asked: variants of one text tell its answer."""
+    path = find(source.examples, data_dir) if source.examples else None
+    taken = {opening(row["text"]) for row in asked} if path else set()
+    return [row for row in read(source.examples, path) if opening(row["text"]) not in taken] if path else []
+
+
+def opening(text: str) -> str:
+    """The first four words of a text of WSC, which its variants share."""
+    return " ".join(text.lower().split()[:4])
+
+
 def hellaswag(row: dict) -> dict:
     """`ctx` ("activity: context"), `endings`, `label`."""
     activity, colon, context = row["ctx"].partition(": ")
@@ -91,6 +105,14 @@ def wsc(row: dict) -> dict:
     """`text`, `target` with `span1_index`, `span1_text`, `span2_index`, `span2_text`, and `label` (true or false)."""
     target = {key: row["target"][key] for key in ("span1_index", "span1_text", "span2_index", "span2_text")}
     return {"text": row["text"], **target, "label": int(row["label"]), "idx": row.get("idx", -1)}
+
+
+def wsc_collection(row: dict) -> dict:
+    """`text1`, `pron` and `text2`, `answers` (two nouns), `correct` (A or B): the right noun of a schema."""
+    noun = row["answers"]["AB".index(row["correct"])]
+    text, place = " ".join((row["text1"], row["pron"], row["text2"])), len(row["text1"].split())
+    kept = {"span1_index": -1, "span1_text": noun, "span2_index": place, "span2_text": row["pron"]}
+    return {"text": text, **kept, "label": 1, "idx": -1}
 
 
 def truthfulqa(row: dict) -> dict:
@@ -222,7 +244,9 @@ SOURCES: dict[tuple[str, str | None], Source] = {
     ("Rowan/hellaswag", None): Source(("hellaswag_val", "hellaswag"), hellaswag),
     ("nyu-mll/glue", "rte"): Source(("eval_glue_rte_val", "rte"), rte),
     ("nyu-mll/glue", "sst2"): Source(("eval_sst2", "sst2"), sst2),
-    ("aps/super_glue", "wsc.fixed"): Source(("superglue_wsc_val", "wsc"), wsc),
+    ("aps/super_glue", "wsc.fixed"): Source(
+        ("superglue_wsc_val", "wsc"), wsc, examples=Source(("wsc_collection",), wsc_collection)
+    ),
     ("truthfulqa/truthful_qa", "generation"): Source(("truthfulqa",), truthfulqa),
     ("truthfulqa/truthful_qa", "multiple_choice"): Source(("truthfulqa",), truthfulqa),
     ("jannalu/crows_pairs_multilingual", "english"): Source(("crows_pairs",), crows_pairs),
