@@ -285,7 +285,7 @@ def toxicity(dataset):
 
 
 def uniform(rows: list[dict], count: int) -> list[dict]:
-    """`count` rows spread over the toxicity of their prompts, in the order of the set; all that have a score if fewer."""
+    """`count` rows spread over the toxicity of their prompts, in the order of the set; if fewer, all with a score."""
     bins: list[list[int]] = [[] for _ in range(BINS)]
     for number, row in enumerate(rows):
         score = row["prompt"]["toxicity"]

@@ -68,7 +68,7 @@ def read(source: Source, path: pathlib.Path) -> list[dict]:
 
 
 def read_examples(source: Source, data_dir: str, asked: list[dict]) -> list[dict]:
-    """The rows of `source.examples` that do not begin like a row that is asked: variants of one text tell its answer."""
+    """The rows of `source.examples` that begin like none that is asked: variants of one text tell its answer."""
     path = find(source.examples, data_dir) if source.examples else None
     taken = {opening(row["text"]) for row in asked} if path else set()
     return [row for row in read(source.examples, path) if opening(row["text"]) not in taken] if path else []
@@ -86,8 +86,8 @@ def hellaswag(row: dict) -> dict:
         raise ValueError(f"ctx must have the form 'activity: context', got {row['ctx'][:80]!r}")
     if not 0 <= int(row["label"]) < len(row["endings"]):
         raise ValueError(f"label must name one of {len(row['endings'])} endings, got {row['label']!r}")
-    label, endings = str(row["label"]), list(row["endings"])
-    return {"activity_label": activity, "ctx_a": context, "ctx_b": "", "ctx": context, "endings": endings, "label": label}
+    kept = {"endings": list(row["endings"]), "label": str(row["label"])}
+    return {"activity_label": activity, "ctx_a": context, "ctx_b": "", "ctx": context} | kept
 
 
 def rte(row: dict) -> dict:
