@@ -35,6 +35,7 @@ def example() -> dict:
         name: {
             "pretraining_loss": interval(losses[models[name]["method"]] - 0.1 * name.endswith("medium"), 0.01),
             "tasks": {"cloze": interval(0.9 - losses[models[name]["method"]] / 20, 0.02)},
+            "tasks_per_token": {"cloze": interval(0.8 - losses[models[name]["method"]] / 20, 0.02)},
         }
         for name in plain
     }

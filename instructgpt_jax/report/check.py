@@ -58,7 +58,9 @@ FORM = {
         "labelers": {"*": _number},
         "agreement": {"*": _interval},
     },
-    "language?": {"*": {"pretraining_loss?": _interval, "tasks?": {"*": _interval}}},
+    "language?": {
+        "*": {"pretraining_loss?": _interval, "tasks?": {"*": _interval}, "tasks_per_token?": {"*": _interval}}
+    },
     "chance?": {"*": _number},
     "reward_model?": {
         "accuracy?": {"*": _interval},

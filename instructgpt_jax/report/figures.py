@@ -119,7 +119,8 @@ def tax(report: dict) -> Iterator[Figure]:
         panels.append(_models(report, title, values, Scale("right answers; higher is better", share=True, mark=chance)))
     caption = (
         "What learning from preferences costs elsewhere: the loss on held-out pretraining text, and closed tasks, "
-        "answered by the choice with the highest log-probability; the dashed line is chance. PPO-ptx mixes pretraining "
+        "answered by the choice whose log-probability, summed over its tokens, is the highest; the dashed line is "
+        "chance. The table has them by the mean per token too, the paper's rule. PPO-ptx mixes pretraining "
         f"gradients into PPO to keep what the base model knew. {BARS}"
     )
     if panels:

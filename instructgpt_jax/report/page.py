@@ -9,6 +9,7 @@ from instructgpt_jax.report import findings, style, words
 
 GROUPED = (  # intervals by name
     "win_rate", "likert", "metadata", "toxicity", "relative_toxicity", "continuity", "tasks",
+    "tasks_per_token",
 )  # fmt: skip
 
 

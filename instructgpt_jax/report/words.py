@@ -66,6 +66,7 @@ METRICS = {  # key -> (name, form, what it is)
     "slot_coverage": ("Slot coverage, %", "share", "facts of the prompt that the response states"),
     "pretraining_loss": ("Pretraining loss, nats a token", "fine", ""),
     "tasks": ("Closed tasks, % right", "share", ""),
+    "tasks_per_token": ("Closed tasks, % right by the mean per token", "share", "the paper's rule, appendix D"),
     "accuracy": ("Accuracy, % of pairs", "share", ""),
     "agreement": ("Agreement of labelers, % of pairs", "share", ""),
 }

@@ -257,11 +257,15 @@ def examine_language(
 
     def make(network: ModelConfig, params: dict) -> dict:
         losses = language.pretraining_losses(network, params, data.text, c.microbatch_rows, mesh) if data.text else []
-        tasks = {
-            task: statistics.interval(language.closed_task(network, params, tokenizer, records, c, mesh))
+        answered = {
+            task: language.closed_task(network, params, tokenizer, records, c, mesh)
             for task, records in data.tasks.items()
         }
-        return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | {"tasks": tasks}
+        tasks = {
+            key: {task: statistics.interval(rules[rule]) for task, rules in answered.items()}
+            for key, rule in (("tasks", "sum"), ("tasks_per_token", "mean"))
+        }
+        return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | tasks
 
     policies = {name: c.models[name].model for name in c.order if not c.models[name].prefix}
     entries = {"ref_policy": "ref_policy"} | policies
