@@ -337,6 +337,42 @@ def reward_evaluation() -> ConfigDict:
     return settings
 
 
+def benchmark(title: str, policies: list[Policy]) -> ConfigDict:
+    """The paper's public benchmarks on policies.
+
+    Args:
+      title: of the report.
+      policies: in its order; `stage` is where their weights are, in the pipeline or under runs/.
+    """
+    settings, models = config("benchmark"), {}
+    for policy in policies:
+        settings.models[policy.name] = network(init_from=f"{{workdir}}/{policy.stage}")
+        about = {"label": policy.label, "method": policy.method, "size": policy.size}
+        models[policy.name] = about | {"model": policy.name}
+    settings.benchmark = {
+        "title": title,
+        "models": models,
+        "order": tuple(models),
+        "tasks": ("paper",),  # all of the paper's; or names of tasks, ours and lm-eval's
+        "data_dir": "",  # of JSONL files (docs/benchmarks.md); what is not there comes from the Hub
+        "limit": 0,  # documents of a task; 0 = all
+        "num_fewshot": -1,  # as the task says
+        "chat": False,  # prompts written by config.data.template
+        "graders": {"true": "", "info": "", "toxicity": ""},  # models; toxicity also by `perspective`
+        "perspective": {
+            "endpoint": "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
+            "per_second": 1.0,  # requests
+            "attempts": 5,
+            "wait": 2.0,  # seconds before the second attempt, twice as many before each next one
+            "timeout": 30.0,  # seconds
+        },
+        "batch_size": 64,  # prompts answered at once
+        "row_length": 512,  # of packed rows; longer contexts get longer ones
+        "microbatch_rows": 16,
+    }
+    return settings
+
+
 def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts: dict | None = None) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.stages import (
+    benchmark,
     collect,
     evaluate,
     evaluate_reward,
@@ -61,6 +62,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
     "evaluate_reward": evaluate_reward.run,
+    "benchmark": benchmark.run,
     "sample": sample.run,
     "export": export.run,
 }

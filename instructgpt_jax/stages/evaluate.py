@@ -351,9 +351,13 @@ def perf(config: ConfigDict, seconds: float) -> dict:
     spent["evaluate"] = round(spent.get("evaluate", 0.0) + seconds, 1)
     if TOGETHER in spent:  # up to the end of the stage before
         spent[TOGETHER] = round(spent.pop(TOGETHER) + seconds, 1)
+    return {"seconds": spent} | machine()
+
+
+def machine() -> dict:
+    """What a run was on: versions, device."""
     devices = jax.devices()
     return {
-        "seconds": spent,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }

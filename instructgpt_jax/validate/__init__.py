@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling
-from instructgpt_jax.validate.evaluation import check_evaluation, check_reward_evaluation
+from instructgpt_jax.validate.evaluation import (
+    BENCHMARK,
+    check_benchmark,
+    check_evaluation,
+    check_reward_evaluation,
+)
 from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
@@ -124,12 +129,14 @@ SECTIONS = {
         ),
         "batch_size": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
     },
+    "benchmark": BENCHMARK,
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
-WITHOUT_TOKENIZER = ("sample", "export", "evaluate_reward", "label")  # their workdirs keep none: models bring theirs
+# Their workdirs keep none: models bring theirs.
+WITHOUT_TOKENIZER = ("sample", "export", "evaluate_reward", "label", "benchmark")
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
@@ -158,7 +165,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
     rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
-    rules |= LOG if stage in (*TRAINED, "evaluate") else {}
+    rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
     rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():
@@ -171,6 +178,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         check_evaluation(config)
     elif stage == "evaluate_reward":
         check_reward_evaluation(config)
+    elif stage == "benchmark":
+        check_benchmark(config)
     elif stage == "label":
         labeling.check_labeling(config)
     _check_sources(config)
@@ -216,6 +225,8 @@ def networks_used(config: ConfigDict) -> tuple[str, ...]:
         return tuple(config.get("models", ())) or wanted
     if config.stage == "evaluate":
         return (*wanted, *(entry.model for entry in config.evaluate.models.values()))
+    if config.stage == "benchmark":
+        return tuple(dict.fromkeys(entry.model for entry in config.benchmark.models.values()))
     return wanted
 
 

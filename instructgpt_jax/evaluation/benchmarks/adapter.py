@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from instructgpt_jax.data import chats
 from instructgpt_jax.data.tokenizer import Tokenizer
-from instructgpt_jax.evaluation.benchmarks import generation, scoring
+from instructgpt_jax.evaluation.benchmarks import generation, metrics, scoring
 from instructgpt_jax.models import ModelConfig
 
 try:
@@ -106,14 +106,18 @@ class PolicyLM(TemplateLM):
         encode = self.ours.encode if add_special_tokens is False else self.ours.encode_prompts
         return encode([string])[0].tolist()
 
-    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests, disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding gives it) of each ending behind its context."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **kwargs) -> list[metrics.Loglikelihood]:
         asked = [(context, ending) for _, context, ending in requests]
         o = self.options
         program = functools.partial(self._program, self.network, self.params)
         with jax.set_mesh(self.mesh):
             found, cut = scoring.score(program, asked, self.max_length, o.row_length, o.microbatch_rows, self.mesh)
         self.cut += cut
-        return found
+        return [metrics.Loglikelihood(*one, len(ending)) for one, (_, ending) in zip(found, asked, strict=True)]
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text, every token once, in windows of the model's context."""
