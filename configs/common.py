@@ -373,7 +373,12 @@ def benchmark(title: str, policies: list[Policy]) -> ConfigDict:
     return settings
 
 
-def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts: dict | None = None) -> ConfigDict:
+def pipeline(
+    stages: dict[str, ConfigDict],
+    sources: tuple[str, ...] = (),
+    texts: dict | None = None,
+    only_with: dict | None = None,
+) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 
     A stage's own seed is added to it.
@@ -382,6 +387,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts
       stages: in their order.
       sources: keys that the user sets to one or several data sources, `{KEY}` in the stages.
       texts: keys that the user sets to a text, likewise, and what they are before.
+      only_with: stage -> key among these texts without which it is left out.
     """
     seed = config_dict.FieldReference(0)
     wandb = config_dict.FieldReference("")
@@ -395,6 +401,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts
         "seed": seed,
         "log": {"wandb": wandb},
         "order": tuple(stages),
+        "only_with": only_with or {},
         "stages": stages,
     }
     return ConfigDict(settings | dict.fromkeys(sources, ()) | (texts or {}))

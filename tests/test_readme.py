@@ -79,7 +79,7 @@ def check_main(arguments: list[str]) -> None:
     config, workdir = values.config, values.workdir or "runs/x"
     mesh = make_mesh(dict(data=1, fsdp=-1, tensor=1), jax.devices()[:1])
     if config.stage == "pipeline":
-        for name in config.order:
+        for name in (name for name in config.order if pipeline.wanted(config, name)):
             validate(pipeline.stage_config(config, name, workdir), mesh)
     else:
         assert config.stage in main.STAGES

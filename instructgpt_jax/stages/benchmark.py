@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks, process, run_tokenizer
 from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.data import chats
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation.benchmarks import catalog, graders, perspective, samples
 from instructgpt_jax.evaluation.parts import Parts
@@ -77,12 +78,16 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
 
 
 def build(config: ConfigDict, name: str, mesh: Mesh) -> tuple[Network, tokenizers.Tokenizer]:
-    """A policy, and the tokenizer that it reads by: `config.data.tokenizer`, or the one that comes with it."""
+    """A policy, and the tokenizer that it reads by: `config.data.tokenizer`, or the one that comes with it.
+
+    A chat template is there only where prompts are to be written by it.
+    """
     key, entry = f"config.models.{name}", config.models[name]
     wanted = config.data.tokenizer or run_tokenizer.beside(entry.init_from)
     if not wanted:
         raise ValueError(f"config.data.tokenizer must be set, {key}.init_from={entry.init_from!r} has none")
-    tokenizer = tokenizers.load(wanted, run_tokenizer.chat_of(config, wanted))
+    plain = chats.Chat("", tuple(config.data.end_tokens))
+    tokenizer = tokenizers.load(wanted, run_tokenizer.chat_of(config, wanted) if config.benchmark.chat else plain)
     return networks.build(key, entry, "lm", mesh, tokenizer, config.seed), tokenizer
 
 

@@ -214,6 +214,13 @@ def validate_pipeline(config: ConfigDict) -> None:
         raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
     if config.only and config.only not in config.stages:
         raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
+    if "only_with" in config:  # a pipeline of one's own may do without
+        check(config, "only_with", Each(TEXT), "config")
+    for name, key in config.get("only_with", {}).items():
+        if name not in config.stages or not isinstance(config.get(key, None), str):
+            raise ValueError(f"config.only_with must name a stage and a text beside it, got {name!r} and {key!r}")
+        if name == config.only and not config[key]:
+            raise ValueError(f"config.{key} must be set for config.only={name!r}, got ''")
 
 
 def networks_used(config: ConfigDict) -> tuple[str, ...]:
