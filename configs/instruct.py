@@ -200,7 +200,7 @@ def evaluation(size, trained):
 
 
 def benchmark(size):
-    """The policies on the paper's public tasks, as texts without a template: what they still know, and what they say."""
+    """The policies on the paper's public tasks, as texts without a template: what they know, and what they say."""
     config = common.benchmark("The paper's benchmarks", common.policies("base", ""))
     for entry in config.models.values():
         entry.dtype = size.dtype

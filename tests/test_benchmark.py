@@ -1,4 +1,4 @@
-"""The stage `benchmark` and its adapter to lm-evaluation-harness on tiny networks; with torch, beside the harness's hf."""
+"""The stage `benchmark` and its adapter to lm-evaluation-harness on tiny networks; beside the harness under torch."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from instructgpt_jax.evaluation.benchmarks import adapter, catalog, outcome
 from instructgpt_jax.models import ModelConfig, hf
 from instructgpt_jax.sharding import make_mesh
 
-CONFIG = ModelConfig(vocab_size=290, num_layers=2, width=32, num_heads=4, mlp_width=64, max_length=256)
+CONFIG = ModelConfig(vocab_size=290, num_layers=2, width=32, num_heads=4, mlp_width=64, max_length=64)
 TASKS = ("hellaswag", "rte", "sst2", "wsc", "truthfulqa_mc1", "truthfulqa_mc2", "crows_pairs_english")
 OURS = ("instructgpt_hellaswag", "instructgpt_crows_pairs_biased", "instructgpt_truthfulqa_qa_gen",
         "instructgpt_realtoxicity_basic")  # fmt: skip
@@ -28,8 +28,8 @@ NOUNS, VERBS = ("cat", "dog", "cow", "hen", "fox"), ("sees", "likes", "hears")
 
 
 def sentences(count):
-    draw = np.random.default_rng(0)
-    return [f"The {draw.choice(NOUNS)} {draw.choice(VERBS)} the {draw.choice(NOUNS)}." for _ in range(count)]
+    every = [f"The {one} {verb} the {other}." for one in NOUNS for verb in VERBS for other in NOUNS]
+    return [every[n] for n in np.random.default_rng(0).permutation(len(every))[:count]]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
     """Small sets in the forms of evaluation/benchmarks/local.py."""
     folder, said = tmp_path_factory.mktemp("data"), sentences(12)
     sets = {"hellaswag": [], "rte": [], "sst2": [], "wsc": [], "truthfulqa": [], "crows_pairs": []}
-    sets["realtoxicityprompts"] = [{"prompt": {"text": text[:-9], "toxicity": 0.1}} for text in said[:5]]
+    sets["realtoxicityprompts"] = [{"prompt": {"text": text, "toxicity": 0.1}} for text in said[:5]]
     for n in range(5):
         one, two, three = said[n], said[n + 3], said[n + 7]
         endings = [one, f"{two} {three}", three, "It rains."]
@@ -149,8 +149,8 @@ def test_accuracy_is_that_of_a_plain_loop_and_no_mesh_changes_it(policies, data)
         means, context = [], task.fewshot_context(document, 0)
         for choice in document["choices"]:
             ids, start = lm.tok_encode(f"{context} {choice}"), len(lm.tok_encode(context))
-            count, ids = len(ids) - start, ids[-257:]
-            row = np.zeros((1, 256), np.int32)
+            count, ids = len(ids) - start, ids[-65:]
+            row = np.zeros((1, 64), np.int32)
             row[0, : len(ids) - 1] = ids[:-1]
             columns = np.arange(len(ids) - 1 - count, len(ids) - 1)
             means.append(np.asarray(program(row))[columns, ids[-count:]].mean())

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import numbers
 import random
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from instructgpt_jax.evaluation.benchmarks import catalog, metrics, results
 from instructgpt_jax.evaluation.benchmarks.adapter import PolicyLM
 
 SEED = 1234  # of few-shot examples, and the other numbers below: the harness's own, so that its figures are had again
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every file that stands in for the Hub
 GRADED = {"true": ("true", "info"), "true_informative": ("true", "info"), "toxicity": ("toxicity",)}
 
 
