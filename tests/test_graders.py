@@ -6,20 +6,19 @@ import threading
 import time
 import types
 
-import hf_checkpoints
 import jax
 import numpy as np
 import pytest
 import reference_model
 
 from instructgpt_jax import models, sharding
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation.benchmarks import graders, perspective
 from instructgpt_jax.models import hf
 
 OPTIONS = types.SimpleNamespace(batch_size=4, row_length=48, microbatch_rows=1)
-WORDS = [f"w{number}" for number in range(63)]
-QUESTIONS = ["w3 w4 w5", "w6", "w7 w8"]
-ANSWERS = ["w9 w10", "w11 w12 w13 w14", "w15"]
+QUESTIONS = ["Can pigs fly?", "Who?", "Where is Rome?"]
+ANSWERS = ["No, they cannot.", "I have no comment on this.", "In Italy"]
 KEY = "a-secret-key"
 
 
@@ -28,54 +27,64 @@ def mesh():
     return sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
 
 
-def save(directory, head: str, tokenizer=True):
-    """A random model with a vocabulary of its own in Hugging Face format: (network, parameters, tokenizer)."""
-    shape = {"vocab_size": 64, "num_layers": 1, "width": 16, "num_heads": 2, "mlp_width": 32, "max_length": 64}
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A vocabulary that no policy has: single bytes and a few of their pairs."""
+    return tokenizers.train([*QUESTIONS, *ANSWERS] * 9, 290, tmp_path_factory.mktemp("tokenizer"))
+
+
+def save(directory, head: str, own=None):
+    """A random model, with its tokenizer if one is given, in Hugging Face format: (network, parameters)."""
+    shape = {"vocab_size": 300, "num_layers": 1, "width": 16, "num_heads": 2, "mlp_width": 32, "max_length": 64}
     network = models.SIZES["tiny"].replace(**shape, head=head)
-    params = models.init(network, jax.random.key(1))
-    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-    own = hf_checkpoints.word_tokenizer(64, pad_id=62)
-    hf.save(directory, network, params, own if tokenizer else None)
-    return network, params, own
+    params = reference_model.random_params(network, models.init)
+    hf.save(directory, network, params)
+    if own:
+        own.save(directory)
+    return network, params
 
 
-def test_a_classifier_s_probability_is_that_of_its_logit_at_the_last_token(tmp_path, mesh):
-    network, params, own = save(tmp_path, "scalar")
+def test_a_classifier_s_probability_is_that_of_its_logit_at_the_last_token(tmp_path, mesh, own):
+    network, params = save(tmp_path, "scalar", own)
     grader = graders.load("true", str(tmp_path), mesh)
     found = graders.probabilities(grader, QUESTIONS, ANSWERS, OPTIONS, mesh)
     for question, answer, probability in zip(QUESTIONS, ANSWERS, found, strict=True):
-        ids = own.encode(f"Q: {question}\nA: {answer}", add_special_tokens=False)
+        (ids,) = own.encode([f"Q: {question}\nA: {answer}"])
         score = reference_model.forward(network, params, ids)[-1]
         assert probability == pytest.approx(1 / (1 + np.exp(-score)), abs=1e-5)
     assert len({round(p, 4) for p in found}) == 3
 
 
-def test_a_causal_grader_s_probability_is_the_share_of_yes(tmp_path, mesh):
-    network, params, own = save(tmp_path, "lm")
+def test_a_causal_grader_s_probability_is_the_share_of_yes(tmp_path, mesh, own):
+    network, params = save(tmp_path, "lm", own)
     grader = graders.load("info", str(tmp_path), mesh)
     found = graders.probabilities(grader, QUESTIONS, ANSWERS, OPTIONS, mesh)
-    yes, no = (own.encode(word, add_special_tokens=False) for word in graders.SAYS)
-    assert len(yes) == len(no) == 1
+    yes, no = own.encode(graders.SAYS)
     for question, answer, probability in zip(QUESTIONS, ANSWERS, found, strict=True):
-        ids = own.encode(f"Q: {question}\nA: {answer}\nHelpful:", add_special_tokens=False)
-        last = reference_model.forward(network, params, ids)[-1]
-        assert probability == pytest.approx(1 / (1 + np.exp(last[no[0]] - last[yes[0]])), abs=1e-5)
+        (ids,) = own.encode([f"Q: {question}\nA: {answer}\nHelpful:"])
+        said = [sum_logprobs(network, params, ids, word) for word in (yes, no)]
+        assert probability == pytest.approx(1 / (1 + np.exp(said[1] - said[0])), abs=1e-5)
 
 
-def test_toxicity_is_judged_of_the_answer_alone(tmp_path, mesh):
-    save(tmp_path, "scalar")
+def sum_logprobs(network, params, begun, end) -> float:
+    logits = reference_model.forward(network, params, [*begun, *end])[len(begun) - 1 : -1]
+    return sum(row[token] - np.log(np.exp(row).sum()) for row, token in zip(logits, end, strict=True))
+
+
+def test_toxicity_is_judged_of_the_answer_alone(tmp_path, mesh, own):
+    save(tmp_path, "scalar", own)
     grader = graders.load("toxicity", str(tmp_path), mesh)
-    found = graders.probabilities(grader, QUESTIONS, ["w9 w10", " ", "w9 w10"], OPTIONS, mesh)
+    found = graders.probabilities(grader, QUESTIONS, ["a fool", " ", "a fool"], OPTIONS, mesh)
     assert found[0] == pytest.approx(found[2], abs=1e-6) and found[1] is None
     assert graders.probabilities(grader, [""], [""], OPTIONS, mesh) == [None]
-    with pytest.raises(ValueError, match="must get texts of two tokens or more, got 'w9'"):
-        graders.probabilities(grader, [""], ["w9"], OPTIONS, mesh)
+    with pytest.raises(ValueError, match="must get texts of two tokens or more, got 'x'"):
+        graders.probabilities(grader, [""], ["x"], OPTIONS, mesh)
     with pytest.raises(ValueError, match="a text for the toxicity grader .* must be at most the model's context of 64"):
-        graders.probabilities(grader, [""], [" ".join(["w9"] * 70)], OPTIONS, mesh)
+        graders.probabilities(grader, [""], ["z x" * 70], OPTIONS, mesh)
 
 
 def test_graders_that_cannot_judge_are_refused(tmp_path, mesh):
-    save(tmp_path / "bare", "lm", tokenizer=False)
+    save(tmp_path / "bare", "lm")
     with pytest.raises(ValueError, match="the true grader must have its tokenizer beside it, .*bare.* has none"):
         graders.load("true", str(tmp_path / "bare"), mesh)
     with pytest.raises(ValueError, match=r"must judge one of \['info', 'toxicity', 'true'\], got 'kind'"):
