@@ -38,6 +38,9 @@ class Size(NamedTuple):
     fine_tuning_steps: int  # of either, the data repeating; 0 = by epochs
     comparisons: int  # prompts of an update of the reward model
     reward_steps: int  # the data repeating; 0 = one epoch
+    head: int  # comparisons of the regression that the head starts from; 0 = it starts at random
+    bias: int  # demonstrations that get mean score 0
+    scored: int  # one of so many held-out comparisons is scored in the end
     episodes: int  # of an iteration of PPO, in 4 minibatches
     iterations: int
     wave: int
@@ -47,10 +50,10 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 512, 100, 256, 2, 0, 0),
-    "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 256, 30, 256, 1, 0, 200),
-    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 24, 32, 6, 32, 1, 48, 20),
-    "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 32, 4, 0, 1, 16, 4),
+    "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 0, 2048, 1, 512, 100, 256, 2, 0, 0),
+    "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 0, 2048, 1, 256, 30, 256, 1, 0, 200),
+    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 12, 128, 128, 2, 32, 6, 32, 1, 48, 20),
+    "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 0, 2048, 1, 32, 4, 0, 1, 16, 4),
 }
 TINY = {  # of `:tiny`
     "sft.row_length": 256,
@@ -108,6 +111,7 @@ def fine_tuning(size, start, num_epochs, pretraining_fraction):
     config.sft.update({"row_length": size.row_length, "microbatch_rows": size.microbatch_rows})
     if size.fine_tuning_steps:
         config.sft.update({"num_epochs": 0, "num_steps": size.fine_tuning_steps})
+        config.checkpoint.every = max(1, size.fine_tuning_steps // 4)
     return config
 
 
@@ -117,8 +121,10 @@ def ranking(size, part):
     config.models.model = common.network(init_from="{workdir}/sft", dtype=size.dtype)
     config.reward = common.rankings(lr=1e-5, batch_size=size.comparisons)
     config.reward.update({"row_length": size.row_length, "microbatch_rows": size.microbatch_rows})
+    config.reward.update({"head_examples": size.head, "bias_examples": size.bias})
     if size.reward_steps:
         config.reward.update({"num_epochs": 0, "num_steps": size.reward_steps})
+        config.checkpoint.every = max(1, size.reward_steps // 4)
     config.data.comparisons = (f"{{comparisons}}#{part}/2",)
     return config
 
@@ -130,6 +136,7 @@ def policy(size, ptx_coef):
     config.models.reward = common.network(init_from="{workdir}/reward", dtype=size.dtype)
     config.rollout.wave = size.wave
     config.eval_every = config.snapshot_every = max(1, size.iterations // 4)
+    config.checkpoint.every = max(1, size.iterations // 10)
     config.ppo.update(
         {
             "iterations": size.iterations,
@@ -158,7 +165,7 @@ def rewards(size):
         config.models[name] = common.network(init_from=f"{{workdir}}/{name}", dtype=size.dtype)
     config.evaluate_reward.update(
         {
-            "comparisons": ("{comparisons}",),
+            "comparisons": (f"{{comparisons}}#1/{size.scored}" if size.scored > 1 else "{comparisons}",),
             "bag_of_words": ("{comparisons}",),
             "split": "valid",
             "batch_size": 32,

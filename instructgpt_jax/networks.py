@@ -29,6 +29,7 @@ from instructgpt_jax.models.hf import storage
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
 # Whose entry stands in for an empty one of PPO: the reference is the policy that it starts from, the value model starts
 # from the reward model (Ouyang et al. 2022, section 3.5).
@@ -266,7 +267,7 @@ def _parts(directory: str, prefix: str) -> list[str]:
 def _how_to_make(init_from: str) -> str:
     """The command that makes `runs/<name>`, where there is a configuration of that name."""
     parts = pathlib.PurePosixPath(init_from).parts
-    if len(parts) >= 2 and parts[0] == "runs":
+    if len(parts) >= 2 and parts[0] == "runs" and (CONFIGS / f"{parts[1]}.py").exists():
         return f"; make it with: python -m instructgpt_jax.main --config=configs/{parts[1]}.py"
     return ""
 
