@@ -87,6 +87,8 @@ def get_config(arg=""):
             common.shrink(stage, TINY)
     texts = {"base": "{workdir}/pretrain" if arg == "tiny" else "", "template": "chat", "benchmark_data": ""}
     config = common.pipeline(stages, GIVEN, texts, only_with={"benchmark": "benchmark_data"})
+    if arg == "cpu":
+        config.parallel = 1  # two stages of such a base beside each other want 18 GB and are no faster
     if arg == "tiny":
         config.template = "human_assistant"
         for kind, name in zip(GIVEN, ("demonstrations", "comparisons", "prompts", "pretraining"), strict=True):
