@@ -51,6 +51,12 @@ def example() -> dict:
         "results": results,
         "language": language,
         "chance": {"cloze": 0.25},
+        "benchmarks": {"task": {name: {"acc_token": interval(quality[name] / 2, 0.03)} for name in models}},
+        "benchmark_tasks": {"task": {"n": 1000, "cut": {name: 0 for name in models}}},
+        "benchmark_figures": {
+            figure: [{"task": "task", "metric": "acc_token", "title": figure, "label": "zero-shot"}]
+            for figure in ("truthfulqa", "toxicity", "bias", "tax")
+        },
         "reward_model": {
             "accuracy": {"training": interval(0.716, 0.012), "heldout": interval(0.702, 0.02)},
             "agreement": {"training": 0.738, "heldout": 0.731},
