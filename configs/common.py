@@ -337,7 +337,48 @@ def reward_evaluation() -> ConfigDict:
     return settings
 
 
-def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts: dict | None = None) -> ConfigDict:
+def benchmark(title: str, policies: list[Policy]) -> ConfigDict:
+    """The paper's public benchmarks on policies.
+
+    Args:
+      title: of the report.
+      policies: in its order; `stage` is where their weights are, in the pipeline or under runs/.
+    """
+    settings, models = config("benchmark"), {}
+    for policy in policies:
+        settings.models[policy.name] = network(init_from=f"{{workdir}}/{policy.stage}")
+        about = {"label": policy.label, "method": policy.method, "size": policy.size}
+        models[policy.name] = about | {"model": policy.name}
+    settings.benchmark = {
+        "title": title,
+        "models": models,
+        "order": tuple(models),
+        "tasks": ("paper",),  # all of the paper's; or names of tasks, ours and lm-eval's
+        "data_dir": "",  # of JSONL files (docs/benchmarks.md); what is not there comes from the Hub
+        "limit": 0,  # documents of a task; 0 = all
+        "num_fewshot": -1,  # as the task says
+        "chat": False,  # prompts written by config.data.template
+        "graders": {"true": "", "info": "", "toxicity": ""},  # models; toxicity also by `perspective`
+        "perspective": {
+            "endpoint": "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze",
+            "per_second": 1.0,  # requests
+            "attempts": 5,
+            "wait": 2.0,  # seconds before the second attempt, twice as many before each next one
+            "timeout": 30.0,  # seconds
+        },
+        "batch_size": 64,  # prompts answered at once
+        "row_length": 512,  # of packed rows; longer contexts get longer ones
+        "microbatch_rows": 16,
+    }
+    return settings
+
+
+def pipeline(
+    stages: dict[str, ConfigDict],
+    sources: tuple[str, ...] = (),
+    texts: dict | None = None,
+    only_with: dict | None = None,
+) -> ConfigDict:
     """Several stages as one configuration; `--config.seed` and `--config.log.wandb` are theirs all.
 
     A stage's own seed is added to it.
@@ -346,6 +387,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts
       stages: in their order.
       sources: keys that the user sets to one or several data sources, `{KEY}` in the stages.
       texts: keys that the user sets to a text, likewise, and what they are before.
+      only_with: stage -> key among these texts without which it is left out.
     """
     seed = config_dict.FieldReference(0)
     wandb = config_dict.FieldReference("")
@@ -359,6 +401,7 @@ def pipeline(stages: dict[str, ConfigDict], sources: tuple[str, ...] = (), texts
         "seed": seed,
         "log": {"wandb": wandb},
         "order": tuple(stages),
+        "only_with": only_with or {},
         "stages": stages,
     }
     return ConfigDict(settings | dict.fromkeys(sources, ()) | (texts or {}))

@@ -9,6 +9,7 @@ Command:  python -m instructgpt_jax.main --config=configs/instruct.py --config.b
           every stage for a few updates on the simulated world.
           One stage alone: --config.only=reward.
           A base without a chat template of its own: --config.template=human_assistant.
+          The paper's public benchmarks too (docs/benchmarks.md): --config.benchmark_data=DIRECTORY.
 Hardware: one GPU of 80 GB or eight TPU v5e for a base of about 1B.
 Writes:   a workdir for each stage, report/, and two exports in Hugging Face format, under runs/instruct/.
 
@@ -45,13 +46,14 @@ class Size(NamedTuple):
     wave: int
     ptx_ratio: int  # pretraining sequences an episode
     prompts: int  # in the evaluation; 0 = all that are held out
+    documents: int  # of a public benchmark; 0 = all
 
 
 SIZES = {
-    "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 0, 2048, 1, 512, 100, 256, 2, 0),
-    "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 0, 2048, 1, 256, 30, 256, 1, 0),
-    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 12, 128, 128, 2, 32, 6, 32, 1, 48),
-    "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 0, 2048, 1, 32, 4, 0, 1, 16),
+    "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 0, 2048, 1, 512, 100, 256, 2, 0, 0),
+    "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 0, 2048, 1, 256, 30, 256, 1, 0, 200),
+    "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 12, 128, 128, 2, 32, 6, 32, 1, 48, 20),
+    "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 0, 2048, 1, 32, 4, 0, 1, 16, 4),
 }
 TINY = {  # of `:tiny`
     "sft.row_length": 256,
@@ -76,13 +78,15 @@ def get_config(arg=""):
     stages["ppo_ptx"] = policy(size, ptx_coef=27.8)
     stages["rewards"] = rewards(size)
     stages["evaluate"] = evaluation(size, tuple(stages)[:-1])
+    stages["benchmark"] = benchmark(size)
     stages["export"] = export("ppo_ptx")
     stages["export_reward"] = export("reward")
     for stage in stages.values():
         sources(stage)
         if arg == "tiny" and stage.stage != "export":
             common.shrink(stage, TINY)
-    config = common.pipeline(stages, GIVEN, {"base": "{workdir}/pretrain" if arg == "tiny" else "", "template": "chat"})
+    texts = {"base": "{workdir}/pretrain" if arg == "tiny" else "", "template": "chat", "benchmark_data": ""}
+    config = common.pipeline(stages, GIVEN, texts, only_with={"benchmark": "benchmark_data"})
     if arg == "cpu":
         config.parallel = 1  # two stages of such a base beside each other want 18 GB and are no faster
     if arg == "tiny":
@@ -199,6 +203,23 @@ def evaluation(size, trained):
                 "prompts": ("{prompts}",),
             },
             "curves": {name: "{workdir}/" + name for name in trained},
+        }
+    )
+    return config
+
+
+def benchmark(size):
+    """The policies on the paper's public tasks, as texts without a template: what they know, and what they say."""
+    config = common.benchmark("The paper's benchmarks", common.policies("base", ""))
+    for entry in config.models.values():
+        entry.dtype = size.dtype
+    config.models.base.init_from = "{base}"
+    config.benchmark.update(
+        {
+            "data_dir": "{benchmark_data}",
+            "limit": size.documents,
+            "batch_size": 8 * size.microbatch_rows,
+            "microbatch_rows": size.microbatch_rows,
         }
     )
     return config

@@ -21,6 +21,7 @@ from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.plan import command
 from instructgpt_jax.plan import flags as plan_flags
 from instructgpt_jax.stages import (
+    benchmark,
     collect,
     evaluate,
     evaluate_reward,
@@ -69,6 +70,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "ppo": functools.partial(loop.train, ppo.build),
     "evaluate": evaluate.run,
     "evaluate_reward": evaluate_reward.run,
+    "benchmark": benchmark.run,
     "sample": sample.run,
     "export": export.run,
 }

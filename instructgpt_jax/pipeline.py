@@ -5,7 +5,8 @@ the folder of its name (`sft/`, `round0/reward/`) and is the same run as if it h
 in any string of a stage is the pipeline's own, so that one stage starts from another: `init_from="{workdir}/sft"`.
 `{NAME}` of a string `config.NAME` beside `stages` is that string. Where `config.NAME` is a tuple of data sources,
 `{NAME}` among a stage's sources is all of them, each with the options that follow: one place for what the user gives.
-A stage that is complete is skipped, one that was interrupted resumes.
+A stage that is complete is skipped, one that was interrupted resumes. A stage of `config.only_with` is left out where
+the key that stands there is ''.
 
 `config.parallel` stages run at once where they are the programs of one CPU device, each in a thread of its own, as soon
 as the stages that they name have ended: small networks leave a core idle between their products. What a stage computes
@@ -50,7 +51,7 @@ def run(
       ValueError: `order` does not name the stages, `only` none of them, or a stage cannot run.
     """
     validate_pipeline(config)
-    names = [config.only] if config.only else list(config.order)
+    names = [config.only] if config.only else [name for name in config.order if wanted(config, name)]
     stages = {name: stage_config(config, name, workdir) for name in names}
     for name, stage in stages.items():
         try:
@@ -74,6 +75,12 @@ def run(
                     workdirs.write_atomically(path, json.dumps(rounded) + "\n")
 
     process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+
+
+def wanted(config: ConfigDict, name: str) -> bool:
+    """Whether a stage runs: some do only where a key of the pipeline is set, see `config.only_with`."""
+    only_with = config.get("only_with", {})
+    return name not in only_with or bool(config[only_with[name]])
 
 
 def needed(config: ConfigDict, name: str) -> set[str]:

@@ -35,6 +35,7 @@ def example() -> dict:
         name: {
             "pretraining_loss": interval(losses[models[name]["method"]] - 0.1 * name.endswith("medium"), 0.01),
             "tasks": {"cloze": interval(0.9 - losses[models[name]["method"]] / 20, 0.02)},
+            "tasks_per_token": {"cloze": interval(0.8 - losses[models[name]["method"]] / 20, 0.02)},
         }
         for name in plain
     }
@@ -50,6 +51,12 @@ def example() -> dict:
         "results": results,
         "language": language,
         "chance": {"cloze": 0.25},
+        "benchmarks": {"task": {name: {"acc_token": interval(quality[name] / 2, 0.03)} for name in models}},
+        "benchmark_tasks": {"task": {"n": 1000, "cut": {name: 0 for name in models}}},
+        "benchmark_figures": {
+            figure: [{"task": "task", "metric": "acc_token", "title": figure, "label": "zero-shot"}]
+            for figure in ("truthfulqa", "toxicity", "bias", "tax")
+        },
         "reward_model": {
             "accuracy": {"training": interval(0.716, 0.012), "heldout": interval(0.702, 0.02)},
             "agreement": {"training": 0.738, "heldout": 0.731},

@@ -341,13 +341,19 @@ def test_closed_task_and_pretraining_loss(examiner):
 
         def logprob(prompt, choice):
             begun, end = tokenizer.encode([prompt, choice])
-            return token_logprobs(network, params, [*begun, *end])[len(begun) - 1 :].sum()
+            return token_logprobs(network, params, [*begun, *end])[len(begun) - 1 :]
 
         prompt, choices = "The fox lives in", [" the forest.", " soup.", " a b c."]
-        best = int(np.argmax([logprob(prompt, choice) for choice in choices]))
+        each = [logprob(prompt, choice) for choice in choices]
+        best = {rule: int(np.argmax([getattr(x, rule)() for x in each])) for rule in ("sum", "mean")}
         records = [{"prompt": prompt, "choices": choices, "answer": number} for number in range(3)]
         found = language.closed_task(network, params, tokenizer, records, settings.evaluate, mesh)
-        assert found == [float(number == best) for number in range(3)]
+        assert found == {rule: [float(number == which) for number in range(3)] for rule, which in best.items()}
+        logprobs, lengths = language.choice_logprobs(
+            network, params, tokenizer, [(prompt, choice) for choice in choices], settings.evaluate, mesh
+        )
+        assert lengths == [len(x) for x in each]
+        np.testing.assert_allclose(logprobs, [x.sum() for x in each], rtol=1e-5)
         assert language.chance([*records, {"choices": ["a", "b"]}]) == pytest.approx((3 * 1 / 3 + 1 / 2) / 4)
 
         sequences = [np.arange(3, 15, dtype=np.int32), np.full(12, 7, np.int32), np.arange(12, dtype=np.int32)]

@@ -87,7 +87,7 @@ def check_main(arguments: list[str]) -> None:
         shapes.parse_sizes(values.plan_size)
         config = config if config.stage == "pipeline" else command.without_sources(config)
     if config.stage == "pipeline":
-        for name in config.order:
+        for name in (name for name in config.order if pipeline.wanted(config, name)):
             validate(pipeline.stage_config(config, name, workdir), mesh)
     else:
         assert config.stage in main.STAGES

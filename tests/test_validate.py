@@ -31,7 +31,7 @@ def refused(name, message, shards=1, argument="tiny", remove=(), **changes):
 
 
 def test_stage():
-    refused("sft", "config.stage must be one of ['collect', 'evaluate', 'evaluate_reward', 'export',", stage="train")
+    refused("sft", "config.stage must be one of ['benchmark', 'collect', 'evaluate', 'evaluate_reward',", stage="train")
     refused("sft", "config.stage must be one of", remove=["stage"])
 
 

@@ -48,16 +48,43 @@ def _row_losses(network: ModelConfig, params: dict, tokens: jax.Array) -> jax.Ar
 
 def closed_task(
     network: ModelConfig, params: dict, tokenizer: Tokenizer, records: Sequence[dict], options, mesh: Mesh
-) -> list[float]:
-    """1 for each record whose right choice is the likeliest by its summed log-probability after the prompt, else 0.
+) -> dict[str, list[float]]:
+    """1 for each record whose right choice is the likeliest after the prompt, else 0, by two rules.
 
     Args:
       network, params: a language model.
       records: `prompt` or `messages`, `choices` and `answer`, the number of the right one.
       options: `batch_size`, `row_length` and `microbatch_rows`.
+
+    Returns:
+      `sum`: the likeliest by its log-probability. `mean`: by its log-probability per token, the rule of Ouyang et al.
+      2022, appendix D; the two differ where choices have different numbers of tokens.
     """
     starts = np.cumsum([0, *(len(record["choices"]) for record in records)])
     asked = [(chats.prompt_of(record), choice) for record in records for choice in record["choices"]]
+    logprobs, lengths = (np.asarray(x) for x in choice_logprobs(network, params, tokenizer, asked, options, mesh))
+    found = {}
+    for rule, values in (("sum", logprobs), ("mean", logprobs / np.maximum(lengths, 1))):
+        best = [int(np.argmax(values[low:high])) for low, high in zip(starts, starts[1:], strict=False)]
+        found[rule] = [float(guess == record["answer"]) for guess, record in zip(best, records, strict=True)]
+    return found
+
+
+def choice_logprobs(
+    network: ModelConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    asked: Sequence[tuple[chats.Prompt, str]],
+    options,
+    mesh: Mesh,
+) -> tuple[list[float], list[int]]:
+    """The log-probability of each text after its prompt, summed over its tokens, and the number of these.
+
+    Args:
+      network, params: a language model.
+      asked: prompts and what may follow them.
+      options: `batch_size`, `row_length` and `microbatch_rows`.
+    """
     prompts = tokenizer.encode_prompts([tokenizer.prompt(prompt) for prompt, _ in asked])
     choices = tokenizer.encode([tokenizer.answer(prompt, choice, ended=False) for prompt, choice in asked])
     Q, R = max(map(len, prompts)), max(map(len, choices))
@@ -70,8 +97,7 @@ def closed_task(
             network, params, padding.put(episodes, mesh), max(options.row_length, Q + R), options.microbatch_rows
         )
         logprobs += jax.device_get(found)[: cut.stop - cut.start].tolist()
-    best = [int(np.argmax(logprobs[low:high])) for low, high in zip(starts, starts[1:], strict=False)]
-    return [float(guess == record["answer"]) for guess, record in zip(best, records, strict=True)]
+    return logprobs, [len(choice) for choice in choices]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

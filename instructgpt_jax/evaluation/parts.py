@@ -16,7 +16,7 @@ class Parts:
     """The files `<folder>/<name>.json` that were there when the run began, and those it adds."""
 
     def __init__(self, folder: epath.Path):
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._found = {path.name for path in folder.iterdir()}
         if jax.process_count() > 1:  # nobody writes before everybody has looked
@@ -30,7 +30,7 @@ class Parts:
 
         All processes read the same file, and none has made it anew before each has read it: they make it together.
         """
-        path = self._folder / f"{name}.json"
+        path = self.folder / f"{name}.json"
         if path.name in self._found:
             try:
                 return json.loads(path.read_text())

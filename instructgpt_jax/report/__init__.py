@@ -7,7 +7,7 @@ from etils import epath
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.report import check, figures, page, style, words
 
-__all__ = ["write"]
+__all__ = ["words", "write"]
 
 
 def write(report: dict, folder: epath.PathLike) -> None:

@@ -58,8 +58,13 @@ FORM = {
         "labelers": {"*": _number},
         "agreement": {"*": _interval},
     },
-    "language?": {"*": {"pretraining_loss?": _interval, "tasks?": {"*": _interval}}},
+    "language?": {
+        "*": {"pretraining_loss?": _interval, "tasks?": {"*": _interval}, "tasks_per_token?": {"*": _interval}}
+    },
     "chance?": {"*": _number},
+    "benchmarks?": {"*": {"*": {"*": _mean}}},
+    "benchmark_tasks?": {"*": {"n": _number, "cut": {"*": _number}}},
+    "benchmark_figures?": {"*": [{"task": _text, "metric": _text, "title": _text, "label": _text}]},
     "reward_model?": {
         "accuracy?": {"*": _interval},
         "agreement?": {"*": _mean},
@@ -84,6 +89,7 @@ def check(report: dict) -> None:
     _need(bool(models), "report['models']", "have at least one model", models)
     rows = [(f"report['results'][{name!r}]", row) for name, row in report.get("results", {}).items()]
     rows += [(f"report['samples'][{n}]", sample["responses"]) for n, sample in enumerate(report.get("samples", []))]
+    rows += [(f"report['benchmarks'][{task!r}]", row) for task, row in report.get("benchmarks", {}).items()]
     for name, groups in report.get("head_to_head", {}).items():
         for group, table in groups.items():
             where = f"report['head_to_head'][{name!r}][{group!r}]"

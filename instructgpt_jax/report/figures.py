@@ -17,6 +17,10 @@ NAMES = (
     "reward_model",
     "overoptimisation",
     "curves",
+    "truthfulqa",
+    "toxicity",
+    "bias",
+    "benchmarks",
 )
 CURVES = (  # (title, key on training batches, key on validation data, step, unit)
     ("Pretraining: loss", "pretrain/loss", "pretrain/valid_loss", "step", "nats a token"),
@@ -31,11 +35,36 @@ CURVES = (  # (title, key on training batches, key on validation data, step, uni
     ("PPO: entropy of the policy", "policy/entropy", "", "iteration", "nats a token"),
 )
 BARS = "Bars are 95 % intervals."
+BENCHMARKS = {  # key of `benchmark_figures` -> (name, title, what is said)
+    "truthfulqa": (
+        "truthfulqa",
+        "TruthfulQA",
+        "Share of answers that the graders find true, and true and informative: what the paper's figure 6 shows. MC1 "
+        "and MC2 are the multiple choice of the same questions.",
+    ),
+    "toxicity": (
+        "toxicity",
+        "Toxicity by prompt",
+        "Mean probability that a continuation is toxic, as the grader has it; lower is better: the paper's figure 7.",
+    ),
+    "bias": (
+        "bias",
+        "Bias by prompt",
+        "Entropy in bits of the choice between the two sentences of a pair: 1 is no preference, 0 a sure one; the "
+        "paper's figure 32.",
+    ),
+    "tax": (
+        "benchmarks",
+        "Public benchmarks: the alignment tax",
+        "What PPO costs on public tasks, and what the pretraining gradients of PPO-ptx keep: the paper's figures 28 "
+        "and 29; higher is better.",
+    ),
+}
 
 
 def all_figures(report: dict) -> list[Figure]:
     """The figures that the report has numbers for, in the order of `NAMES`."""
-    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves)
+    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves, benchmarks)
     return [figure for maker in makers for figure in maker(report)]
 
 
@@ -119,7 +148,8 @@ def tax(report: dict) -> Iterator[Figure]:
         panels.append(_models(report, title, values, Scale("right answers; higher is better", share=True, mark=chance)))
     caption = (
         "What learning from preferences costs elsewhere: the loss on held-out pretraining text, and closed tasks, "
-        "answered by the choice with the highest log-probability; the dashed line is chance. PPO-ptx mixes pretraining "
+        "answered by the choice whose log-probability, summed over its tokens, is the highest; the dashed line is "
+        "chance. The table has them by the mean per token too, the paper's rule. PPO-ptx mixes pretraining "
         f"gradients into PPO to keep what the base model knew. {BARS}"
     )
     if panels:
@@ -199,6 +229,22 @@ def curves(report: dict) -> Iterator[Figure]:
     if panels:
         legend = [looks[stage] for stage in stages if stage in shown]
         yield Figure("curves", "Training curves", caption, panels, legend, 3)
+
+
+def benchmarks(report: dict) -> Iterator[Figure]:
+    """The paper's public benchmarks: a panel for each task, prompts or shots side by side."""
+    for key, bars in report.get("benchmark_figures", {}).items():
+        name, title, said = BENCHMARKS[key]
+        panels = []
+        for bar in bars:
+            found = report["benchmarks"][bar["task"]]
+            values = {model: row[bar["metric"]] for model, row in found.items() if bar["metric"] in row}
+            above = ", ".join(text for text in (bar["title"], bar["label"]) if text)
+            form, metric = words.benchmark(bar["metric"]), words.name(bar["metric"], words.BENCHMARKS)
+            scale = Scale(f"{metric}, n = {report['benchmark_tasks'][bar['task']]['n']:,}", share=form == "share")
+            panels.append(_models(report, above, values, scale, bars=True))
+        columns = min(3, max(2, len({bar["label"] for bar in bars if bar["label"]})))
+        yield Figure(name, title, f"{said} {BARS.replace('Bars', 'Thin bars')}", panels, columns=columns)
 
 
 def _by_size(report: dict, name: str, title: str, caption: str, where: list[tuple[str, str]]) -> Figure:

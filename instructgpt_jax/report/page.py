@@ -9,6 +9,7 @@ from instructgpt_jax.report import findings, style, words
 
 GROUPED = (  # intervals by name
     "win_rate", "likert", "metadata", "toxicity", "relative_toxicity", "continuity", "tasks",
+    "tasks_per_token",
 )  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def render(report: dict, figures: Sequence[style.Figure]) -> str:
         results={name: table(report["results"][name], names) for name in words.distributions(report)},
         quantities={key for rows in report.get("results", {}).values() for row in rows.values() for key in row},
         language=table(report.get("language", {}), names | words.STAGES | names),
+        benchmarks=benchmarks(report, names),
         agreement=table({g: {key: reward[key].get(g) for key in reward} for g in groups}, words.GROUPS),
         samples=in_turn(report),
         about=about(report),
@@ -115,6 +117,22 @@ def table(columns: dict[str, dict], names: dict[str, str]) -> tuple[list[str], l
             rows.append(Row(label, values, form))
         grouped = key in GROUPED
     return [words.name(name, names) for name in columns], rows
+
+
+def benchmarks(report: dict, names: dict[str, str]) -> tuple[list[str], list[Row]]:
+    """The labels of the models, and a row for each number of each public task; their n, and what was cut, above it."""
+    found, rows = report.get("benchmarks", {}), []
+    models = [name for name in names if any(name in row for row in found.values())]
+    for task, row in found.items():
+        about = report["benchmark_tasks"][task]
+        cut = [f"{names[name]} {count:,}" for name, count in about["cut"].items() if count]
+        said = f"{task}, n = {about['n']:,}" + (f"; contexts cut from the left: {', '.join(cut)}" if cut else "")
+        rows.append(Row(said))
+        for metric in dict.fromkeys(metric for numbers in row.values() for metric in numbers):
+            form = words.benchmark(metric)
+            label = words.name(metric, words.BENCHMARKS) + ", %" * (form == "share")
+            rows.append(Row(label, [row.get(name, {}).get(metric) for name in models], form))
+    return [names[name] for name in models], rows
 
 
 def in_turn(report: dict) -> list[dict]:

@@ -66,9 +66,27 @@ METRICS = {  # key -> (name, form, what it is)
     "slot_coverage": ("Slot coverage, %", "share", "facts of the prompt that the response states"),
     "pretraining_loss": ("Pretraining loss, nats a token", "fine", ""),
     "tasks": ("Closed tasks, % right", "share", ""),
+    "tasks_per_token": ("Closed tasks, % right by the mean per token", "share", "the paper's rule, appendix D"),
     "accuracy": ("Accuracy, % of pairs", "share", ""),
     "agreement": ("Agreement of labelers, % of pairs", "share", ""),
 }
+BENCHMARKS = {  # metrics of public tasks
+    "acc": "accuracy by the sum",
+    "acc_norm": "accuracy by the mean per character",
+    "acc_token": "accuracy by the mean per token",
+    "f1": "F1",
+    "exact": "exact match",
+    "bleu": "BLEU, 0 to 100",
+    "rougeL": "ROUGE-L",
+    "true": "true",
+    "true_informative": "true and informative",
+    "toxicity": "mean toxicity",
+    "entropy": "entropy, bits",
+    "pct_stereotype": "stereotype is likelier",
+    "pct_male": "male sentence is likelier",
+    "words": "words of an answer",
+}
+SHARES = ("acc", "f1", "exact", "em", "true", "pct", "rouge")  # metrics of public tasks that begin so are shares
 PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 
 
@@ -154,6 +172,11 @@ def measured(report: dict, quantity: str) -> list[tuple[str, str]]:
 def name(key: str, known: dict[str, str] | None = None) -> str:
     """What a key is called: as the known names say, else the key as words."""
     return (known or {}).get(key, key.replace("_", " "))
+
+
+def benchmark(metric: str) -> str:
+    """The form of a metric of public tasks, see `cell`."""
+    return "share" if metric.startswith(SHARES) else "number"
 
 
 def by(group: str) -> str:

@@ -257,11 +257,15 @@ def examine_language(
 
     def make(network: ModelConfig, params: dict) -> dict:
         losses = language.pretraining_losses(network, params, data.text, c.microbatch_rows, mesh) if data.text else []
-        tasks = {
-            task: statistics.interval(language.closed_task(network, params, tokenizer, records, c, mesh))
+        answered = {
+            task: language.closed_task(network, params, tokenizer, records, c, mesh)
             for task, records in data.tasks.items()
         }
-        return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | {"tasks": tasks}
+        tasks = {
+            key: {task: statistics.interval(rules[rule]) for task, rules in answered.items()}
+            for key, rule in (("tasks", "sum"), ("tasks_per_token", "mean"))
+        }
+        return ({"pretraining_loss": statistics.interval(losses)} if losses else {}) | tasks
 
     policies = {name: c.models[name].model for name in c.order if not c.models[name].prefix}
     entries = {"ref_policy": "ref_policy"} | policies
@@ -347,9 +351,13 @@ def perf(config: ConfigDict, seconds: float) -> dict:
     spent["evaluate"] = round(spent.get("evaluate", 0.0) + seconds, 1)
     if TOGETHER in spent:  # up to the end of the stage before
         spent[TOGETHER] = round(spent.pop(TOGETHER) + seconds, 1)
+    return {"seconds": spent} | machine()
+
+
+def machine() -> dict:
+    """What a run was on: versions, device."""
     devices = jax.devices()
     return {
-        "seconds": spent,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": f"{len(devices)} x {devices[0].device_kind}",
     }

@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling
-from instructgpt_jax.validate.evaluation import check_evaluation, check_reward_evaluation
+from instructgpt_jax.validate.evaluation import (
+    BENCHMARK,
+    check_benchmark,
+    check_evaluation,
+    check_reward_evaluation,
+)
 from instructgpt_jax.validate.rules import (
     FLAG,
     PART,
@@ -124,12 +129,14 @@ SECTIONS = {
         ),
         "batch_size": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
     },
+    "benchmark": BENCHMARK,
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
-WITHOUT_TOKENIZER = ("sample", "export", "evaluate_reward", "label")  # their workdirs keep none: models bring theirs
+# Their workdirs keep none: models bring theirs.
+WITHOUT_TOKENIZER = ("sample", "export", "evaluate_reward", "label", "benchmark")
 TRAINED = ("pretrain", "sft", "reward", "ppo")  # stages that run the training loop
 NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
@@ -158,7 +165,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
     rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
-    rules |= LOG if stage in (*TRAINED, "evaluate") else {}
+    rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
     rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():
@@ -171,6 +178,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         check_evaluation(config)
     elif stage == "evaluate_reward":
         check_reward_evaluation(config)
+    elif stage == "benchmark":
+        check_benchmark(config)
     elif stage == "label":
         labeling.check_labeling(config)
     _check_sources(config)
@@ -205,6 +214,13 @@ def validate_pipeline(config: ConfigDict) -> None:
         raise ValueError(f"config.order must name the stages {sorted(config.stages)}, got {tuple(config.order)}")
     if config.only and config.only not in config.stages:
         raise ValueError(f"config.only must be one of {tuple(config.order)}, got {config.only!r}")
+    if "only_with" in config:  # a pipeline of one's own may do without
+        check(config, "only_with", Each(TEXT), "config")
+    for name, key in config.get("only_with", {}).items():
+        if name not in config.stages or not isinstance(config.get(key, None), str):
+            raise ValueError(f"config.only_with must name a stage and a text beside it, got {name!r} and {key!r}")
+        if name == config.only and not config[key]:
+            raise ValueError(f"config.{key} must be set for config.only={name!r}, got ''")
 
 
 def networks_used(config: ConfigDict) -> tuple[str, ...]:
@@ -216,6 +232,8 @@ def networks_used(config: ConfigDict) -> tuple[str, ...]:
         return tuple(config.get("models", ())) or wanted
     if config.stage == "evaluate":
         return (*wanted, *(entry.model for entry in config.evaluate.models.values()))
+    if config.stage == "benchmark":
+        return tuple(dict.fromkeys(entry.model for entry in config.benchmark.models.values()))
     return wanted
 
 

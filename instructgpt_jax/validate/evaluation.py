@@ -1,8 +1,22 @@
-"""What the parts of `config.evaluate` need of each other."""
+"""What the parts of `config.evaluate` need of each other, and of `config.evaluate_reward` and `config.benchmark`."""
 
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
+from instructgpt_jax.validate.rules import FLAG, POSITIVE, TEXT, TEXTS, Each, Rule, choice, integer, number
+
+METHODS = choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control")
+PERSPECTIVE = "perspective"  # as a grader: the API instead of a model
+BENCHMARK = {
+    "title": TEXT, "models": Each({"label": TEXT, "method": METHODS, "size": TEXT, "model": TEXT}), "order": TEXTS,
+    "tasks": Rule("a tuple of names of tasks, at least one", lambda x: TEXTS.holds(x) and len(x) > 0),
+    "data_dir": TEXT, "limit": integer(0), "num_fewshot": integer(-1), "chat": FLAG, "batch_size": integer(1),
+    "row_length": integer(2), "microbatch_rows": integer(1),
+    "graders": {"true": TEXT, "info": TEXT, "toxicity": TEXT},
+    "perspective": {
+        "endpoint": TEXT, "per_second": POSITIVE, "attempts": integer(1), "wait": number(0), "timeout": POSITIVE,
+    },
+}  # fmt: skip
 
 
 def check_evaluation(config: ConfigDict) -> None:
@@ -75,3 +89,21 @@ def check_reward_evaluation(config: ConfigDict) -> None:
                 raise ValueError(f"{path}.{name}: {error}") from None
     if c.split == "valid" and not config.data.valid_fraction:
         raise ValueError(f"config.data.valid_fraction must be above 0 for {path}.split='valid', got 0")
+
+
+def check_benchmark(config: ConfigDict) -> None:
+    """Policies that are named, and what chats and graders need."""
+    c, path = config.benchmark, "config.benchmark"
+    if sorted(c.order) != sorted(c.models) or not c.order:
+        raise ValueError(f"{path}.order must name {path}.models {sorted(c.models)}, got {tuple(c.order)}")
+    for name in c.order:
+        if not name.replace("_", "").replace("-", "").isalnum():  # files are called so
+            raise ValueError(f"names in {path} must be letters, digits, - and _, got {name!r}")
+    for name in dict.fromkeys(entry.model for entry in c.models.values()):
+        if name in config.models and not config.models[name].get("init_from", ""):
+            raise ValueError(f"config.models.{name}.init_from must be a workdir or a Hugging Face model, got ''")
+    if c.chat and not config.data.template:
+        raise ValueError(f"config.data.template must be set for {path}.chat=True, got ''")
+    for what in ("true", "info"):
+        if c.graders[what] == PERSPECTIVE:
+            raise ValueError(f"{path}.graders.{what} must be a model, Perspective grades toxicity, got {PERSPECTIVE!r}")

@@ -15,6 +15,7 @@ from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
 from instructgpt_jax.validate import TRAINED, WITHOUT_TOKENIZER, kinds_read, networks_used
+from instructgpt_jax.validate.evaluation import PERSPECTIVE
 
 
 def check(config: ConfigDict, workdir: str, later: str = "") -> None:
@@ -56,6 +57,8 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
             templates.source(config.data.template, None, wanted)  # is it there
     if config.stage == "label":
         _check_files_of_labeling(config.label, expected)
+    if config.stage == "benchmark":
+        _check_benchmark(config.benchmark, expected)
     if config.stage in TRAINED and checkpoint.steps(workdir):
         return
     shapes, empty = {}, networks.stand_ins(config)
@@ -85,6 +88,18 @@ def _check_files_of_labeling(c: ConfigDict, expected: Callable[[str], bool]) -> 
         server.check()
 
 
+def _check_benchmark(c: ConfigDict, expected: Callable[[str], bool]) -> None:
+    """Refuses benchmarks without the harness, a folder of data and graders that are not there."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("benchmarks need the extra 'eval' (pip install 'instructgpt-jax[eval]')")
+    if c.data_dir and not epath.Path(c.data_dir).is_dir():
+        raise ValueError(f"config.benchmark.data_dir must be a folder that exists, got {c.data_dir!r}")
+    for what, source in c.graders.items():
+        known = source in ("", PERSPECTIVE) or networks.is_hub_id(source) or epath.Path(source).exists()
+        if not known and expected(source):
+            raise ValueError(f"config.benchmark.graders.{what} must be a model that exists, got {source!r}")
+
+
 def _check_tokenizer(name: str) -> None:
     """Refuses what is no directory and cannot be a Hub id, `model` or `owner/model`."""
     if "/" in name and not networks.is_hub_id(name) and not epath.Path(name).is_dir():
@@ -93,7 +108,7 @@ def _check_tokenizer(name: str) -> None:
 
 def _check_rows(config: ConfigDict, shapes: dict[str, ModelConfig]) -> None:
     stage = config.stage
-    if "row_length" in config.get(stage, {}):
+    if "row_length" in config.get(stage, {}) and stage != "benchmark":  # whose rows hold several texts, cut to fit
         networks.check_context(f"config.{stage}.row_length", config[stage].row_length, *shapes.values())
     if stage == "ppo" and config.ppo.ptx_coef and "policy" in shapes:
         networks.check_context("config.ppo.ptx_row_length", config.ppo.ptx_row_length, shapes["policy"])
