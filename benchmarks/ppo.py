@@ -106,6 +106,9 @@ def iterate(phases: ppo_stage.Phases, state: ppo.PPOState, frozen: dict, prompts
         episodes, logprobs = watch("rollout", phases.rollout, state.policy.params, batch, state.step)
         experience, metrics = watch("experience", phases.experience, state, frozen, episodes, logprobs)
         state, metrics = watch("learn", phases.learn, state, experience, None, metrics)
+        if not measured:
+            seconds = ", ".join(f"{name} {s:.1f} s" for name, s in watch.seconds.items())
+            print(f"first iteration, compilation included: {seconds}", flush=True)
         measured.append((watch, metrics))
     return measured[1:], state, experience
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models, rollout
-from instructgpt_jax.models import ModelConfig, attention
+from instructgpt_jax.models import ModelConfig
 
 SMALL = ModelConfig(vocab_size=4096, num_layers=4, width=256, num_heads=8, mlp_width=1024, max_length=4096)
 COUNTED = ModelConfig(vocab_size=64, num_layers=1, width=8, num_heads=1, mlp_width=8, max_length=4096)
@@ -113,23 +113,21 @@ class Counter:
     def __init__(self):
         self.extend, self.steps, self.slots, self.columns = models.extend, 0, 0, 0
 
-    def __call__(self, config, params, cache, tokens, positions, column, longest=None):
+    def __call__(self, config, params, cache, tokens, positions, column, read):
         if tokens.shape[1] == 1:
-            sizes = attention.read_sizes(cache.positions.shape[1])
-            read = jnp.array(sizes)[jnp.sum(longest > jnp.array(sizes[:-1], jnp.int32))]
-            jax.debug.callback(functools.partial(self.count, len(tokens)), read)
-        return self.extend(config, params, cache, tokens, positions, column, longest)
+            jax.debug.callback(functools.partial(self.count, len(tokens), read))
+        return self.extend(config, params, cache, tokens, positions, column, read)
 
     def count(self, slots, columns):
-        self.steps, self.slots, self.columns = self.steps + 1, self.slots + slots, self.columns + slots * int(columns)
+        self.steps, self.slots, self.columns = self.steps + 1, self.slots + slots, self.columns + slots * columns
 
 
 def with_form(form: str, slots: int, function):
     """function(); as `waves` with whole caches read, the prompts of a wave read together, and no smaller pool."""
     if form == "slots":
         return function()
-    sizes = {"PREFILL_CHUNK": 128, "TRAY": slots, "TAIL": 10**9}
-    with unittest.mock.patch.multiple(rollout, **sizes), unittest.mock.patch.object(attention, "READS", 1):
+    sizes = {"PREFILL_CHUNK": 128, "TRAY": slots, "TAIL": 10**9, "READS": 1, "PREFILL_READS": 1}
+    with unittest.mock.patch.multiple(rollout, **sizes):
         return function()
 
 
@@ -166,7 +164,11 @@ def measure(config: ModelConfig, w: Work, slots: int, repeats: int, speed: float
     params = jax.jit(lambda key: models.init(config, key))(jax.random.key(0))
     arguments = params, w.prompts, w.lengths, w.limits
     build = lambda form: jax.jit(FORMS[form](config, slots, w)).lower(*arguments).compile()  # noqa: E731
-    programs = {form: with_form(form, slots, functools.partial(build, form)) for form in FORMS}
+    programs = {}
+    for form in FORMS:
+        start = time.perf_counter()
+        programs[form] = with_form(form, slots, functools.partial(build, form))
+        print(f"  {form}: compiled in {time.perf_counter() - start:.1f} s", flush=True)
     results = {form: jax.block_until_ready(program(*arguments)) for form, program in programs.items()}
     times = {form: [] for form in FORMS}
     for _ in range(repeats):  # in turn: another program may take the machine for a while

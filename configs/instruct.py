@@ -83,6 +83,8 @@ def get_config(arg=""):
         if arg == "tiny" and stage.stage != "export":
             common.shrink(stage, TINY)
     config = common.pipeline(stages, GIVEN, {"base": "{workdir}/pretrain" if arg == "tiny" else "", "template": "chat"})
+    if arg == "cpu":
+        config.parallel = 1  # two stages of such a base beside each other want 18 GB and are no faster
     if arg == "tiny":
         config.template = "human_assistant"
         for kind, name in zip(GIVEN, ("demonstrations", "comparisons", "prompts", "pretraining"), strict=True):

@@ -4,7 +4,8 @@ All of it is one program. A few prompts at a time go through the network by chun
 copied into a slot of the *pool* as soon as one is free, once for every answer that is wanted. A step runs the last
 token of every slot through the network and samples the next. All slots write at one column, the *clock*: a prompt is
 copied so that it ends just before it, and what lies further back is EMPTY. So a write is one aligned slice, a slot's
-tokens are the last ones before the clock, and attention reads few more columns than the longest slot has.
+tokens are the last ones before the clock, and attention reads the last half or quarter of the columns while the longest
+slot fits into it. Each size of read is a loop of its own, in which the network is compiled once more.
 
 Responses are sampled from the full softmax at a temperature unless told otherwise, and the log-probability of each
 sampled token is kept: for PPO these are `old_logprobs`. The key of a token is (seed, iteration, episode, position) and
@@ -12,6 +13,8 @@ nothing else, so that a response does not depend on the slot, the order or the m
 taken in the same order its tokens are the same bits, elsewhere its log-probabilities agree to rounding.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.models import Cache, ModelConfig, sample
+from instructgpt_jax.models import Cache, ModelConfig, attention, sample
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constrain, constrain_params
 
 PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
 TRAY = 8  # prompts that go through it together: an eighth of the pool, and at least so many
+READS, FEW_READS, PREFILL_READS = 3, 1, 1  # sizes of reads: of all slots, of the last (mostly the longest), of prompts
+SPARE = 1  # columns of a cache that no read has: XLA's CPU compiler would copy what is read whole, at every step
 TAIL, LONG = 4, 128  # the last of answers that may be so long go on in this part of the slots, as soon as they fit
 
 
@@ -208,9 +213,10 @@ def _run(run: Run, slots: int) -> Rollout:
     refills = B > slots or D > 1  # some may wait for a slot
     tray = min(_up(P, D), _up(max(TRAY, -(-slots // TRAY)), D))
     free, empty = jnp.zeros(slots, jnp.int32), jnp.zeros(tray, jnp.int32)
+    cache = functools.partial(models.init_cache, run.config)
     state = Sampling(
-        Pool(models.init_cache(run.config, slots, width + R), *_whole((jnp.int32(width), free, free - 1, free))),
-        Tray(models.init_cache(run.config, tray, width), *_whole((empty, empty))),
+        Pool(cache(slots, width + R + SPARE), *_whole((jnp.int32(width), free, free - 1, free))),
+        Tray(cache(tray, width + SPARE), *_whole((empty, empty))),
         jnp.int32(0),
         _whole(Rollout(*(jnp.zeros((B, R), dtype) for dtype in (jnp.int32, jnp.float32, bool)))),
     )
@@ -220,35 +226,44 @@ def _run(run: Run, slots: int) -> Rollout:
         waiting = (state.taken < run.waiting) | (state.tray.left.sum() > 0)
         return waiting | (jnp.sum(~_supply(run, state)[0], axis=1).max() > few // D)
 
-    def decodes(state):
+    def decodes(fewest, most, state):
+        """Whether a step is next, and the longest slot has more than `fewest` and at most `most` columns with it."""
         prefills, seats = _due(run, state)
         here = state.pool.clock < state.pool.cache.positions.shape[1]
-        return here & jnp.any(state.pool.positions >= 0) & ~prefills & ~seats
+        longest = state.pool.positions.max() + 1
+        return here & (longest > fewest) & (longest <= most) & ~prefills & ~seats
 
-    def loop(goes_on, fills, state):
+    def loop(goes_on, fills, reads, state):
+        bounds = 0, *attention.read_sizes(width + R, reads)
+
         def lap(state):
             if fills:
                 state = jax.lax.while_loop(lambda s: _due(run, s)[0], lambda s: _prefill(run, C, s), state)
                 state = jax.lax.while_loop(lambda s: _due(run, s)[1], lambda s: _seat(run, C, s), state)
             state = _rewind(state, width) if refills else state
-            return jax.lax.while_loop(lambda s: decodes(s) & goes_on(s), lambda s: _decode(run, s), state)
+            for fewest, most in itertools.pairwise(bounds):  # a loop for each read: choosing in each layer costs more
+                due = functools.partial(decodes, fewest, most)
+                state = jax.lax.while_loop(
+                    lambda s, due=due: due(s) & goes_on(s), functools.partial(_decode, run, most), state
+                )
+            return state
 
         return jax.lax.while_loop(goes_on, lap, state)
 
-    state = loop(many, True, state)
+    state = loop(many, True, READS, state)
     if few:  # the last answers, in fewer slots
         state = state._replace(pool=_shrunk(run, state.pool, few))
-        state = loop(lambda s: jnp.any(s.pool.positions >= 0), False, state)
+        state = loop(lambda s: jnp.any(s.pool.positions >= 0), False, FEW_READS, state)
     return state.rollout
 
 
-def _decode(run: Run, state: Sampling) -> Sampling:
-    """Samples the next token of every slot."""
+def _decode(run: Run, read: int, state: Sampling) -> Sampling:
+    """Samples the next token of every slot; their last `read` columns hold all of their tokens."""
     pool, rollout = state.pool, state.rollout
     active = pool.positions >= 0
     inputs = (constrain(x[:, None], BATCH, None) for x in (pool.tokens, pool.positions))
     positions = pool.positions + 1
-    hidden, cache = models.extend(run.config, run.params, pool.cache, *inputs, pool.clock, positions.max())
+    hidden, cache = models.extend(run.config, run.params, pool.cache, *inputs, pool.clock, read)
     tokens, logprobs = _whole(run.choose(hidden[:, 0], pool.rows, positions))
     length = positions - run.lengths[run.owners[pool.rows]]  # of the response before this token
     rows = jnp.where(active, pool.rows, len(rollout.mask))
@@ -283,14 +298,17 @@ def _prefill(run: Run, C: int, state: Sampling) -> Sampling:
     width = tray.cache.positions.shape[1]
     chunks = (jnp.max(lengths) + C - 1) // C
 
-    def chunk(i, cache):
+    def chunk(read, i, cache):
         column = width - (chunks - i) * C
         positions = jnp.maximum(column + jnp.arange(C) - width + lengths[:, None], -1)
         tokens = jnp.take_along_axis(texts, jnp.maximum(positions, 0), axis=1)
         tokens, positions = constrain(tokens, BATCH, None), constrain(positions, BATCH, None)
-        return models.extend(run.config, run.params, cache, tokens, positions, column, (i + 1) * C)[1]
+        return models.extend(run.config, run.params, cache, tokens, positions, column, read)[1]
 
-    cache = jax.lax.fori_loop(0, chunks, chunk, tray.cache.emptied())
+    cache = tray.cache.emptied()
+    for done, read in itertools.pairwise((0, *attention.read_sizes(width, PREFILL_READS))):
+        first, last = done // C, read // C
+        cache = jax.lax.fori_loop(first, jnp.minimum(chunks, last), functools.partial(chunk, read), cache)
     if D > 1:  # another shard may have had prompts left
         keep = lambda new, old: jnp.where(jnp.expand_dims(taken, range(1, new.ndim)), new, old)  # noqa: E731
         cache = jax.tree.map(keep, cache, tray.cache)

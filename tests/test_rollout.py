@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgpt_jax import models, rollout
-from instructgpt_jax.models import ModelConfig, attention
+from instructgpt_jax.models import ModelConfig, attention, flash
 
 CONFIG = ModelConfig(
     vocab_size=300, num_layers=2, width=16, num_heads=4, num_kv_heads=2, mlp_width=32, max_length=48, windows=(0, 5)
@@ -108,6 +108,14 @@ def test_prompts_longer_than_a_chunk(monkeypatch):
     """Prompts of one to three chunks, the longest not a multiple."""
     monkeypatch.setattr(rollout, "PREFILL_CHUNK", 4)
     other = jax.jit(lambda p, n: rollout.generate(CONFIG, PARAMS, p, n, R, 0))(PROMPTS, LENGTHS)
+    np.testing.assert_array_equal(other.tokens, plain().tokens)
+    np.testing.assert_allclose(other.logprobs, plain().logprobs, atol=1e-5)
+
+
+def test_layers_in_one_scan(monkeypatch):
+    """As for a TPU; windows are of the second layer alone."""
+    monkeypatch.setattr(flash, "platform", lambda: "tpu")
+    other = jax.jit(lambda p, n: rollout.generate(CONFIG, PARAMS, p, n, R, 0, wave=4))(PROMPTS, LENGTHS)
     np.testing.assert_array_equal(other.tokens, plain().tokens)
     np.testing.assert_allclose(other.logprobs, plain().logprobs, atol=1e-5)
 

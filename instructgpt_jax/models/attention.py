@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-READS, FEWEST, ALIGNED = 8, 128, 16  # a cache is read by so many parts; columns of each at least, and a divisor
+FEWEST, ALIGNED = 128, 16  # columns of a cache that are read at least, and a divisor
 EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
 
 
@@ -137,41 +137,34 @@ def attend(
     return jnp.einsum("bmgts,bmsh->bmgth", weights.astype(value.dtype), value).reshape(B, N, T, H)
 
 
-def attend_last(
+def attend_to_cache(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array,
     scale: float,
-    end: jax.Array,
-    longest: jax.Array,
+    layer: jax.Array,
+    start: jax.Array,
 ) -> jax.Array:
-    """As `attend`, of the last columns before `end` alone, () int32, of which `longest` () int32 can be seen.
+    """As `attend`, to some columns of one layer of a cache.
 
-    The columns that are read are a few static sizes, of which the smallest that holds `longest` is taken; each is a
-    branch, which also keeps XLA from reading a cache before it is written in place (it would copy it).
+    Args:
+      key, value: (B, l, M, S, H).
+      mask: (B, T, n) bool, of the n columns that are read.
+      layer, start: () int32; the first of these columns.
     """
-    sizes = read_sizes(key.shape[2])
-
-    def of(size):
-        def run(query, key, value, mask):
-            cut = lambda x: jax.lax.dynamic_slice_in_dim(x, jnp.maximum(end - size, 0), size, axis=2)  # noqa: E731
-            return attend(query, cut(key), cut(value), cut(mask), scale)
-
-        return run
-
-    if len(sizes) == 1:
-        return attend(query, key, value, mask, scale)
-    branch = jnp.sum(longest > jnp.array(sizes[:-1]))
-    return jax.lax.switch(branch, [of(size) for size in sizes], query, key, value, mask)
+    shape = (key.shape[0], 1, key.shape[2], mask.shape[2], key.shape[4])
+    cut = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), shape)[:, 0]  # noqa: E731
+    return attend(query, cut(key), cut(value), mask, scale)
 
 
-def read_sizes(columns: int) -> tuple[int, ...]:
-    """What `attend_last` may read of a cache of so many columns.
+def read_sizes(columns: int, most: int) -> tuple[int, ...]:
+    """How much may be read of a cache of so many columns: all, a half, a quarter and so on, at most so many sizes.
 
-    >>> read_sizes(200), read_sizes(300), read_sizes(2048)
-    ((200,), (160, 300), (256, 512, 768, 1024, 1280, 1536, 1792, 2048))
+    >>> read_sizes(200, 4), read_sizes(300, 4), read_sizes(2048, 4)
+    ((200,), (160, 300), (256, 512, 1024, 2048))
     """
-    parts = max(min(READS, columns // FEWEST), 1)
-    part = -(-columns // (parts * ALIGNED)) * ALIGNED
-    return (*range(part, columns, part), columns)
+    sizes = [columns]
+    while len(sizes) < most and sizes[0] >= 2 * FEWEST:
+        sizes.insert(0, -(-sizes[0] // (2 * ALIGNED)) * ALIGNED)
+    return tuple(sizes)

@@ -1,6 +1,7 @@
 """Keys and values kept from token to token, so that sampling runs each token through the network once."""
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,8 +9,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from instructgpt_jax.models import attention, transformer
+from instructgpt_jax.models import attention, flash, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, constrain
@@ -18,7 +20,7 @@ from instructgpt_jax.sharding import BATCH, constrain
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, one slot a sequence.
 
-    keys, values: a tuple over the layers, each (B, M, S, H).
+    keys, values: a tuple over the groups of layers (see `unstack`), each (B, l, M, S, H).
     positions: (B, S) int32, the position of each slot's column; EMPTY where it holds no token.
     """
 
@@ -35,7 +37,7 @@ class Cache(NamedTuple):
         """Sequences of another cache in slots of this one, one on each of D shards of both; whole chunks are copied.
 
         Args:
-          other: (b', M, S', H), where each sequence ends at the last column and begins with position 0.
+          other: (b', l, M, S', H), where each sequence ends at the last column and begins with position 0.
           slots, places: (D,) int32, where a sequence goes and comes from, counted on its shard.
           lengths: (D,) int32 in tokens; -1 = no copy on this shard.
           column: () int32, at least S'; the copies end before it.
@@ -45,12 +47,12 @@ class Cache(NamedTuple):
 
         def copy(back, mine, theirs, slot, place, copied):
             """A chunk that begins `back` columns before the end."""
-            (_, M, _, H), start = mine.shape, column - back
-            block = jax.lax.dynamic_slice(theirs, (place[0], 0, theirs.shape[2] - back, 0), (1, M, chunk, H))
+            (_, l, M, _, H), start = mine.shape, column - back
+            block = jax.lax.dynamic_slice(theirs, (place[0], 0, 0, theirs.shape[3] - back, 0), (1, l, M, chunk, H))
             if D > 1:
-                old = jax.lax.dynamic_slice(mine, (slot[0], 0, start, 0), (1, M, chunk, H))
+                old = jax.lax.dynamic_slice(mine, (slot[0], 0, 0, start, 0), (1, l, M, chunk, H))
                 block = jnp.where(copied[0], block, old)
-            return jax.lax.dynamic_update_slice(mine, block, (slot[0], 0, start, 0))
+            return jax.lax.dynamic_update_slice(mine, block, (slot[0], 0, 0, start, 0))
 
         def copy_chunk(i, arrays):
             function = functools.partial(copy, (i + 1) * chunk)
@@ -69,8 +71,14 @@ class Cache(NamedTuple):
         """The cache with its last `column` columns, () int32 above 0, at the front, and none behind them."""
         S = self.positions.shape[1]
         roll = lambda x, axis: jnp.roll(x, column - S, axis)  # noqa: E731
-        # Each in a loop of its own, so that one array at a time is there twice; XLA must not know that it runs once.
-        turn = lambda x: jax.lax.fori_loop(0, jnp.minimum(column, 1), lambda _, x: roll(x, 2), x)  # noqa: E731
+
+        def turn(x):  # layer by layer, so that one is there twice; XLA must not know how often this runs
+            def one(layer, x):
+                cut = jax.lax.dynamic_slice_in_dim(x, layer, 1, axis=1)
+                return jax.lax.dynamic_update_slice_in_dim(x, roll(cut, 3), layer, axis=1)
+
+            return jax.lax.fori_loop(0, jnp.minimum(column, 1) * x.shape[1], one, x)
+
         keys, values = jax.tree.map(turn, (self.keys, self.values))
         return Cache(keys, values, jnp.where(jnp.arange(S) < column, roll(self.positions, 1), EMPTY))
 
@@ -90,20 +98,30 @@ def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` sequences of at most `length` tokens."""
-    shape = (batch, config.num_kv_heads, length, config.head_width)
-    empty = (constrain(jnp.zeros(shape, config.dtype), BATCH, "tensor", None, None),) * config.num_layers
+    shape = (config.num_kv_heads, length, config.head_width)
+    empty = tuple(
+        constrain(jnp.zeros((batch, layers, *shape), config.dtype), BATCH, None, "tensor", None, None)
+        for layers in _groups(config)
+    )
     return Cache(empty, empty, constrain(jnp.full((batch, length), EMPTY, jnp.int32), BATCH, None))
 
 
 def unstack(config: ModelConfig, params: dict) -> dict:
-    """Parameters in the compute dtype with a tuple of layers in place of the stacked blocks, ready for `extend`.
+    """Parameters in the compute dtype with a tuple of groups of layers in place of the blocks, ready for `extend`.
 
-    Sampling reads each weight once a token: slices of a stacked array would be copied out each time (on a CPU three
-    times the traffic), so they are made once, outside the loop.
+    A group is a stack that is scanned. On a TPU all layers are one, so that compile time does not grow with depth: its
+    compiler fuses the slice of a weight into the product that reads it. Elsewhere each layer is its own: sampling reads
+    each weight once a token, and compilers for GPUs and CPUs copy the slice out first (three times the traffic).
     """
     params = transformer.cast(params, config.dtype)
-    layers = tuple(jax.tree.map(operator.itemgetter(layer), params["blocks"]) for layer in range(config.num_layers))
-    return params | {"blocks": layers}
+    bounds = np.cumsum((0, *_groups(config)))
+    groups = (jax.tree.map(operator.itemgetter(slice(*pair)), params["blocks"]) for pair in itertools.pairwise(bounds))
+    return params | {"blocks": tuple(groups)}
+
+
+def _groups(config: ModelConfig) -> tuple[int, ...]:
+    """How many layers each group has."""
+    return (config.num_layers,) if flash.platform() == "tpu" else (1,) * config.num_layers
 
 
 def extend(
@@ -113,7 +131,7 @@ def extend(
     tokens: jax.Array,
     positions: jax.Array,
     column: jax.Array,
-    longest: jax.Array | None = None,
+    read: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs C more tokens of each sequence, a chunk of a prompt or one sampled token, and adds them to the cache.
 
@@ -122,31 +140,40 @@ def extend(
       tokens, positions: (B, C) int32; position -1 marks padding, which nothing ever sees.
       column: () int32, where the chunk goes in the cache (the same column for every sequence: rows are aligned by
         column, and their positions say how far each one is).
-      longest: () int32, how many columns up to the last of the chunk can hold tokens; no others are read (see
-        attention.attend_last). None = all.
+      read: how many columns up to the last of the chunk can hold tokens: no others are read. None = all.
 
     Returns:
       hidden states (B, C, D) after the final norm, and the longer cache.
     """
     chex.assert_equal_shape([tokens, positions])
-    query, end = Layout(positions), column + tokens.shape[1]
     slots = jnp.where(positions < 0, EMPTY, positions)
     slots = jax.lax.dynamic_update_slice_in_dim(cache.positions, slots, column, axis=1)
-    shared = transformer.layer_inputs(config, query, Layout(slots))
+    read = slots.shape[1] if read is None else read
+    start = jnp.maximum(column + tokens.shape[1] - read, 0)
+    query, key = Layout(positions), Layout(jax.lax.dynamic_slice_in_dim(slots, start, read, axis=1))
+    shared = transformer.layer_inputs(config, query, key)
     local = transformer.local_rotary(config, query, shared)
     x = transformer.embed(config, params, jnp.where(positions < 0, 0, tokens), jnp.maximum(positions, 0))
     scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
-    keys, values = [], []
-    for layer, window in enumerate(config.layer_windows):
-        inputs = shared
-        if window:
-            mask = shared.mask & attention.within_window(query, Layout(slots), window)
-            inputs = shared._replace(mask=mask, rotary=local)
-        if longest is not None:
-            read = functools.partial(attention.attend_last, mask=inputs.mask, scale=scale, end=end, longest=longest)
-            inputs = inputs._replace(mask=None, fused=read)
-        past = (cache.keys[layer], cache.values[layer], column)
-        x, (k, v) = transformer.Block(config).apply({"params": params["blocks"][layer]}, x, inputs, past)
-        keys.append(k)
-        values.append(v)
-    return transformer.final_norm(config, params, x), Cache(tuple(keys), tuple(values), slots)
+
+    def layer(carry, scanned):
+        x, keys, values = carry
+        block, window, index = scanned
+        mask, rotary = shared.mask, shared.rotary
+        if any(config.windows):
+            mask &= attention.within_window(query, key, window)
+        if local is not rotary:
+            rotary = jax.tree.map(functools.partial(jnp.where, window > 0), local, rotary)
+        attend = functools.partial(attention.attend_to_cache, mask=mask, scale=scale, layer=index, start=start)
+        inputs = shared._replace(mask=None, rotary=rotary, fused=attend)
+        x, past = transformer.Block(config).apply({"params": block}, x, inputs, (keys, values, index, column))
+        return (x, *past), None
+
+    groups, first = [], 0
+    for blocks, keys, values in zip(params["blocks"], cache.keys, cache.values, strict=True):
+        count = keys.shape[1]
+        windows = jnp.array(config.layer_windows[first : first + count], jnp.int32)
+        (x, *past), _ = jax.lax.scan(layer, (x, keys, values), (blocks, windows, jnp.arange(count)))
+        groups, first = [*groups, past], first + count
+    keys, values = zip(*groups, strict=True)
+    return transformer.final_norm(config, params, x), Cache(keys, values, slots)

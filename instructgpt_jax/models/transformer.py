@@ -97,10 +97,11 @@ class Attention(nn.Module):
         query, key, value = (y.swapaxes(1, 2) for y in (query, key, value))  # (B, heads, T, H)
         query, key, value = checkpoint_name((query, key, value), "light")
         if cache is not None:
-            keys, values, column = cache
-            key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), column, axis=2)
-            value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(values.dtype), column, axis=2)
-            cache = (key, value)
+            keys, values, index, column = cache
+            write = lambda x, new: jax.lax.dynamic_update_slice(  # noqa: E731
+                x, new[:, None].astype(x.dtype), (0, index, 0, column, 0)
+            )
+            cache = key, value = write(keys, key), write(values, value)
         scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
         drop = layer.dropout_key if layer.dropout_key is None else jax.random.fold_in(layer.dropout_key, 0)
         if layer.fused is None:
