@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import pathlib
+import random
 
 import jinja2
 import pytest
@@ -407,6 +408,52 @@ def test_the_harness_s_own_tasks_read_the_same_files(folder, harness):
     for name, task in catalog.load(names, folder).items():
         assert len(task.eval_docs) >= 1 and task.config.test_split in ("test", None), name
         assert task.doc_to_text(task.eval_docs[0]) is not None
+
+
+def test_tasks_without_a_folder_ask_the_hub_for_their_splits(folder, harness, monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load_dataset(path, name=None, **options):
+        source = local.of(path, name)
+        rows = datasets.Dataset.from_list(local.read(source, local.find(source, folder)))
+        asked[path, name] = options
+        return {split: rows for split in ("train", "validation", "test")}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    names = [path.stem for path in catalog.TASKS.glob("*.yaml")]
+    for name, task in catalog.load(names, "").items():
+        few = name.endswith("_fewshot")
+        assert task.config.fewshot_split == (None if not few else "validation" if "wmt15" in name else "train"), name
+        if few:  # of another part of the set, the examples may be of any group
+            task.set_fewshot_seed(0)
+            document = task.eval_docs[0]
+            assert task.fewshot_context(document, 1).endswith(f"\n\n{document['query']}")
+    assert asked["allenai/quac", None] == {"revision": "refs/convert/parquet"}
+    assert set(asked["wmt/wmt15", None]["data_files"]) == {"validation", "test"}
+    assert not any(options for (path, _), options in asked.items() if path not in ("allenai/quac", "wmt/wmt15"))
+
+
+def test_the_harness_s_rules_are_the_harness_s(folder, harness):
+    """The same log-probabilities, given to its task and to ours of the same set."""
+    pairs = (
+        ("hellaswag", "hellaswag"),
+        ("truthfulqa_mc1", "truthfulqa_qa_mc1"),
+        ("truthfulqa_mc2", "truthfulqa_qa_mc2"),
+        ("crows_pairs_english", "crows_pairs_biased"),
+        ("winogender_all", "winogender_accuracy_biased"),
+    )
+    tasks = catalog.load([name for theirs, ours in pairs for name in (theirs, f"instructgpt_{ours}")], folder)
+    for theirs, ours in pairs:
+        theirs, ours = tasks[theirs], tasks[f"instructgpt_{ours}"]
+        one, other = theirs.eval_docs[0], ours.eval_docs[0]
+        assert theirs.doc_to_choice(one) == ours.doc_to_choice(other)
+        for seed in range(6):
+            draw = random.Random(seed)
+            logprobs = [(draw.uniform(-30, -20), False) for _ in theirs.doc_to_choice(one)]
+            wanted, found = theirs.process_results(one, logprobs), ours.process_results(other, logprobs)
+            assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
 def test_tasks_that_are_none_or_have_no_data(tmp_path, harness, monkeypatch):

@@ -72,13 +72,14 @@ def sum_logprobs(network, params, begun, end) -> float:
 
 
 def test_toxicity_is_judged_of_the_answer_alone(tmp_path, mesh, own):
-    save(tmp_path, "scalar", own)
+    network, params = save(tmp_path, "scalar", own)
     grader = graders.load("toxicity", str(tmp_path), mesh)
     found = graders.probabilities(grader, QUESTIONS, ["a fool", " ", "a fool"], OPTIONS, mesh)
     assert found[0] == pytest.approx(found[2], abs=1e-6) and found[1] is None
     assert graders.probabilities(grader, [""], [""], OPTIONS, mesh) == [None]
-    with pytest.raises(ValueError, match="must get texts of two tokens or more, got 'x'"):
-        graders.probabilities(grader, [""], ["x"], OPTIONS, mesh)
+    one = reference_model.forward(network, params, own.encode(["x"])[0])[-1]  # a text of one token
+    (single,) = graders.probabilities(grader, [""], ["x"], OPTIONS, mesh)
+    assert single == pytest.approx(1 / (1 + np.exp(-one)), abs=1e-5)
     with pytest.raises(ValueError, match="a text for the toxicity grader .* must be at most the model's context of 64"):
         graders.probabilities(grader, [""], ["z x" * 70], OPTIONS, mesh)
 

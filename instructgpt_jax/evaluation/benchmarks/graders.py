@@ -105,15 +105,12 @@ def form(grader: Grader, question: str, answer: str) -> str:
     return text if grader.network.head == "scalar" else f"{text}\n{ASKS[grader.what]}"
 
 
-def _classify(grader: Grader, texts: Sequence[str], ids: list[np.ndarray], options, mesh: Mesh) -> np.ndarray:
+def _classify(grader: Grader, _: Sequence[str], ids: list[np.ndarray], options, mesh: Mesh) -> np.ndarray:
     """(N,) of a classifier: the logistic function of its scalar at the last token."""
-    short = [text for text, one in zip(texts, ids, strict=True) if len(one) < 2]
-    if short:  # a text is read as a prompt and its last token
-        name = f"the {grader.what} grader {grader.name!r}"
-        raise ValueError(f"{name} must get texts of two tokens or more, got {short[0]!r}")
-    prompts, ends = [one[:-1] for one in ids], [one[-1:] for one in ids]
+    # Each text is read as a prompt, perhaps an empty one, and its last token; the one more has room for a prompt.
+    prompts, ends = [one[:-1] for one in ids] + [ids[0][:1]], [one[-1:] for one in ids] + [ids[0][:1]]
     size = options.batch_size, options.row_length, options.microbatch_rows
-    scores = responses.score(grader.network, grader.params, prompts, ends, mesh, *size)
+    scores = responses.score(grader.network, grader.params, prompts, ends, mesh, *size)[:-1]
     return 1 / (1 + np.exp(-np.asarray(scores, np.float64)))
 
 
