@@ -196,7 +196,6 @@ def evaluation(size, trained):
             "response_length": size.response,
             "row_length": size.prompt + size.response,
             "microbatch_rows": size.microbatch_rows,
-            "accuracy": ("{comparisons}",),
             "pretraining": {"num_sequences": 64, "row_length": size.row_length // 4},
             "overoptimisation": {
                 "runs": {"ppo": "{workdir}/ppo", "ppo_ptx": "{workdir}/ppo_ptx"},
