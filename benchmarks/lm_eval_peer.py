@@ -10,18 +10,18 @@ Exits 1 where a log-likelihood differs by more than 1e-3 or a metric at all.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 
 import jax
-import lm_eval
-from lm_eval.models.huggingface import HFLM
 
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation.benchmarks import adapter, catalog
+from instructgpt_jax.evaluation.benchmarks import catalog
 from instructgpt_jax.models import hf
 from instructgpt_jax.sharding import make_mesh
 
+PACKAGES = ("lm_eval", "torch", "accelerate")
 TASKS = "hellaswag,rte,sst2,wsc,truthfulqa_mc1,truthfulqa_mc2,crows_pairs_english"
 
 
@@ -30,6 +30,8 @@ def ask(lm, task: str, data: str, limit: int) -> tuple[dict, float]:
     tasks = catalog.load([task], data)
     if tasks[task].get_config("num_fewshot") is None:
         tasks[task].set_config(key="num_fewshot", value=0)
+    import lm_eval
+
     started = time.perf_counter()
     found = lm_eval.evaluate(lm, {"tasks": tasks, "groups": {}}, limit=limit, bootstrap_iters=0)
     return found, time.perf_counter() - started
@@ -53,6 +55,12 @@ def main() -> int:
     parser.add_argument("--row_length", type=int, default=256, help="of our packed rows")
     parser.add_argument("--rows", type=int, default=8, help="of ours that go through the network at once")
     args = parser.parse_args()
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"error: benchmarks/lm_eval_peer.py must have {', '.join(missing)}: pip install {' '.join(missing)}")
+    from lm_eval.models.huggingface import HFLM
+
+    from instructgpt_jax.evaluation.benchmarks import adapter
 
     mesh = make_mesh(dict(data=1, fsdp=-1, tensor=1))
     network, params = hf.load(args.model, mesh)
