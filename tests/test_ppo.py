@@ -387,8 +387,8 @@ def test_first_minibatch_in_bfloat16():
     assert metrics["rollout/logprob_gap"] < 0.1
     assert metrics["policy/ratio_first"] <= 1e-5
     assert metrics["objective/kl"] == 0.0 and metrics["objective/kl_k3"] == 0.0
-    episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
-    _, metrics = phases.experience(state, frozen, episodes, logprobs + 0.25)  # so small a network may have no gap
+    episodes, logprobs = phases[0](state.policy.params, batch, state.step)
+    _, metrics = phases[1](state, frozen, episodes, logprobs + 0.25)  # so small a network may have no gap
     np.testing.assert_allclose(metrics["rollout/logprob_gap"], 0.25, atol=0.1)
     answers = responses.Answers(*phases[0](state.policy.params, batch, state.step), jnp.arange(8))
     measured = jax.jit(functools.partial(ppo.measure, algorithm))(state.policy.params, frozen, answers)
@@ -516,7 +516,7 @@ def test_eight_devices_equal_one(shape, capfd):
         frozen = jax.device_put(frozen, {name: param_shardings(mesh, tree) for name, tree in frozen.items()})
         pretraining = jax.device_put(batch["pretraining"], jax.NamedSharding(mesh, jax.P(None, *ROWS)))
         batch = jax.device_put({k: v for k, v in batch.items() if k != "pretraining"}, rows)
-        episodes, logprobs = phases.rollout(state.policy.params, batch, state.step)
+        episodes, logprobs = phases[0](state.policy.params, batch, state.step)
         jax.tree.map(np.testing.assert_array_equal, episodes, after("ptx")[0])
         experience, metrics = phases.experience(state, frozen, episodes, logprobs)
         state, metrics = phases.learn(state, experience, pretraining, metrics)
