@@ -3,6 +3,8 @@
     pip install torch
     python benchmarks/exported.py --policy=runs/e2e/ppo_ptx --reward=runs/e2e/reward --prompts=jsonl:DATA#unique
 
+Of a run whose dialogues were written by the tokenizer's own template: --template=chat.
+
 Both are exported as `configs/export.py` does it. The policy answers the first `--count` prompts greedily here and with
 `AutoModelForCausalLM`; the reward model scores these answers here and with `AutoModelForSequenceClassification`. Exits
 1 where a text differs or a score lies more than `--tolerance` apart.
@@ -37,19 +39,29 @@ def export(init_from: str, folder: str) -> str:
     return folder
 
 
-def ours(policy: str, prompts: list[str], length: int, mesh) -> list[str]:
+def ours(policy: str, prompts: list[str], length: int, template: str, mesh) -> list[str]:
     """Greedy answers of this program."""
     from configs import common
 
     config = common.config("sample")
     config.models.model = common.network(init_from=policy)
     config.sample = {"batch_size": 16, "response_length": length, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    tokenizer = tokenizers.load(run_tokenizer.beside(policy))
+    config.data.template = template
+    name = run_tokenizer.beside(policy)
+    tokenizer = tokenizers.load(name, run_tokenizer.chat_of(config, name))
     answer = sample.make_answer(config, mesh, tokenizer)
     return [found["response"] for found in answer([sample.Prompt("prompt", prompt) for prompt in prompts], 0)]
 
 
-def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
+def prompt_ids(tokenizer, prompt: str, template: str) -> list[int]:
+    """A prompt's ids by transformers."""
+    if not template:
+        return tokenizer(prompt, add_special_tokens=False).input_ids
+    chat = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def theirs(folder: str, prompts: list[str], length: int, template: str) -> list[str]:
     """Greedy answers of transformers."""
     import torch
 
@@ -57,7 +69,7 @@ def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     end, found = tokenizer.eos_token_id, []
     for prompt in prompts:
-        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        ids = torch.tensor([prompt_ids(tokenizer, prompt, template)])
         answer = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -70,7 +82,7 @@ def theirs(folder: str, prompts: list[str], length: int) -> list[str]:
     return found
 
 
-def their_scores(folder: str, prompts: list[str], texts: list[str]) -> list[float]:
+def their_scores(folder: str, prompts: list[str], texts: list[str], template: str) -> list[float]:
     """Scores of transformers, each text with its end-of-text token."""
     import torch
 
@@ -78,8 +90,8 @@ def their_scores(folder: str, prompts: list[str], texts: list[str]) -> list[floa
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
     for prompt, text in zip(prompts, texts, strict=True):
-        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text)]
-        tokens = torch.tensor([ids[0] + ids[1] + [tokenizer.eos_token_id]])
+        ids = prompt_ids(tokenizer, prompt, template) + tokenizer(text, add_special_tokens=False).input_ids
+        tokens = torch.tensor([[*ids, tokenizer.eos_token_id]])
         with torch.no_grad():
             found.append(model(tokens).logits[0, 0].item() + model.config.reward_bias)
     return found
@@ -93,6 +105,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--response_length", type=int, default=72)
     parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--template", choices=["", "chat"], default="", help="how dialogues were written")
     arguments = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
         sys.exit("error: benchmarks/exported.py must have torch to compare with: pip install torch")
@@ -102,12 +115,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         policy, reward = (export(getattr(arguments, name), f"{folder}/{name}") for name in ("policy", "reward"))
         with jax.set_mesh(mesh):
-            texts = ours(arguments.policy, prompts, arguments.response_length, mesh)
+            texts = ours(arguments.policy, prompts, arguments.response_length, arguments.template, mesh)
             compared = [{"prompt": prompt, "completions": [text]} for prompt, text in zip(prompts, texts, strict=True)]
             scores = [found[0] for found in reward_folds.completion_scores(arguments.reward, compared, mesh, 256, 4)]
-        answers = theirs(policy, prompts, arguments.response_length)
+        answers = theirs(policy, prompts, arguments.response_length, arguments.template)
         same = sum(left == right for left, right in zip(texts, answers, strict=True))
-        found = their_scores(reward, prompts, texts)
+        found = their_scores(reward, prompts, texts, arguments.template)
         apart = max(abs(left - right) for left, right in zip(scores, found, strict=True))
     print(f"{same} of {len(prompts)} greedy texts are equal; scores lie at most {apart:.1e} apart")
     sys.exit(same < len(prompts) or apart > arguments.tolerance)
