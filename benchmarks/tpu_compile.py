@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--program", choices=tuple(PASSES), default="train")
     parser.add_argument("--rows", type=int, default=4, help="rows of 2,048 tokens (decode: sequences) a device")
     parser.add_argument("--mesh", default="1,-1,1", help="data, fsdp, tensor")
+    parser.add_argument("--layers", type=int, help="in place of the size's own: compile two depths, go on in a line")
     parser.add_argument("--options", default="", help="of the compiler: name=value,…")
     parser.add_argument("--remat", default="full")
     parser.add_argument("--attention", default="auto")
@@ -119,6 +120,8 @@ def main() -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=flags.topology).devices
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, map(int, flags.mesh.split(",")), strict=True)), devices)
     config = SIZES[flags.size].replace(dtype="bfloat16", remat=flags.remat, attention=flags.attention)
+    if flags.layers:
+        config = config.replace(num_layers=flags.layers)
     if flags.program in ("score", "reward"):
         config = config.replace(head="scalar")
     rows = flags.rows * len(devices)
