@@ -8,7 +8,7 @@
 #   launch/sky.sh --name=sft-1b3 --type=H100:8 --nodes=2 -- …
 #
 #   --name=NAME        of the cluster, or of the managed job
-#   --type=TYPE        tpu-v5p-128, tpu-v6e-8, H100:8, A100-80GB:1: sky gpus list
+#   --type=TYPE        tpu-v5p-128, tpu-v6e-8, H100:8, A100-80GB:1: sky gpus list --all
 #   --nodes=N          machines with GPUs; 1 by default
 #   --managed          a managed job; else a cluster, which stays until `sky down NAME`
 #   --spot             cheaper, and may be preempted at any time

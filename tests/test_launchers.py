@@ -371,3 +371,25 @@ def test_skypilot_understands_what_it_is_asked(tools, type, more):
         "entrypoint": [task], "nodes": 2 if more == ["--nodes=2"] else 1, "spot": "--spot" in more,
         "accelerators": {name: int(count or 1)}, "infra": "gcp/us-east5" if len(more) == 3 else None,
     }  # fmt: skip
+
+
+def documented(tool):
+    """The commands of launch/README.md that begin with a tool's name, as words."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "launch" / "README.md").read_text())
+    return [shlex.split(line) for line in re.findall(rf"^    ({tool} .*)$", text, re.MULTILINE)]
+
+
+def test_the_tools_understand_the_document(tmp_path):
+    parses = {
+        "XPK": "parser = __import__('argparse').ArgumentParser()\nset_parser(parser=parser)\nparser.parse_args(words[1:])",
+        "SKY": "group, words = cli, words[1:]\nwhile hasattr(group, 'commands'):\n    group = group.commands[words.pop(0)]\n"
+        "group.make_context('sky', words)",
+    }
+    imports = {"XPK": "from xpk.parser.core import set_parser", "SKY": "from sky.client.cli.command import cli"}
+    for variable, lines in parses.items():
+        python = real(variable)
+        commands = documented(variable.lower())
+        assert len(commands) >= 4
+        loop = "for words in json.loads(sys.argv[1]):\n" + "".join(f"    {line}\n" for line in lines.split("\n"))
+        code = f"import json, sys\n{imports[variable]}\n{loop}print(0)"
+        ask(python, code, json.dumps(commands), tmp_path)
