@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import sources
+from instructgpt_jax.report import card
 from instructgpt_jax.validate import validate_pipeline
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
@@ -39,7 +40,7 @@ def run(
     check_stage: Callable[[ConfigDict, str], object],
     run_stage: Callable[[ConfigDict, str], None],
 ) -> None:
-    """Runs the stages in their order, or `config.only` of them.
+    """Runs the stages in their order, or `config.only` of them, and writes `model_card.md` of what there is.
 
     Args:
       config: `stages`, `order`, `only`: the name of one stage to run alone, or '', and `parallel`.
@@ -75,6 +76,8 @@ def run(
                     workdirs.write_atomically(path, json.dumps(rounded) + "\n")
 
     process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+    if jax.process_index() == 0 and path.parent.exists():
+        workdirs.write_atomically(path.parent / card.FILE, card.of_pipeline(path.parent, config.order))
 
 
 def wanted(config: ConfigDict, name: str) -> bool:

@@ -379,17 +379,29 @@ def documented(tool):
     return [shlex.split(line) for line in re.findall(rf"^    ({tool} .*)$", text, re.MULTILINE)]
 
 
-def test_the_tools_understand_the_document(tmp_path):
-    parses = {
-        "XPK": "parser = __import__('argparse').ArgumentParser()\nset_parser(parser=parser)\nparser.parse_args(words[1:])",
-        "SKY": "group, words = cli, words[1:]\nwhile hasattr(group, 'commands'):\n    group = group.commands[words.pop(0)]\n"
-        "group.make_context('sky', words)",
-    }
-    imports = {"XPK": "from xpk.parser.core import set_parser", "SKY": "from sky.client.cli.command import cli"}
-    for variable, lines in parses.items():
-        python = real(variable)
-        commands = documented(variable.lower())
-        assert len(commands) >= 4
-        loop = "for words in json.loads(sys.argv[1]):\n" + "".join(f"    {line}\n" for line in lines.split("\n"))
-        code = f"import json, sys\n{imports[variable]}\n{loop}print(0)"
-        ask(python, code, json.dumps(commands), tmp_path)
+XPK_READS = """
+import argparse, json, sys
+from xpk.parser.core import set_parser
+parser = argparse.ArgumentParser(prog="xpk")
+set_parser(parser=parser)
+for words in json.loads(sys.argv[1]):
+    parser.parse_args(words[1:])
+print(0)
+"""
+SKY_READS = """
+import json, sys
+from sky.client.cli.command import cli
+for words in json.loads(sys.argv[1]):
+    group, words = cli, words[1:]
+    while hasattr(group, "commands"):
+        group = group.commands[words.pop(0)]
+    group.make_context("sky", words)
+print(0)
+"""
+
+
+@pytest.mark.parametrize("variable, code", [("XPK", XPK_READS), ("SKY", SKY_READS)])
+def test_the_tools_understand_the_document(variable, code, tmp_path):
+    commands = documented(variable.lower())
+    assert len(commands) >= 4
+    ask(real(variable), code, json.dumps(commands), tmp_path)
