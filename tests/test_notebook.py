@@ -55,7 +55,7 @@ def ran(tmp_path_factory):
         for path in NOTEBOOKS:
             notebooks[path.stem] = notebook = read(path)
             resources = {"metadata": {"path": str(path.parent)}}
-            nbclient.NotebookClient(notebook, timeout=1200, resources=resources).execute()
+            nbclient.NotebookClient(notebook, timeout=3000, resources=resources).execute()
     return notebooks, folder
 
 
