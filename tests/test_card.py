@@ -65,6 +65,8 @@ def pipeline(tmp_path_factory):
     table = {"hf:acme/hh:test": {"reward": {"accuracy": accuracy}}, "all": {"reward": {"accuracy": accuracy}}}
     (folder / "rewards" / "rewards.json").write_text(json.dumps(table))
     stage(folder / "other", "evaluate", {"policy": network("runs/other")})  # of something else
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")  # nobody knows whose
     (folder / "seconds.json").write_text("{}")
     return folder
 
@@ -150,6 +152,13 @@ def test_a_workdir_without_evaluation_says_so_in_its_sections(tmp_path):
         assert "no record of the data" in section(text, "Data") and "do not say who ranked" in section(text, "Labelers")
         assert "| ppo | 3 | not recorded |" in section(text, "Training")  # a run from before it was recorded
         assert "Base: none" in text and "base_model" not in head(text)
+
+
+def test_stages_of_two_rounds_are_told_apart(tmp_path):
+    for n in (1, 2):
+        stage(tmp_path / f"round{n}" / "sft", "sft", {"model": network("")}, saved=dict(step=n, num_steps=2))
+    training = section(card.of_pipeline(tmp_path, ("round1/sft", "round2/sft")), "Training")
+    assert "| round1/sft | 1 of 2 |" in training and "| round2/sft | 2 |" in training
 
 
 def test_a_network_that_was_not_trained_here(tmp_path):

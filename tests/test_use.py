@@ -335,7 +335,7 @@ def test_export_over_another_models_export(runs, tmp_path):
     run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/reward")
     (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
     run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "model_card.md"}
     assert {file.name for file in (tmp_path / "hf").iterdir()} == names
     assert hf.load(tmp_path / "hf")[0].head == "lm"
     (tmp_path / "hf" / "README.md").write_text("Mine.")

@@ -28,7 +28,8 @@ def of_network(init_from: str, head: str) -> str:
       head: 'lm' or 'scalar'.
     """
     found = lineage.of_network(init_from)
-    name = f"{found.runs[-1].workdir.parent.name}/{found.runs[-1].name}" if found.runs else epath.Path(init_from).name
+    workdir = found.runs[-1].workdir if found.runs else epath.Path(init_from)
+    name = f"{workdir.parent.name}/{workdir.name}" if found.runs else workdir.name
     return _render(name, found, head)
 
 

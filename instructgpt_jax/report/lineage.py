@@ -20,14 +20,11 @@ PIPELINE = "seconds.json"  # a file of every pipeline's workdir
 class Run(NamedTuple):
     """A stage that trained a network."""
 
+    name: str  # of its folder, with the one above where two have the same: round1/reward
     workdir: epath.Path
     config: dict[str, Any]
     data: dict[str, dict]  # kind -> what was read, see datasets.described
     saved: dict[str, Any]  # beside the newest checkpoint, or beside the one that was asked for, see read_metadata
-
-    @property
-    def name(self) -> str:
-        return self.workdir.name
 
 
 class Found(NamedTuple):
@@ -92,11 +89,15 @@ def _ancestors(networks: Iterable[str]) -> tuple[list[Run], list[str]]:
         for entry in config["models"].values():
             if entry.get("init_from"):
                 visit(entry["init_from"], folder)
-        runs[key] = Run(folder, config, _json(folder / "data.json"), _saved(init_from, folder))
+        runs[key] = Run(folder.name, folder, config, _json(folder / "data.json"), _saved(init_from, folder))
 
     for network in networks:
         visit(network, None)
-    return list(runs.values()), list(bases)
+    names = [run.name for run in runs.values()]
+    return [
+        run._replace(name=f"{run.workdir.parent.name}/{run.name}") if names.count(run.name) > 1 else run
+        for run in runs.values()
+    ], list(bases)
 
 
 def _places(init_from: str, near: epath.Path | None) -> list[epath.Path]:
@@ -119,7 +120,10 @@ def _measured(found: Found, folder: epath.Path, networks: Sequence[epath.Path]) 
     wanted = {os.path.realpath(network) for network in networks}
     reports, scores = {}, []
     for place in sorted(folder.iterdir()) if folder.exists() else []:
-        config = workdirs.read_config(place) if (place / "config.json").exists() else None
+        try:
+            config = workdirs.read_config(place)
+        except ValueError:
+            continue  # it may be anybody's
         if config is None or config.get("stage") not in (*REPORTS, SCORES[0]):
             continue
         named = [entry.get("init_from", "") for entry in config["models"].values()]
