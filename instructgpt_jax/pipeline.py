@@ -87,11 +87,16 @@ def wanted(config: ConfigDict, name: str) -> bool:
 
 
 def needed(config: ConfigDict, name: str) -> set[str]:
-    """The stages before this one in the order whose workdirs its configuration names."""
+    """The stages before this one in the order whose workdirs its configuration names.
+
+    For an export all before it: its model card has what they measured.
+    """
+    earlier = config.order[: config.order.index(name)]
+    if config.stages[name].get("stage") == "export":
+        return set(earlier)
     text = json.dumps(config.stages[name].to_dict(), default=str)
     for key, own in config.items():
         text = text.replace(f"{{{key}}}", own) if isinstance(own, str) else text
-    earlier = config.order[: config.order.index(name)]
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
 
 

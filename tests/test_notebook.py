@@ -95,6 +95,15 @@ def test_the_model_answers(ran):
     assert [json.loads(line)["prompt"] for line in lines].count("How do I boil an egg?") == len(NOTEBOOKS)
 
 
+def test_the_recipe_has_its_model_cards(ran):
+    """What each stage has cost was written down by itself; the card of an export has the evaluation beside it."""
+    _, folder = ran
+    card = (folder / "instruct_tiny" / "model_card.md").read_text()
+    assert "not recorded" not in card and "| ppo_ptx | 4 |" in card and "1 x cpu" in card
+    card = (folder / "instruct_tiny" / "export" / "model_card.md").read_text()
+    assert "| rlhf_init | 8 |" in card and "| Pretraining loss" in card
+
+
 def test_no_output_is_committed():
     for path in NOTEBOOKS:
         cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
