@@ -49,7 +49,18 @@ def data() -> ConfigDict:
 
 def network(size: str = "", init_from: str = "", **fields) -> ConfigDict:
     """An entry of `config.models`: fresh of a named size, or from `init_from`; `fields` are those of ModelConfig."""
-    return ConfigDict({"size": size, "init_from": init_from, "weights": "", **fields})
+    return ConfigDict({"size": size, "init_from": init_from, "weights": "", "adapter": adapter(), **fields})
+
+
+def adapter(**changes) -> dict:
+    """What of a network trains where not everything does: an adapter on `targets` (LoRA, Hu et al. 2021)."""
+    settings = {
+        "rank": 16,
+        "alpha": 32.0,  # the change is multiplied by alpha / rank
+        "targets": (),  # of query, key, value, out, up, gate, down; () = no adapter, all parameters train
+        "dropout": 0.0,
+    }
+    return settings | changes
 
 
 def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling
+from instructgpt_jax.validate.adapter import check_adapter
 from instructgpt_jax.validate.evaluation import (
     BENCHMARK,
     check_benchmark,
@@ -247,6 +248,8 @@ def _check_networks(config: ConfigDict) -> None:
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
         if "architecture" in entry:
             raise ValueError(f"config.models.{name} must have no architecture, its size or init_from says it, got one")
+        if "adapter" in entry:
+            check_adapter(config, name, TRAINED)
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
         raise ValueError(
             f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"
