@@ -212,6 +212,15 @@ def collection() -> ConfigDict:
     return settings
 
 
+def export() -> dict:
+    """How a network is written for other programs."""
+    return {
+        "dtype": "float32",  # or bfloat16: half the size, and what transformers then computes in
+        "format": "merged",  # or peft: of a network that trained an adapter, the adapter alone
+        "base": "",  # of `peft`: the adapter's base in Hugging Face format; "" = what it was trained from
+    }
+
+
 def labeling(kind: str) -> ConfigDict:
     """A questionnaire for people, one of the kinds of `instructgpt_jax/labeling/`; files alone, no network."""
     settings = config("label")

@@ -228,7 +228,7 @@ def export(stage):
     """A trained network for transformers."""
     config = common.config("export")
     config.models.model = common.network(init_from=f"{{workdir}}/{stage}")
-    config.export = {"dtype": "float32"}
+    config.export = common.export()
     return config
 
 

@@ -29,8 +29,8 @@ from instructgpt_jax.training import checkpoint, origins
 from instructgpt_jax.training.origins import abstract, is_hub_id
 
 __all__ = [  # what origins.py has is for all who ask for networks
-    "Network", "abstract", "abstract_frozen", "build", "check_context", "freeze", "is_hub_id", "join", "shape",
-    "stand_ins", "tell_trained_on",
+    "Base", "Network", "abstract", "abstract_frozen", "adapter_of", "build", "check_context", "freeze", "is_hub_id",
+    "join", "shape", "stand_ins", "tell_trained_on", "with_adapter",
 ]  # fmt: skip
 
 # Whose entry stands in for an empty one of PPO: the reference is the policy that it starts from, the value model starts
@@ -110,10 +110,10 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
         grown = lambda params, key: models.with_scalar_head(source.config, params, key)[1]  # noqa: E731
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
-    found = {**entry, "architecture": dataclasses.asdict(network)}
+    found = dict(ConfigDict(dict(entry)).to_dict()) | {"architecture": dataclasses.asdict(network)}
     whole = Network(network, load, own, found, grown=grow and source.kind != "fresh")
     adapter = adapter_of(key, entry, network)
-    return whole if adapter is None else _with_adapter(whole, adapter, mesh, fresh_key)
+    return whole if adapter is None else with_adapter(whole, adapter, mesh, seed)
 
 
 def adapter_of(key: str, entry: ConfigDict | dict, network: ModelConfig) -> Adapter | None:
@@ -133,13 +133,18 @@ def adapter_of(key: str, entry: ConfigDict | dict, network: ModelConfig) -> Adap
     return Adapter(**found)
 
 
-def _with_adapter(whole: Network, adapter: Adapter, mesh: Mesh, key: jax.Array) -> Network:
-    """The network as what trains of it, an adapter and the scalar head, on itself as the frozen base."""
+def with_adapter(whole: Network, adapter: Adapter, mesh: Mesh, seed: int) -> Network:
+    """The network as what trains of it, an adapter and the scalar head, on itself as the frozen base.
+
+    Args:
+      seed: as in `build`, of the adapter and of a head that is grown.
+    """
     config = whole.config.replace(adapter=adapter)
     own = origins.abstract_trained(config, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, own)
 
     def load() -> dict:
+        key = jax.random.key(seed)
         adapter = jax.jit(lambda key: adapters.init(config, key), out_shardings={"blocks": shardings["blocks"]})(key)
         if config.head != "scalar":
             return adapter

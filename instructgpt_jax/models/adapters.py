@@ -144,4 +144,4 @@ def merged(params: dict) -> dict:
 
 def has_adapter(params: dict) -> bool:
     """Whether a tree of parameters is a joined one."""
-    return any(path_name(path).endswith((f"/{TREE}/a",)) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return any(path_name(path).endswith(f"/{TREE}/a") for path, _ in jax.tree_util.tree_leaves_with_path(params))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import models
 from instructgpt_jax.models import RUNTIME_FIELDS, Adapter, ModelConfig, adapters, hf
-from instructgpt_jax.models.hf import storage
+from instructgpt_jax.models.hf import peft, storage
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
@@ -40,6 +40,12 @@ class Source(NamedTuple):
     which: str = ""
     adapter: Adapter | None = None
     base: "Source | None" = None
+
+
+def load_adapter(source: Source, mesh: Mesh) -> tuple[ModelConfig, dict]:
+    """The network of a source with its adapter, and what a stage trained of it."""
+    config = source.config.replace(adapter=source.adapter)
+    return config, checkpoint.load_params(source.place, abstract_trained(config, mesh), source.which)
 
 
 def find(key: str, entry: ConfigDict | dict, vocab_size: int) -> Source:
@@ -95,11 +101,11 @@ def _locate(key: str, entry: ConfigDict | dict, fields: dict, vocab_size: int) -
         return found
     theirs = {field: saved["models"][name].get(field, "") for field in ("init_from", "weights")}
     base = _locate(f"{key}: in {init_from}, config.models.{name}", theirs, {}, vocab_size)
-    _check_base(key, init_from, theirs["init_from"], config, base.config)
+    check_base(key, init_from, theirs["init_from"], config, base.config)
     return found._replace(base=base)
 
 
-def _check_base(key: str, adapter: str, base: str, made_for: ModelConfig, found: ModelConfig) -> None:
+def check_base(key: str, adapter: str, base: str, made_for: ModelConfig, found: ModelConfig) -> None:
     """Refuses an adapter whose base is another network than the one that it was trained on.
 
     Args:
@@ -115,8 +121,10 @@ def _check_base(key: str, adapter: str, base: str, made_for: ModelConfig, found:
 
 
 def _is_hugging_face(path: epath.Path) -> bool:
-    """Whether a folder's config.json is that of a Hugging Face model; a run's has no `model_type`."""
+    """Whether a folder's config.json is that of a Hugging Face model, or it is PEFT's; a run's has no `model_type`."""
     file = path / "config.json"
+    if (path / peft.CONFIG).exists() and not file.exists():
+        return True
     try:
         found = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:  # also what is no UTF-8
@@ -130,8 +138,7 @@ def load(source: Source, mesh: Mesh) -> dict:
         return hf.load(source.place, mesh)[1]
     if source.adapter is None:
         return checkpoint.load_params(source.place, abstract(source.config, mesh), source.which)
-    config = source.config.replace(adapter=source.adapter)
-    trained = checkpoint.load_params(source.place, abstract_trained(config, mesh), source.which)
+    config, trained = load_adapter(source, mesh)
     base = {name: tree for name, tree in load(source.base, mesh).items() if name != "head" or config.head == "lm"}
     merge = jax.jit(
         lambda base, params: adapters.merged(adapters.join(config, base, params)),

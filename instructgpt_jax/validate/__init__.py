@@ -133,7 +133,7 @@ SECTIONS = {
     "benchmark": BENCHMARK,
     "label": labeling.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {"dtype": choice("float32", "bfloat16")},
+    "export": {"dtype": choice("float32", "bfloat16"), "format": choice("merged", "peft"), "base": TEXT},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 # Their workdirs keep none: models bring theirs.
