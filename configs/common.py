@@ -57,7 +57,7 @@ def adapter(**changes) -> dict:
     settings = {
         "rank": 16,
         "alpha": 32.0,  # the change is multiplied by alpha / rank
-        "targets": (),  # of query, key, value, out, up, gate, down; () = no adapter, all parameters train
+        "targets": (),  # of query, key, value, out, up, gate, down, or all; () = no adapter, every parameter trains
         "dropout": 0.0,
     }
     return settings | changes

@@ -125,10 +125,13 @@ def adapter_of(key: str, entry: ConfigDict | dict, network: ModelConfig) -> Adap
     found = dict(entry.get("adapter") or {})
     if not found.get("targets"):
         return None
+    if tuple(found["targets"]) == ("all",):
+        found["targets"] = network.projections
     missing = [name for name in found["targets"] if name not in network.projections]
     if missing:
         raise ValueError(
-            f"{key}.adapter.targets must be among {network.projections}, the projections of its layers, got {missing}"
+            f"{key}.adapter.targets must be among {network.projections}, the projections of its layers, or ('all',), "
+            f"got {missing}"
         )
     return Adapter(**found)
 

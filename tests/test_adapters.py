@@ -180,8 +180,10 @@ def test_bad_adapters_are_named(world, changes, message):
 
 
 def test_what_cannot_have_an_adapter_is_named(world):
-    with pytest.raises(ValueError, match=r"adapter.targets must be among .*'down'\), .* got \['gate', 'q_proj'\]"):
+    with pytest.raises(ValueError, match=r"adapter.targets must be among .*'down'\), .*all.* got \['gate', 'q_proj'\]"):
         built(world / "base", world, adapter=common.adapter(targets=("up", "gate", "q_proj")))
+    everything = built(world / "base", world, adapter=common.adapter(targets=("all",)))
+    assert everything.config.adapter.targets == ("query", "key", "value", "out", "up", "down")
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1))
     config = tiny_supervised.on_adapter(tiny_supervised.config("reward", world), world)
     config.reward.eos_init = "."

@@ -1,6 +1,7 @@
 """PPO on adapters: what it starts from, what it shares, what it keeps."""
 
 import contextlib
+import functools
 import json
 import shutil
 
@@ -120,7 +121,7 @@ def test_fresh_adapters_sample_what_the_start_samples_and_differ_from_the_bare_b
             "prompts": np.tile(np.arange(40, 48, dtype=np.int32), (8, 1)),
             "prompt_lengths": np.full(8, 8, np.int32),
         }
-        sample = jax.jit(ppo.rollout, static_argnums=0)
+        sample = lambda of, *given: jax.jit(functools.partial(ppo.rollout, of))(*given)  # noqa: E731
         episodes, logprobs = sample(algorithm, state.policy.params, batch, 0, frozen)
         theirs = sample(plain, frozen["ref_policy"], batch, 0)
         jax.tree.map(np.testing.assert_array_equal, (episodes, logprobs), theirs)
