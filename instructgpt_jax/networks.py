@@ -30,7 +30,7 @@ from instructgpt_jax.training.origins import abstract, is_hub_id
 
 __all__ = [  # what origins.py has is for all who ask for networks
     "Base", "Network", "abstract", "abstract_frozen", "adapter_of", "build", "check_context", "freeze", "is_hub_id",
-    "join", "shape", "stand_ins", "tell_trained_on", "with_adapter",
+    "join", "shape", "stand_ins", "tell_trained_on", "trained_adapter", "with_adapter",
 ]  # fmt: skip
 
 # Whose entry stands in for an empty one of PPO: the reference is the policy that it starts from, the value model starts
@@ -176,6 +176,12 @@ def shape(key: str, entry: ConfigDict | dict) -> ModelConfig:
         return found.replace(adapter=adapter_of(key, entry, found))
     except ValueError as error:
         raise ValueError(f"{error}" if str(error).startswith(key) else f"{key}: {error}") from None
+
+
+def trained_adapter(directory: str) -> bool:
+    """Whether the policy or model of a workdir, checkpoint or snapshot is an adapter alone."""
+    saved = checkpoint.read_metadata(directory)["config"]["models"]
+    return bool(saved["policy" if "policy" in saved else "model"]["architecture"].get("adapter"))
 
 
 def stand_ins(config: ConfigDict) -> dict[str, dict]:

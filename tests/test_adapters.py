@@ -147,6 +147,22 @@ def test_a_stage_keeps_the_adapter_alone_and_hands_on_the_merged_network(world, 
     )
 
 
+def test_a_snapshot_is_chosen_merged(world, tmp_path):
+    """`select` leaves a whole network, which needs the base no longer."""
+    run = tiny_supervised.config("sft", world, **{"sft.num_steps": 4, "eval_every": 2, "snapshot_every": 2})
+    main.run(tiny_supervised.on_adapter(run, world), str(tmp_path / "sft"))
+    chosen = common.selection()
+    chosen.mesh = dict(data=1, fsdp=1, tensor=1)
+    chosen.data.update({"valid_fraction": 0.2, "tokenizer": str(world / "bpe")})
+    chosen.models.model = common.network(init_from=str(tmp_path / "sft"))
+    chosen.select.by = "loss"
+    main.run(chosen, str(tmp_path / "select"))
+    step = checkpoint.steps(tmp_path / "select")[0]
+    of_the_run = built(tmp_path / "sft" / "snapshots" / str(step), world).load()
+    (tmp_path / "sft").rename(tmp_path / "gone")
+    jax.tree.map(np.testing.assert_array_equal, built(tmp_path / "select", world).load(), of_the_run)
+
+
 def test_another_base_is_refused(world, tuned, tmp_path):
     """By its architecture: the adapter would have the shapes for a base with another activation."""
     here, other = tmp_path / "base", models.SIZES["tiny"].replace(**tiny_supervised.MODEL, activation="relu")
