@@ -155,7 +155,7 @@ def test_a_snapshot_is_chosen_merged(world, tmp_path):
     chosen.mesh = dict(data=1, fsdp=1, tensor=1)
     chosen.data.update({"valid_fraction": 0.2, "tokenizer": str(world / "bpe")})
     chosen.models.model = common.network(init_from=str(tmp_path / "sft"))
-    chosen.select.by = "loss"
+    chosen.select.update({"by": "loss", "row_length": 96, "max_prompt_length": 32, "response_length": 32})
     main.run(chosen, str(tmp_path / "select"))
     step = checkpoint.steps(tmp_path / "select")[0]
     of_the_run = built(tmp_path / "sft" / "snapshots" / str(step), world).load()
