@@ -49,7 +49,18 @@ def data() -> ConfigDict:
 
 def network(size: str = "", init_from: str = "", **fields) -> ConfigDict:
     """An entry of `config.models`: fresh of a named size, or from `init_from`; `fields` are those of ModelConfig."""
-    return ConfigDict({"size": size, "init_from": init_from, "weights": "", **fields})
+    return ConfigDict({"size": size, "init_from": init_from, "weights": "", "adapter": adapter(), **fields})
+
+
+def adapter(**changes) -> dict:
+    """What of a network trains where not everything does: an adapter on `targets` (LoRA, Hu et al. 2021)."""
+    settings = {
+        "rank": 16,
+        "alpha": 32.0,  # the change is multiplied by alpha / rank
+        "targets": (),  # of query, key, value, out, up, gate, down, or all; () = no adapter, every parameter trains
+        "dropout": 0.0,
+    }
+    return settings | changes
 
 
 def optimizer(lr: float, schedule: str, **changes) -> ConfigDict:
@@ -199,6 +210,15 @@ def collection() -> ConfigDict:
         "max_prompt_length": 1024,
     }
     return settings
+
+
+def export() -> dict:
+    """How a network is written for other programs."""
+    return {
+        "dtype": "float32",  # or bfloat16: half the size, and what transformers then computes in
+        "format": "merged",  # or peft: of a network that trained an adapter, the adapter alone
+        "base": "",  # of `peft`: the adapter's base in Hugging Face format; "" = what it was trained from
+    }
 
 
 def labeling(kind: str) -> ConfigDict:

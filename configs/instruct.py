@@ -6,7 +6,9 @@ Command:  python -m instructgpt_jax.main --config=configs/instruct.py --config.b
               --config.prompts=jsonl:PROMPTS --config.text=jsonl:TEXT
           docs/instruct.md says where public sets are. Several sources: --config.comparisons="'jsonl:A','jsonl:B'".
           `:gpu` is sized for a base of 135M and minutes of one GPU, `:cpu` for such a base on two cores; `:tiny` runs
-          every stage for a few updates on the simulated world.
+          every stage for a few updates on the simulated world. `:one_chip` trains adapters (docs/adapters.md) on frozen
+          bases, for one chip of 16 GB and a base of up to about 1B; its learning rates are ten times the others', by
+          rule of thumb: it has not been run.
           One stage alone: --config.only=reward.
           A base without a chat template of its own: --config.template=human_assistant.
           The paper's public benchmarks too (docs/benchmarks.md): --config.benchmark_data=DIRECTORY.
@@ -51,6 +53,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "": Size(1024, 8, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 0, 2048, 1, 512, 100, 256, 2, 0, 0),
+    "one_chip": Size(1024, 2, 512, 256, "bfloat16", 32, 3, 0, 64, 0, 0, 2048, 1, 128, 100, 16, 2, 0, 0),
     "gpu": Size(1024, 16, 256, 128, "bfloat16", 32, 2, 0, 64, 0, 0, 2048, 1, 256, 30, 256, 1, 0, 200),
     "cpu": Size(512, 4, 128, 48, "float32", 16, 1, 40, 8, 12, 128, 128, 2, 32, 6, 32, 1, 48, 20),
     "tiny": Size(512, 8, 96, 32, "float32", 8, 1, 8, 8, 8, 0, 2048, 1, 32, 4, 0, 1, 16, 4),
@@ -83,6 +86,8 @@ def get_config(arg=""):
     stages["export_reward"] = export("reward")
     for stage in stages.values():
         sources(stage)
+        if arg == "one_chip":
+            on_adapters(stage)
         if arg == "tiny" and stage.stage != "export":
             common.shrink(stage, TINY)
     texts = {"base": "{workdir}/pretrain" if arg == "tiny" else "", "template": "chat", "benchmark_data": ""}
@@ -160,6 +165,18 @@ def policy(size, ptx_coef):
     return config
 
 
+def on_adapters(config):
+    """What trains is an adapter on every projection, in bfloat16 around a frozen base; activations are recomputed."""
+    sections = {"sft": ("optimizer",), "reward": ("optimizer",), "ppo": ("policy_optimizer", "value_optimizer")}
+    for name in {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "value")}.get(config.stage, ()):
+        config.models[name].adapter.update({"targets": ("all",)})
+    for name in sections.get(config.stage, ()):
+        config[config.stage][name].lr *= 10
+    if config.stage in sections:
+        for entry in config.models.values():
+            entry.update({"dtype": "bfloat16", "remat": "full"})
+
+
 def rewards(size):
     """Both reward models on the comparisons that neither has seen, source by source."""
     config = common.reward_evaluation()
@@ -228,7 +245,7 @@ def export(stage):
     """A trained network for transformers."""
     config = common.config("export")
     config.models.model = common.network(init_from=f"{{workdir}}/{stage}")
-    config.export = {"dtype": "float32"}
+    config.export = common.export()
     return config
 
 

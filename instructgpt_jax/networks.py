@@ -7,12 +7,12 @@ of a stage that keeps both. An entry with an `architecture` is one that a run go
 weights, and `init_from` is not looked at.
 
 Dropout is the setting of a stage: a network comes without it, wherever from, and has what its entry says.
+
+An entry whose `adapter` has targets trains that adapter alone, on a frozen base: what `init_from` names. What such a
+stage leaves in its workdir is the adapter; whoever starts from there gets base and adapter, merged.
 """
 
 import dataclasses
-import json
-import pathlib
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,26 +24,36 @@ from ml_collections import ConfigDict
 from instructgpt_jax import models, process, run_tokenizer
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data.tokenizer import Tokenizer
-from instructgpt_jax.models import RUNTIME_FIELDS, ModelConfig, hf
-from instructgpt_jax.models.hf import storage
-from instructgpt_jax.sharding import param_shardings
-from instructgpt_jax.training import checkpoint
+from instructgpt_jax.models import Adapter, ModelConfig, adapters
+from instructgpt_jax.training import checkpoint, origins
+from instructgpt_jax.training.origins import abstract, is_hub_id
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-ENTRY_FIELDS = ("size", "init_from", "weights", "architecture")
+__all__ = [  # what origins.py has is for all who ask for networks
+    "Base", "Network", "abstract", "abstract_frozen", "adapter_of", "build", "check_context", "freeze", "is_hub_id",
+    "join", "shape", "stand_ins", "tell_trained_on", "trained_adapter", "with_adapter",
+]  # fmt: skip
+
 # Whose entry stands in for an empty one of PPO: the reference is the policy that it starts from, the value model starts
 # from the reward model (Ouyang et al. 2022, section 3.5).
 STAND_INS = {"ref_policy": "policy", "value": "reward"}
+
+
+class Base(NamedTuple):
+    """What an adapter stands on, frozen and whole, in the dtype that it computes in; `abstract` as in Network."""
+
+    load: Callable[[], dict]
+    abstract: dict
 
 
 class Network(NamedTuple):
     """A network of known shape whose parameters can be put on the mesh.
 
     config: its shape.
-    load: () -> parameters, float32, sharded by the training rules.
+    load: () -> parameters, float32, sharded by the training rules; of one with an adapter those that train.
     abstract: the same tree as ShapeDtypeStructs with shardings.
     entry: that it was built from, with its `architecture`.
     grown: whether its scalar head is a fresh one, on the body of a language model.
+    base: of the adapter; None where everything trains.
     """
 
     config: ModelConfig
@@ -51,19 +61,7 @@ class Network(NamedTuple):
     abstract: dict
     entry: dict
     grown: bool = False
-
-
-class Source(NamedTuple):
-    """Where parameters come from.
-
-    kind: 'fresh', 'stage', 'hf', or 'checkpoint': of the workdir itself, which the loop restores.
-    config: the architecture.
-    which: the subtree of a stage's state.
-    """
-
-    kind: str
-    config: ModelConfig
-    which: str = ""
+    base: Base | None = None
 
 
 def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: Tokenizer, seed: int) -> Network:
@@ -82,9 +80,10 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
 
     Raises:
       ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
-        as a language model, a vocabulary too small for the tokenizer, or another tokenizer.
+        as a language model, a vocabulary too small for the tokenizer, another tokenizer, an adapter for projections
+        that the network does not have, or one that was made for another base.
     """
-    source, vocab_size = _find(key, entry, tokenizer.vocab_size), tokenizer.vocab_size
+    source, vocab_size = origins.find(key, entry, tokenizer.vocab_size), tokenizer.vocab_size
     if source.kind in ("stage", "hf"):
         run_tokenizer.check_shared(key, entry["init_from"], tokenizer)
     if source.config.vocab_size < vocab_size:
@@ -97,7 +96,7 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
     network = source.config.replace(head=head or source.config.head)
 
     fresh_key = jax.random.key(seed)
-    source_abstract, own = abstract(source.config, mesh), abstract(network, mesh)
+    own = abstract(network, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, own)
 
     def load() -> dict:
@@ -105,17 +104,65 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
             raise ValueError(f"{key} must go on from a checkpoint of the workdir, got one that has gone meanwhile")
         if source.kind == "fresh":
             return jax.jit(lambda key: models.init(network, key), out_shardings=shardings)(fresh_key)
-        if source.kind == "hf":
-            _, params = hf.load(entry["init_from"], mesh)
-        else:
-            params = checkpoint.load_params(entry["init_from"], source_abstract, source.which)
+        params = origins.load(source, mesh)
         if not grow:
             return params
         grown = lambda params, key: models.with_scalar_head(source.config, params, key)[1]  # noqa: E731
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
-    found = {**entry, "architecture": dataclasses.asdict(network)}
-    return Network(network, load, own, found, grown=grow and source.kind != "fresh")
+    found = dict(ConfigDict(dict(entry)).to_dict()) | {"architecture": dataclasses.asdict(network)}
+    whole = Network(network, load, own, found, grown=grow and source.kind != "fresh")
+    adapter = adapter_of(key, entry, network)
+    return whole if adapter is None else with_adapter(whole, adapter, mesh, seed)
+
+
+def adapter_of(key: str, entry: ConfigDict | dict, network: ModelConfig) -> Adapter | None:
+    """The adapter that trains in place of the network of an entry; None without targets.
+
+    Raises:
+      ValueError: targets that the network does not have.
+    """
+    found = dict(entry.get("adapter") or {})
+    if not found.get("targets"):
+        return None
+    if tuple(found["targets"]) == ("all",):
+        found["targets"] = network.projections
+    missing = [name for name in found["targets"] if name not in network.projections]
+    if missing:
+        raise ValueError(
+            f"{key}.adapter.targets must be among {network.projections}, the projections of its layers, or ('all',), "
+            f"got {missing}"
+        )
+    return Adapter(**found)
+
+
+def with_adapter(whole: Network, adapter: Adapter, mesh: Mesh, seed: int) -> Network:
+    """The network as what trains of it, an adapter and the scalar head, on itself as the frozen base.
+
+    Args:
+      seed: as in `build`, of the adapter and of a head that is grown.
+    """
+    config = whole.config.replace(adapter=adapter)
+    own = origins.abstract_trained(config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, own)
+
+    def load() -> dict:
+        key = jax.random.key(seed)
+        adapter = jax.jit(lambda key: adapters.init(config, key), out_shardings={"blocks": shardings["blocks"]})(key)
+        if config.head != "scalar":
+            return adapter
+        if whole.grown:  # the same as in the base
+            made = jax.jit(lambda key: models.scalar_head(config, key), out_shardings=shardings["scalar_head"])(key)
+            return adapter | {"scalar_head": made}
+        return adapter | {"scalar_head": whole.load()["scalar_head"]}
+
+    entry = whole.entry | {"architecture": dataclasses.asdict(config)}
+    return Network(config, load, own, entry, whole.grown, Base(lambda: freeze(whole), abstract_frozen(whole)))
+
+
+def join(network: Network, params: dict) -> dict:
+    """The parameters of the whole network around those that train, where its base is not at hand."""
+    return params if network.base is None else adapters.join(network.config, network.base.load(), params)
 
 
 def shape(key: str, entry: ConfigDict | dict) -> ModelConfig:
@@ -125,9 +172,16 @@ def shape(key: str, entry: ConfigDict | dict) -> ModelConfig:
       ValueError: an unknown size or field, or an init_from that is missing.
     """
     try:
-        return _find(key, entry, 1).config
+        found = origins.find(key, entry, 1).config
+        return found.replace(adapter=adapter_of(key, entry, found))
     except ValueError as error:
         raise ValueError(f"{error}" if str(error).startswith(key) else f"{key}: {error}") from None
+
+
+def trained_adapter(directory: str) -> bool:
+    """Whether the policy or model of a workdir, checkpoint or snapshot is an adapter alone."""
+    saved = checkpoint.read_metadata(directory)["config"]["models"]
+    return bool(saved["policy" if "policy" in saved else "model"]["architecture"].get("adapter"))
 
 
 def stand_ins(config: ConfigDict) -> dict[str, dict]:
@@ -163,73 +217,6 @@ def check_context(key: str, length: int, *nets: ModelConfig) -> None:
             raise ValueError(f"{key} must be at most the model's context of {net.max_length} tokens, got {length}")
 
 
-def abstract(network: ModelConfig, mesh: Mesh) -> dict:
-    """Shapes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
-    describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
-
-
-def _find(key: str, entry: ConfigDict | dict, vocab_size: int) -> Source:
-    """Where the parameters of an entry come from, and their architecture with what the entry sets."""
-    fields = {field: value for field, value in entry.items() if field not in ENTRY_FIELDS}
-    source = _locate(key, entry, fields, vocab_size)
-    shape = source.config.without_dropout().replace(**{f: v for f, v in fields.items() if f in RUNTIME_FIELDS})
-    return source._replace(config=shape)
-
-
-def _locate(key: str, entry: ConfigDict | dict, fields: dict, vocab_size: int) -> Source:
-    """Where the parameters of an entry come from, and the architecture found there."""
-    init_from = entry.get("init_from", "")
-    if not init_from:
-        size = entry.get("size", "")
-        if size not in models.SIZES:
-            raise ValueError(f"{key}.size must be one of {sorted(models.SIZES)}, got {size!r}")
-        return Source("fresh", models.SIZES[size].replace(**{"vocab_size": vocab_size} | fields))
-    foreign = sorted(set(fields) - set(RUNTIME_FIELDS))
-    if foreign:
-        raise ValueError(
-            f"{key} takes its architecture from init_from={init_from!r}: only {RUNTIME_FIELDS} may be set beside it, "
-            f"got {foreign}"
-        )
-    if entry.get("architecture"):
-        return Source("checkpoint", ModelConfig(**_tuples(entry["architecture"])))
-    path = epath.Path(init_from)
-    if not path.exists():
-        if is_hub_id(init_from):
-            try:
-                return Source("hf", hf.read_config(init_from))
-            except ValueError as error:
-                raise ValueError(f"{key}.init_from: {error}") from error
-        raise ValueError(f"{key}.init_from must exist, got {init_from!r}{_how_to_make(init_from)}")
-    try:
-        if _is_hugging_face(path):
-            return Source("hf", hf.read_config(init_from))
-        saved = checkpoint.read_metadata(init_from)["config"]
-    except FileNotFoundError:
-        raise ValueError(
-            f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}"
-            + (storage.hint(path) or _how_to_make(init_from))
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{key}.init_from must be whole, got {init_from!r}: {error}") from error
-    name, prefix = ("policy", "policy/") if "policy" in saved["models"] else ("model", "")
-    weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")
-    if weights not in _parts(init_from, prefix):
-        raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
-    return Source("stage", ModelConfig(**_tuples(saved["models"][name]["architecture"])), prefix + weights)
-
-
-def _is_hugging_face(path: epath.Path) -> bool:
-    """Whether a folder's config.json is that of a Hugging Face model; a run's has no `model_type`."""
-    file = path / "config.json"
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:  # also what is no UTF-8
-        raise ValueError(f"{file} must be JSON, got an error: {error}") from None
-    return isinstance(found, dict) and "model_type" in found
-
-
 def tell_trained_on(stage: str, init_from: str, valid: sources.Records) -> None:
     """Says in a line where a policy was fine-tuned on prompts that are validation prompts here.
 
@@ -250,28 +237,3 @@ def tell_trained_on(stage: str, init_from: str, valid: sources.Records) -> None:
                 "records name other users or none"
             )
         init_from = saved["models"].get("model", {}).get("init_from", "")
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name that is no directory can be a Hugging Face Hub id, `owner/model`; `runs/…` are our workdirs."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(("runs/", ".", "~"))
-
-
-def _parts(directory: str, prefix: str) -> list[str]:
-    """Which of a stage's weights were saved."""
-    saved = checkpoint.read_shapes(directory, prefix.rstrip("/"))
-    return sorted(name for name in ("ema", "params") if jax.tree.leaves(saved.get(name)))
-
-
-def _how_to_make(init_from: str) -> str:
-    """The command that makes `runs/<name>`, where there is a configuration of that name."""
-    parts = pathlib.PurePosixPath(init_from).parts
-    if len(parts) >= 2 and parts[0] == "runs" and (CONFIGS / f"{parts[1]}.py").exists():
-        return f"; make it with: python -m instructgpt_jax.main --config=configs/{parts[1]}.py"
-    return ""
-
-
-def _tuples(architecture: dict) -> dict:
-    """JSON's lists as the tuples they were."""
-    freeze = lambda value: tuple(map(freeze, value)) if isinstance(value, list | tuple) else value  # noqa: E731
-    return {field: freeze(value) for field, value in architecture.items()}

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 PATHS = (
     "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
     "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*", "label.labelers",
-    "label.instructions", "benchmark.data_dir", "benchmark.graders.*",
+    "label.instructions", "benchmark.data_dir", "benchmark.graders.*", "export.base",
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",

@@ -28,19 +28,20 @@ from ml_collections import ConfigDict
 from instructgpt_jax import episodes as ep
 from instructgpt_jax import responses, rl
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.models import ModelConfig, adapters
 from instructgpt_jax.rollout import generate
 from instructgpt_jax.training import supervised
 from instructgpt_jax.training.state import TrainState, accumulate_gradients, apply_gradients, count_nonempty, create
 from instructgpt_jax.training.supervised import language_model_loss
 
+BASES = {"policy": "ref_policy", "value": "reward"}  # whose start a network is, and where its adapter stands
 # Streams of random numbers beside those of the iterations, which sampling uses.
 SHUFFLE = 2**31 - 1  # that of the minibatches
 VALIDATION = 2**31 - 2  # that of answers to validation prompts: only the policy changes between evaluations
 
 
 class PPOState(flax.struct.PyTreeNode):
-    """What PPO trains.
+    """What PPO trains: two networks, or adapters on them, see `whole`.
 
     Attributes:
       step: () int32, iterations done.
@@ -97,23 +98,42 @@ def update(ppo: Algorithm, state: PPOState, frozen: dict, batch: dict) -> tuple[
     """One iteration of PPO.
 
     Args:
-      frozen: `ref_policy` and `reward`, parameters.
+      frozen: `ref_policy` and `reward`, parameters; perhaps `policy` and `value`, see `whole`.
       batch: `prompts` (B, Q) and `prompt_lengths` (B,) int32, and with ptx_coef > 0 `pretraining`: rows of
         (N, M, b, T), one entry for each of the N minibatches.
 
     Returns:
       The state after one more step, and the iteration's metrics.
     """
-    episodes, logprobs = rollout(ppo, state.policy.params, batch, state.step)
+    episodes, logprobs = rollout(ppo, state.policy.params, batch, state.step, frozen)
     prepared, metrics = experience(ppo, state, frozen, episodes, logprobs)
-    return learn(ppo, state, prepared, batch.get("pretraining"), metrics)
+    return learn(ppo, state, prepared, batch.get("pretraining"), metrics, frozen)
 
 
-def rollout(ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array) -> tuple[Episodes, jax.Array]:
+def whole(config: ModelConfig, params: Any, frozen: dict | None, name: str) -> Any:
+    """The parameters of the policy or of the value model around what trains of it, see adapters.join.
+
+    An adapter of the policy stands on the reference, one of the value model on the reward model, in their own buffers;
+    where it does not start from there, `frozen` has its base by its name.
+
+    Args:
+      name: 'policy' or 'value'.
+      frozen: not read without an adapter.
+    """
+    if config.adapter is None:
+        return params
+    return adapters.join(config, frozen[name if name in frozen else BASES[name]], params)
+
+
+def rollout(
+    ppo: Algorithm, params: Any, batch: dict, iteration: jax.Array, frozen: dict | None = None
+) -> tuple[Episodes, jax.Array]:
     """Step 1. Returns the episodes and the (B, R) log-probabilities their tokens were sampled with.
 
-    `iteration` and the place of a prompt in the batch say which random numbers are used.
+    `iteration` and the place of a prompt in the batch say which random numbers are used. `params` are what trains of
+    the policy, and `frozen` has the base where that is an adapter.
     """
+    params = whole(ppo.policy, params, frozen, "policy")
     prompts, lengths = batch["prompts"], batch["prompt_lengths"]
     tokens, logprobs, mask = generate(
         ppo.policy,
@@ -144,8 +164,9 @@ def experience(
     ref_logprobs = policy_logprobs(ppo, frozen["ref_policy"], episodes, packed)
     old_logprobs = logprobs
     if not samples_are_old(ppo):
-        old_logprobs = policy_logprobs(ppo, state.policy.params, episodes, packed)
-    old_values = ep.forward_episodes(lambda rows: ep.row_scalars(ppo.value, state.value.params, rows), episodes, packed)
+        old_logprobs = policy_logprobs(ppo, whole(ppo.policy, state.policy.params, frozen, "policy"), episodes, packed)
+    value = whole(ppo.value, state.value.params, frozen, "value")
+    old_values = ep.forward_episodes(lambda rows: ep.row_scalars(ppo.value, value, rows), episodes, packed)
     raw_score = ep.scores(ppo.reward, frozen["reward"], episodes, packed)
 
     # 3. Rewards.
@@ -184,13 +205,14 @@ def experience(
 
 
 def learn(
-    ppo: Algorithm, state: PPOState, experience: Experience, pretraining: dict | None, metrics: Metrics
+    ppo: Algorithm, state: PPOState, experience: Experience, pretraining: dict | None, metrics: Metrics, frozen=None
 ) -> tuple[PPOState, Metrics]:
     """Step 5: `num_minibatches` updates of the policy and of the value model in each inner epoch.
 
     Args:
       pretraining: rows for the ptx term, leading axis one entry a minibatch; None without it.
       metrics: of the experience, handed on.
+      frozen: as in `update`; only read where adapters train.
     """
     c = ppo.config
     B = experience.episodes.prompts.shape[0]
@@ -207,8 +229,8 @@ def learn(
             mask = minibatch.episodes.response_mask
             minibatch = minibatch._replace(advantages=rl.whiten(minibatch.advantages, mask))
         packed = ep.pack(minibatch.episodes, c.row_length, c.microbatch_rows)
-        policy, policy_metrics = policy_step(ppo, policy, minibatch, packed, rows)
-        value, value_metrics = value_step(ppo, value, minibatch, packed)
+        policy, policy_metrics = policy_step(ppo, policy, minibatch, packed, rows, frozen)
+        value, value_metrics = value_step(ppo, value, minibatch, packed, frozen)
         flops = policy_metrics["perf/flops"] + value_metrics["perf/flops"]
         return (policy, value), policy_metrics | value_metrics | {"perf/flops": flops}
 
@@ -230,7 +252,7 @@ def learn(
 
 
 def policy_step(
-    ppo: Algorithm, state: TrainState, minibatch: Experience, packed: ep.Packed, pretraining: dict | None
+    ppo: Algorithm, state: TrainState, minibatch: Experience, packed: ep.Packed, pretraining: dict | None, frozen=None
 ) -> tuple[TrainState, Metrics]:
     """One policy update: PPO's gradient, then the pretraining gradient times ptx_coef added to it (appendix C.4)."""
     c = ppo.config
@@ -238,12 +260,13 @@ def policy_step(
     count = jnp.maximum(response_mask.sum(dtype=jnp.float32), 1.0)
 
     def ppo_loss(params, rows, index):
+        tree = whole(ppo.policy, params, frozen, "policy")
         by_row, entropy = ep.row_logprobs(
-            ppo.policy, params, rows, c.temperature, response_mask.size, with_entropy=True, allowed=ppo.allowed
+            ppo.policy, tree, rows, c.temperature, response_mask.size, with_entropy=True, allowed=ppo.allowed
         )
         logprobs, mask = ep.unpack(packed, by_row[None], minibatch.episodes, index)
         total, _, _ = rl.policy_loss(logprobs, minibatch.old_logprobs, minibatch.advantages, mask, c.clip_range)
-        work = supervised.work(ppo.policy, rows["segments"], rows["positions"], passes=3)
+        work = supervised.work(ppo.policy, rows["segments"], rows["positions"], ppo.policy.training_passes)
         return total / count, {"logprobs": logprobs, "entropy": entropy.sum(), "flops": work["flops"]}
 
     trips = count_nonempty(packed.segments)
@@ -265,7 +288,7 @@ def policy_step(
         ptx_count = jnp.maximum(pretraining["loss_mask"].sum(dtype=jnp.float32), 1.0)
 
         def ptx_loss(params, rows, index):
-            total, ptx_sums = language_model_loss(ppo.policy, params, rows, None)
+            total, ptx_sums = language_model_loss(ppo.policy, whole(ppo.policy, params, frozen, "policy"), rows, None)
             return c.ptx_coef * total / ptx_count, ptx_sums
 
         trips = count_nonempty(pretraining["segments"])
@@ -277,7 +300,7 @@ def policy_step(
 
 
 def value_step(
-    ppo: Algorithm, state: TrainState, minibatch: Experience, packed: ep.Packed
+    ppo: Algorithm, state: TrainState, minibatch: Experience, packed: ep.Packed, frozen=None
 ) -> tuple[TrainState, Metrics]:
     """One update of the value model on the clipped squared error."""
     c = ppo.config
@@ -286,10 +309,10 @@ def value_step(
     targets = (minibatch.old_values, minibatch.returns)
 
     def loss(params, rows, index):
-        by_row = ep.row_scalars(ppo.value, params, rows)
+        by_row = ep.row_scalars(ppo.value, whole(ppo.value, params, frozen, "value"), rows)
         values, mask = ep.unpack(packed, by_row[None], minibatch.episodes, index)
         total, _, _ = rl.value_loss(values, *targets, mask, c.clip_range_value)
-        work = supervised.work(ppo.value, rows["segments"], rows["positions"], passes=3)
+        work = supervised.work(ppo.value, rows["segments"], rows["positions"], ppo.value.training_passes)
         return total / count, {"values": values, "flops": work["flops"]}
 
     grads, sums = accumulate_gradients(loss, state.params, packed.rows, count_nonempty(packed.segments))
@@ -334,7 +357,7 @@ def experience_work(ppo: Algorithm, packed: ep.Packed) -> Metrics:
 
 
 def measure(ppo: Algorithm, params: Any, frozen: dict, answers: responses.Answers) -> Metrics:
-    """`score` and `kl` of B answers of the policy `params`, see responses.measures_of."""
+    """`score` and `kl` of B answers of the whole policy `params`, see responses.measures_of."""
     episodes, logprobs, _ = answers
     packed = ep.pack(episodes, ppo.config.row_length, ppo.config.microbatch_rows)
     if not samples_are_old(ppo):

@@ -41,7 +41,7 @@ def comparison_loss(config: ModelConfig, params: dict, rows: dict, key: jax.Arra
     scores = row_scores(config, params, rows, key)
     loss, aux = losses.ranking_loss(scores, rows["ranks"])
     total = loss * jnp.maximum(aux["prompts"], 1.0)
-    return total, aux | supervised.work(config, rows["segments"], rows["positions"], passes=3)
+    return total, aux | supervised.work(config, rows["segments"], rows["positions"], config.training_passes)
 
 
 def score(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.models import Cache, ModelConfig, attention, sample
+from instructgpt_jax.models import Cache, ModelConfig, adapters, attention, sample
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constrain, constrain_params
 
 PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
@@ -185,6 +185,10 @@ def generate(
     episodes = jnp.arange(P * answers) if episodes is None else episodes
     counts = jnp.broadcast_to(answers, P)
     prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
+    if config.dtype == "float32" and adapters.has_adapter(params):
+        # Once for all tokens. In bfloat16 the sum would round to the base wherever the change is below 1/256 of it:
+        # there the adapter stays beside its kernel.
+        params = adapters.merged(params)
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
 
     def choose(hidden, rows, positions):

@@ -13,7 +13,7 @@ from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
 from instructgpt_jax.models import hf
-from instructgpt_jax.models.hf import storage
+from instructgpt_jax.models.hf import peft, storage
 
 
 def beside(init_from: str | os.PathLike) -> str:
@@ -22,6 +22,9 @@ def beside(init_from: str | os.PathLike) -> str:
     for workdir in (directory, directory.parent.parent):
         if (workdir / "tokenizer" / "tokenizer.json").exists():
             return str(workdir / "tokenizer")
+    adapter = peft.read(pathlib.Path(directory)) if directory.exists() and "://" not in str(directory) else None
+    if adapter is not None and not (directory / "tokenizer.json").exists():
+        return beside(adapter.base)
     if directory.exists() and not any((directory / name).exists() for name in ("tokenizer.json", "vocab.json")):
         return ""
     return os.fspath(init_from)

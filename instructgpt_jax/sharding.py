@@ -36,6 +36,13 @@ TRAIN_RULES = (
     (r"blocks/mlp/(up|gate)/bias", P(None, "tensor")),  # (L, F)
     (r"blocks/mlp/down/kernel", P(None, "tensor", "fsdp")),  # (L, F, D)
     (r"blocks/(attention/out|mlp/down)/bias", P()),  # (L, D)
+    # Adapters: as the kernel beside them, but for the rank r.
+    (r"blocks/(attention/(query|key|value)|mlp/(up|gate))/adapter/a", P(None, "fsdp", None)),  # (L, D, r)
+    (r"blocks/attention/(query|key|value)/adapter/b", P(None, None, "tensor", None)),  # (L, r, N, H)
+    (r"blocks/mlp/(up|gate)/adapter/b", P(None, None, "tensor")),  # (L, r, F)
+    (r"blocks/attention/out/adapter/a", P(None, "tensor", None, None)),  # (L, N, H, r)
+    (r"blocks/mlp/down/adapter/a", P(None, "tensor", None)),  # (L, F, r)
+    (r"blocks/(attention/out|mlp/down)/adapter/b", P(None, None, "fsdp")),  # (L, r, D)
     (r"head/kernel", P("tensor", "fsdp")),  # (V, D)
     (r"head/bias", P("tensor")),  # (V,)
     (r"scalar_head/(kernel|bias)", P()),  # (D,) and ()

@@ -30,6 +30,11 @@ LATER = {  # keys that a config.json from before them lacks (* = any name), and 
     "models.*.architecture.scaled_embeddings": False,
     "models.*.architecture.local_rotary_theta": None,
     "models.*.architecture.norm_offset": 0.0,
+    "models.*.architecture.adapter": None,
+    "models.*.adapter.rank": 16,
+    "models.*.adapter.alpha": 32.0,
+    "models.*.adapter.targets": [],
+    "models.*.adapter.dropout": 0.0,
 }
 
 

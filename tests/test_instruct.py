@@ -81,3 +81,12 @@ def test_recipe_names_what_it_lacks(sources, tmp_path, one_device):
         file.unlink()
     with pytest.raises(ValueError, match="stage sft of the pipeline: config.data.tokenizer must be set, .* has none"):
         main.run(config, str(tmp_path / "other"))
+
+
+def test_on_one_chip_every_network_that_trains_is_an_adapter():
+    config = instruct.get_config("one_chip")
+    for name, stage in config.stages.items():
+        trained = {"sft": ("model",), "reward": ("model",), "ppo": ("policy", "value")}.get(stage.stage, ())
+        adapted = tuple(key for key, entry in stage.models.items() if entry.adapter.targets)
+        assert adapted == tuple(key for key in stage.models if key in trained), name
+    assert config.stages.ppo.ppo.policy_optimizer.lr == pytest.approx(5e-5)

@@ -452,12 +452,12 @@ def test_minibatches(monkeypatch):
     """Every epoch visits each episode once, in an order of its own and of its iteration."""
     seen, episodes = [], after("temperature")[0]  # of the real updates, before they are replaced
 
-    def policy_step(ppo, state, minibatch, packed, rows):
+    def policy_step(ppo, state, minibatch, *_):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), minibatch.old_values[:, 0], ordered=True)
         return state, {"perf/flops": 0.0, "policy/ratio_deviation": 0.0, "policy/logprob_deviation": 0.0}
 
     monkeypatch.setattr(ppo, "policy_step", policy_step)
-    monkeypatch.setattr(ppo, "value_step", lambda ppo, state, minibatch, packed: (state, {"perf/flops": 0.0}))
+    monkeypatch.setattr(ppo, "value_step", lambda ppo, state, *_: (state, {"perf/flops": 0.0}))
     algorithm = tiny_ppo.algorithm(tiny_ppo.settings(inner_epochs=2, num_minibatches=4))
     state, _ = tiny_ppo.start(algorithm)
     number = jnp.arange(8.0)[:, None] * jnp.ones((8, 6))

@@ -67,11 +67,12 @@ def test_what_stands_in_for_the_empty_networks_of_ppo(world, tmp_path):
     stage = ppo.build(frozen, mesh())
     entries = workdirs.as_json(workdirs.resolved(frozen, stage.models))["models"]
     assert all(entries[name].pop("architecture")["vocab_size"] == 300 for name in entries)
+    policy, reward = (json.loads(frozen.models[name].to_json()) for name in ("policy", "reward"))
     assert entries == {
-        "policy": {**frozen.models.policy},
-        "ref_policy": {**frozen.models.policy, "dtype": "bfloat16"},
-        "reward": {**frozen.models.reward},
-        "value": {**frozen.models.reward},
+        "policy": policy,
+        "ref_policy": policy | {"dtype": "bfloat16"},
+        "reward": reward,
+        "value": reward,
     }
     assert frozen.models.value.size == "" and stage.steps_per_epoch == 0
 

@@ -33,7 +33,9 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
+    folder = tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
+    tiny_supervised.make_base(folder)
+    return folder
 
 
 def start(stage, world, workdir, *flags):
@@ -64,7 +66,7 @@ def kill_after(process, workdir, count, delay):
     return process.wait()
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "reward+adapter"])
 def test_kill_9_loses_nothing(stage, world, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(stage, world, whole), whole)
@@ -80,6 +82,7 @@ def test_kill_9_loses_nothing(stage, world, tmp_path):
     assert lines(killed) == lines(whole)
     assert lines(killed, "samples.jsonl") == lines(whole, "samples.jsonl")
     assert state(killed) == state(whole)
+    assert ("embed" in checkpoint.read_shapes(whole, "params")) != ("adapter" in stage)
 
 
 @pytest.mark.parametrize("flags, code", [((), 0), (("--preemptible",), 143)])

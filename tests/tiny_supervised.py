@@ -1,7 +1,7 @@
 """Small files of every kind, and configurations of SFT and the reward model on them that run in seconds.
 
 Also a configuration file: `--config=tests/tiny_supervised.py:STAGE,FOLDER` runs `sft` or `reward` on the FOLDER that
-`make_world` filled.
+`make_world` filled; `sft+adapter` trains an adapter on the base that `make_base` has put there.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import common
-from instructgpt_jax import sharding
+from instructgpt_jax import models, sharding
 from instructgpt_jax.data import tokenizer
 
 WORDS = "red blue small old river stone bird fox sees finds gives takes near far under over again never".split()
@@ -48,6 +48,21 @@ def make_world(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def make_base(folder: pathlib.Path) -> pathlib.Path:
+    """A directory in Hugging Face format with a fresh language model and the tokenizer of the world in `folder`."""
+    net = models.SIZES["tiny"].replace(**MODEL).without_dropout()
+    params, made = models.init(net, jax.random.key(5)), tokenizer.load(folder / "bpe").pretrained(pad=False)
+    models.hf.save(folder / "base", net, params, made)
+    return folder / "base"
+
+
+def on_adapter(settings, folder: pathlib.Path, **changes):
+    """The run with an adapter of rank 4 on the base in `folder`, in place of a fresh network."""
+    adapter = dict(rank=4, alpha=8.0, targets=("query", "value", "out", "up", "down"), dropout=0.1) | changes
+    settings.models.model = common.network(init_from=str(folder / "base"), adapter=common.adapter(**adapter))
+    return settings
+
+
 def config(stage: str, folder: pathlib.Path, **changes):
     """A run of 6 updates, a checkpoint every 2; `changes` by their dotted names."""
     settings = common.config(stage)
@@ -72,8 +87,8 @@ def config(stage: str, folder: pathlib.Path, **changes):
     return settings
 
 
-def check_meshes(build, config, loss: str) -> None:
-    """Two updates on eight devices, laid out in three ways, equal two on one: metrics and parameters, to rounding.
+def check_meshes(build, config, loss: str, meshes=((1, 8, 1), (1, 2, 4), (2, 2, 2))) -> None:
+    """Two updates on eight devices, laid out in some ways, equal two on one: metrics and parameters, to rounding.
 
     The second loss follows the first update, and dropout draws the same masks.
     """
@@ -87,24 +102,28 @@ def check_meshes(build, config, loss: str) -> None:
             stage = build(settings, mesh)
             update, arguments = stage.programs()["update"]
             update = update.lower(*arguments).compile(QUICK)
-            state, batches = stage.init(), stack.enter_context(contextlib.closing(stage.data(0)))
+            state, frozen = stage.init(), stage.frozen()
+            batches = stack.enter_context(contextlib.closing(stage.data(0)))
             logged = []
             for _ in range(2):
-                state, values = update(state, {}, next(batches))
+                state, values = update(state, frozen, next(batches))
                 logged.append({key: float(value) for key, value in values.items()})
         return logged, jax.tree.map(np.asarray, state.params)
 
     one, params = run(1, 1, 1)
     assert one[0][loss] != one[1][loss]
-    for sizes in ((1, 8, 1), (1, 2, 4), (2, 2, 2)):
+    for sizes in meshes:
         many, sharded = run(*sizes)
         for left, right in zip(one, many, strict=True):
             values = [[side[key] for key in left] for side in (right, left)]
             np.testing.assert_allclose(*values, rtol=2e-5, err_msg=f"{sizes}: {[*left]}")
+        assert jax.tree.structure(params) == jax.tree.structure(sharded)
         for left, right in zip(jax.tree.leaves(params), jax.tree.leaves(sharded), strict=True):
             np.testing.assert_allclose(right, left, rtol=1e-4, atol=3e-6, err_msg=str(sizes))
 
 
 def get_config(arg: str):
-    stage, folder = arg.split(",")
-    return config(stage, pathlib.Path(folder))
+    name, folder = arg.split(",")
+    stage, _, adapter = name.partition("+")
+    settings = config(stage, pathlib.Path(folder))
+    return on_adapter(settings, pathlib.Path(folder)) if adapter else settings

@@ -1,8 +1,8 @@
 """The networks: one decoder-only transformer, its heads and its cache; pure functions of plain dicts of parameters."""
 
-from instructgpt_jax.models import hf
+from instructgpt_jax.models import adapters, hf
 from instructgpt_jax.models.cache import Cache, extend, init_cache, unstack
-from instructgpt_jax.models.config import RUNTIME_FIELDS, SIZES, ModelConfig
+from instructgpt_jax.models.config import RUNTIME_FIELDS, SIZES, Adapter, ModelConfig
 from instructgpt_jax.models.heads import project, scalar, scalar_head, unembedding, with_scalar_head
 from instructgpt_jax.models.sampling import sample
 from instructgpt_jax.models.transformer import cast, hidden, init, logits
@@ -10,8 +10,10 @@ from instructgpt_jax.models.transformer import cast, hidden, init, logits
 __all__ = [
     "RUNTIME_FIELDS",
     "SIZES",
+    "Adapter",
     "Cache",
     "ModelConfig",
+    "adapters",
     "cast",
     "extend",
     "hf",

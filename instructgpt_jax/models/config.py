@@ -1,6 +1,8 @@
 """The shape of a decoder-only transformer, and the named sizes."""
 
 import dataclasses
+import hashlib
+import json
 import math
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
@@ -14,6 +16,37 @@ HEADS = ("lm", "scalar")
 DROPOUTS = ("residual_dropout", "embedding_dropout", "attention_dropout")
 # What a stage sets and a checkpoint does not: precision, memory, noise. They change the work, not the function.
 RUNTIME_FIELDS = ("dtype", "remat", "attention", *DROPOUTS)
+PROJECTIONS = ("query", "key", "value", "out", "up", "gate", "down")  # of a block: what an adapter can change
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A change of low rank to projections whose weights are frozen (LoRA, Hu et al. 2021): see models/adapters.py.
+
+    Attributes:
+      rank: r, the columns of A.
+      alpha: the change is multiplied by alpha / rank.
+      targets: which of PROJECTIONS, the same in every layer.
+      dropout: rate at which inputs of A are zeroed, where a dropout key is given.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                "rank, alpha and dropout of an adapter must be at least 1, above 0 and in [0, 1), "
+                f"got {self.rank}, {self.alpha} and {self.dropout}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +95,8 @@ class ModelConfig:
       attention: the backend that attends over whole rows: `auto` (the platform's, or `xla` with a line in the log where
         that cannot serve them), or `xla`, `cudnn` or `splash` by force; see flash.py. A cache is read by `xla` always.
       head: `lm` (logits) or `scalar` (a reward or value a token).
+      adapter: what trains where the rest is frozen; None = everything, or nothing. The parameters of the whole network
+        are those of `adapters.join`.
     """
 
     vocab_size: int
@@ -102,8 +137,11 @@ class ModelConfig:
     remat: str = "none"
     attention: str = "auto"
     head: str = "lm"
+    adapter: Adapter | None = None
 
     def __post_init__(self):
+        if isinstance(self.adapter, dict):  # from JSON
+            object.__setattr__(self, "adapter", Adapter(**self.adapter))
         for name, allowed in (
             ("activation", ACTIVATIONS),
             ("positions", POSITIONS),
@@ -143,6 +181,8 @@ class ModelConfig:
         for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}")
+        if self.adapter is not None and not set(self.adapter.targets) <= set(self.projections):
+            raise ValueError(f"targets must be among {self.projections}, got {self.adapter.targets}")
 
     def replace(self, **changes) -> "ModelConfig":
         """A copy with some fields changed.
@@ -168,12 +208,29 @@ class ModelConfig:
 
     def without_dropout(self) -> "ModelConfig":
         """The same network without noise, which is the setting of one stage and not of a network."""
-        return self.replace(**dict.fromkeys(DROPOUTS, 0.0))
+        adapter = self.adapter and dataclasses.replace(self.adapter, dropout=0.0)
+        return self.replace(**dict.fromkeys(DROPOUTS, 0.0), adapter=adapter)
 
     @property
     def has_dropout(self) -> bool:
         """Whether a dropout key changes what it computes."""
-        return any(getattr(self, name) for name in DROPOUTS)
+        return any(getattr(self, name) for name in DROPOUTS) or bool(self.adapter and self.adapter.dropout)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of the body's architecture, for which an adapter was made; the head is its own."""
+        own = {"head", "adapter", *RUNTIME_FIELDS}
+        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in own}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The projections of a block that this network has."""
+        return tuple(name for name in PROJECTIONS if self.gated_mlp or name != "gate")
+
+    @property
+    def training_passes(self) -> int:
+        """Passes over the weights of a forward pass with its backward: a frozen weight has no gradient of its own."""
+        return 2 if self.adapter else 3
 
     @property
     def padded_vocab_size(self) -> int:

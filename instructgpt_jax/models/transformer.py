@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax.models import attention, flash, heads
+from instructgpt_jax.models import adapters, attention, flash, heads
+from instructgpt_jax.models.adapters import dropout
 from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, batch_shards, constrain, path_name
@@ -77,17 +78,18 @@ class Attention(nn.Module):
 
     config: ModelConfig
 
-    def _project(self, name: str, x: jax.Array, heads: int) -> jax.Array:
+    def _project(self, name: str, x: jax.Array, heads: int, key: jax.Array | None) -> jax.Array:
         c = self.config
         shape, init = (c.width, heads, c.head_width), nn.initializers.normal(INIT_STD)
-        return nn.Einsum(shape, "btd,dnh->btnh", c.qkv_bias, dtype=c.dtype, kernel_init=init, name=name)(x)
+        module = nn.Einsum(shape, "btd,dnh->btnh", c.qkv_bias, dtype=c.dtype, kernel_init=init, name=name)
+        return adapters.apply(self, module, x, key)
 
     @nn.compact
     def __call__(self, x, layer: "LayerInputs", cache=None) -> tuple[jax.Array, "tuple | None"]:
         c = self.config
-        query = self._project("query", x, c.num_heads)
-        key = self._project("key", x, c.num_kv_heads)
-        value = self._project("value", x, c.num_kv_heads)
+        query = self._project("query", x, c.num_heads, layer.dropout_key)
+        key = self._project("key", x, c.num_kv_heads, layer.dropout_key)
+        value = self._project("value", x, c.num_kv_heads, layer.dropout_key)
         if c.qk_norm:
             query = Norm("rmsnorm", c.norm_eps, c.dtype, c.norm_offset, name="query_norm")(query)
             key = Norm("rmsnorm", c.norm_eps, c.dtype, c.norm_offset, name="key_norm")(key)
@@ -112,7 +114,8 @@ class Attention(nn.Module):
         y = y.swapaxes(1, 2)
         init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
         shape = (c.num_heads, c.head_width, c.width)
-        return nn.Einsum(shape, "btnh,nhd->btd", c.out_bias, dtype=c.dtype, kernel_init=init, name="out")(y), cache
+        out = nn.Einsum(shape, "btnh,nhd->btd", c.out_bias, dtype=c.dtype, kernel_init=init, name="out")
+        return adapters.apply(self, out, y, layer.dropout_key), cache
 
 
 class Mlp(nn.Module):
@@ -121,19 +124,22 @@ class Mlp(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         c = self.config
-        init = nn.initializers.normal(INIT_STD)
-        dense = functools.partial(nn.Dense, use_bias=c.mlp_bias, dtype=c.dtype)
         shape, x = x.shape, x.reshape(-1, c.width)  # of three axes, XLA's CPU compiler makes slow weight gradients
-        y = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="up")(x), "light")
+
+        def dense(x, name, width, std):
+            init = nn.initializers.normal(std)
+            module = nn.Dense(width, use_bias=c.mlp_bias, dtype=c.dtype, kernel_init=init, name=name)
+            return adapters.apply(self, module, x, key)
+
+        y = checkpoint_name(dense(x, "up", c.mlp_width, INIT_STD), "light")
         if c.gated_mlp:
-            gate = checkpoint_name(dense(c.mlp_width, kernel_init=init, name="gate")(x), "light")
+            gate = checkpoint_name(dense(x, "gate", c.mlp_width, INIT_STD), "light")
             y = y * ACTIVATIONS[c.activation](gate)
         else:
             y = ACTIVATIONS[c.activation](y)
-        init = nn.initializers.normal(INIT_STD / (2 * c.num_layers) ** 0.5)
-        return dense(c.width, kernel_init=init, name="down")(y).reshape(shape)
+        return dense(y, "down", c.width, INIT_STD / (2 * c.num_layers) ** 0.5).reshape(shape)
 
 
 class LayerInputs(NamedTuple):
@@ -173,7 +179,7 @@ class Block(nn.Module):
         elif c.residual == "parallel":
             normed = norm(name="norm2")(x)
         with jax.named_scope("mlp"):
-            z = Mlp(c, name="mlp")(normed)
+            z = Mlp(c, name="mlp")(normed, layer.dropout_key)
         if c.residual == "sandwich":
             z = norm(name="norm2_after")(z)
         if sequential:
@@ -183,13 +189,6 @@ class Block(nn.Module):
         else:
             x = x + drop(y, 1) + drop(z, 2)
         return constrain(x, BATCH, None, None), cache
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """Zeroes a share `rate` of x and scales the rest to keep the mean."""
-    if rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # a hundred small programs otherwise, for whoever asks outside of one

@@ -155,10 +155,11 @@ def _supervised(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
     used = -(-c.batch_size // c.microbatch_rows)
     per_shard = c.microbatch_rows * c.row_length / batch_shards(mesh)
     laps = {"accumulate_gradients": used, "_cross_entropy_forward": chunks(per_shard)}
-    flops = model_flops(net.config, c.batch_size * c.row_length, (c.row_length + 1) / 2, 3)
+    passes, base = net.config.training_passes, {"base": arguments[1]} if net.base else {}
+    flops = model_flops(net.config, c.batch_size * c.row_length, (c.row_length + 1) / 2, passes)
     program = Program(
         make=_fixed(function, *arguments),
-        resident=_state(arguments[0]) | {"batch": batch},
+        resident=_state(arguments[0]) | base | {"batch": batch},
         repeats=1,
         flops=flops,
         laps=laps,
@@ -180,7 +181,8 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     algorithm = ppo_stage.algorithm_of(asked, nets, ids.end_ids, ids.allowed(nets["policy"].config.vocab_size))
     shardings = ppo_stage.state_shardings(algorithm, nets, mesh)
     state = ppo_stage.abstract_state(algorithm, nets, shardings)
-    frozen = {name: networks.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
+    frozen = {name: base.abstract for name, base in ppo_stage.frozen_networks(nets).items()}
+    adapted = (frozen,) if nets["policy"].base or nets["value"].base else ()
     batch = shapes.prompts(c.batch_size, c.max_prompt_length, mesh)
     phases = ppo_stage.compile_phases(algorithm, shardings)
     text = None
@@ -192,6 +194,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         text = shapes.laid(stacked, P(None, *ROWS), mesh)
     resident = _state(state.policy, "policy ") | _state(state.value, "value ")
     resident |= {"reference": frozen["ref_policy"], "reward model": frozen["reward"], "batch": (batch, text)}
+    resident |= {f"base of the {name}": frozen[name] for name in ppo.BASES if name in frozen}
 
     B, Q, R, shards = c.batch_size, c.max_prompt_length, c.response_length, batch_shards(mesh)
     rows = min(c.microbatch_rows, B)
@@ -199,7 +202,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     of = lambda name, passes: model_flops(nets[name].config, tokens, context, passes)  # noqa: E731
     with_old = not ppo.samples_are_old(algorithm)
     with jax.set_mesh(mesh):
-        episodes, logprobs = jax.eval_shape(phases.rollout, state.policy.params, batch, state.step)
+        episodes, logprobs = jax.eval_shape(phases.rollout, state.policy.params, batch, state.step, *adapted)
         experience, metrics = jax.eval_shape(phases.experience, state, frozen, episodes, logprobs)
     spread = lambda tree: jax.tree.map(  # noqa: E731
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
@@ -208,8 +211,8 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     waves, slots = _waves(B, config.rollout.wave)
     response_chunks = chunks(rows / shards * R)
     minibatch = B // c.num_minibatches
-    learning = 3 * c.inner_epochs
-    flops = of("policy", learning) + of("value", learning)
+    passes = {name: nets[name].config.training_passes for name in ppo.BASES}
+    flops = sum(of(name, count * c.inner_epochs) for name, count in passes.items())
     laps = {
         "accumulate_gradients/policy_step.<locals>.ppo_loss": -(-minibatch // min(rows, minibatch)),
         "accumulate_gradients/value_step.<locals>.loss": -(-minibatch // min(rows, minibatch)),
@@ -220,15 +223,22 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         laps["accumulate_gradients/policy_step.<locals>.ptx_loss"] = -(-options.batch_size // c.ptx_microbatch_rows)
         laps["_cross_entropy_forward"] = chunks(c.ptx_microbatch_rows * c.ptx_row_length / shards)
         ptx_tokens = options.batch_size * c.ptx_row_length * c.num_minibatches * c.inner_epochs
-        flops += model_flops(nets["policy"].config, ptx_tokens, (c.ptx_row_length + 1) / 2, 3)
+        flops += model_flops(nets["policy"].config, ptx_tokens, (c.ptx_row_length + 1) / 2, passes["policy"])
 
     def sample(layers):
         net = nets["policy"].config if layers is None else nets["policy"].config.replace(num_layers=layers)
         function = jax.jit(functools.partial(ppo.rollout, algorithm._replace(policy=net, wave=slots)))
-        return function, (networks.abstract(net, mesh), batch, state.step)
+        whole = networks.Network(net, dict, networks.abstract(net, mesh), {})
+        if net.adapter is None:
+            return function, (whole.abstract, batch, state.step)
+        cut = networks.with_adapter(whole, net.adapter, mesh, config.seed)
+        return function, (cut.abstract, batch, state.step, {"ref_policy": cut.base.abstract})
 
     def measure(layers):
-        function = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
+        def measured(params, frozen, answers):
+            return ppo.measure(algorithm, ppo.whole(algorithm.policy, params, frozen, "policy"), frozen, answers)
+
+        function = jax.jit(measured, out_shardings=replicated(mesh))
         answers = responses.Answers(episodes, logprobs, spread(batch["index"]))
         return function, (state.policy.params, frozen, answers)
 
@@ -241,7 +251,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
                            sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R)),
         "experience": Program(_fixed(phases.experience, state, frozen, episodes, logprobs), resident, 1,
                               scoring + of("value", 1), reading, packed=packed),
-        "learn": Program(_fixed(phases.learn, state, experience, text, metrics), resident, 1, flops, laps,
+        "learn": Program(_fixed(phases.learn, state, experience, text, metrics, *adapted), resident, 1, flops, laps,
                          gradients=nets["policy"].abstract, packed=packed),
         "validation": Program(measure, resident, validations, scoring, reading, packed=packed),
     }  # fmt: skip

@@ -65,8 +65,11 @@ def parse_sizes(text: str) -> dict[str, str]:
 
 def network(config: ConfigDict, name: str, head: str, mesh: Mesh, known: Known) -> Network:
     """The network of an entry of config.models, without parameters."""
-    shape = architecture(config, name, known).replace(head=head)
-    return Network(shape, dict, networks.abstract(shape, mesh), {})
+    shape = architecture(config, name, known).replace(head=head, adapter=None)
+    entry = (config.models.to_dict() | networks.stand_ins(config))[name]
+    whole = Network(shape, dict, networks.abstract(shape, mesh), dict(entry))
+    adapter = networks.adapter_of(f"config.models.{name}", entry, shape)
+    return whole if adapter is None else networks.with_adapter(whole, adapter, mesh, config.seed)
 
 
 def architecture(config: ConfigDict, name: str, known: Known, seen: tuple[str, ...] = ()) -> ModelConfig:

@@ -11,6 +11,7 @@ from instructgpt_jax import networks, paths, process, run_tokenizer
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.models import hf
 from instructgpt_jax.report import card
+from instructgpt_jax.training import origins
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -36,6 +37,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     network = networks.build("config.models.model", config.models.model, "", mesh, tokenizer, config.seed)
     # A classifier needs a PAD of its own; for a language model it would be one more id to sample.
     made = tokenizer.pretrained(pad=network.config.head == "scalar")
+    if config.export.format == "peft":
+        _save_adapter(config, mesh, workdir, made)
+        return
     beside = run_tokenizer.beside(source)
     generation = hf.read_generation(beside) if beside else {}
     if generation or tokenizer.end_ids != (tokenizer.eos_id,):
@@ -45,3 +49,29 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         workdirs.write_atomically(epath.Path(workdir) / card.FILE, card.of_network(source, network.config.head))
         kind = "reward model" if network.config.head == "scalar" else "language model"
         process.say(f"export: {kind} of {source} is now in {workdir}")
+
+
+def _save_adapter(config: ConfigDict, mesh: Mesh, workdir: str, tokenizer) -> None:
+    """Writes the adapter that a stage trained, in PEFT's format.
+
+    Raises:
+      ValueError: no adapter there, or a base that is not in Hugging Face format.
+    """
+    key, entry = "config.models.model", config.models.model
+    source = origins.find(key, entry, 1)
+    if source.adapter is None:
+        raise ValueError(f"{key}.init_from must be of a run that trained an adapter, to be exported as 'peft', got "
+                         f"{entry.init_from!r}")  # fmt: skip
+    base = config.export.base or source.base.place
+    if source.base.kind != "hf" and not config.export.base:
+        raise ValueError(
+            f"config.export.base must name {base!r} in Hugging Face format, what the adapter was trained from: export "
+            "it first, or this one merged; got ''"
+        )
+    found = hf.read_config(base)
+    origins.check_base(key, entry.init_from, base, source.config, found)
+    network, params = origins.load_adapter(source, mesh)
+    hf.save_adapter(workdir, base, network, params, tokenizer, config.export.dtype)
+    if jax.process_index() == 0:
+        workdirs.write_atomically(epath.Path(workdir) / card.FILE, card.of_network(entry.init_from, network.head))
+        process.say(f"export: the adapter of {entry.init_from} on {base} is now in {workdir}")

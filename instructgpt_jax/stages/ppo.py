@@ -22,7 +22,7 @@ from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Batches
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import RUNTIME_FIELDS
-from instructgpt_jax.networks import Network
+from instructgpt_jax.networks import Base, Network
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import memory, optimizer, supervised
 from instructgpt_jax.training.loop import Stage
@@ -71,12 +71,29 @@ def build_networks(config: ConfigDict, mesh: Mesh, tokenizer: Tokenizer) -> dict
 def _check_same(name: str, other: str, nets: dict[str, Network]) -> None:
     """Refuses a network whose parameters could not stand in the place of another's."""
     mine, theirs = (dataclasses.asdict(nets[key].config) for key in (name, other))
-    differ = [field for field in mine if mine[field] != theirs[field] and field not in RUNTIME_FIELDS]
+    own = ("adapter", *RUNTIME_FIELDS)
+    differ = [field for field in mine if mine[field] != theirs[field] and field not in own]
     if differ:
         wanted, got = ({field: network[field] for field in differ} for network in (theirs, mine))
         raise ValueError(
             f"config.models.{name} must have the architecture of config.models.{other}, {wanted}, got {got}"
         )
+
+
+def frozen_networks(nets: dict[str, Network]) -> dict[str, Base]:
+    """What does not train: reference, reward model, and under its own name the base of an adapter that is neither.
+
+    An adapter that starts from the same weights as the reference or the reward model, and computes in the same dtype,
+    stands on that: one network in memory, not two.
+    """
+    found = {}
+    for name, other in ppo.BASES.items():
+        net, start = nets[name], nets[other]
+        found[other] = Base(functools.partial(networks.freeze, start), networks.abstract_frozen(start))
+        same = all(net.entry.get(field) == start.entry.get(field) for field in ("init_from", "weights"))
+        if net.base is not None and not (same and net.config.dtype == start.config.dtype):
+            found[name] = net.base
+    return found
 
 
 class Iterations(NamedTuple):
@@ -201,7 +218,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     )
     text = pretraining_data(config, mesh) if c.ptx_coef else None
     batches = Iterations(data.train_batches, text.train_batches if text else None, updates)
-    shardings = state_shardings(algorithm, nets, mesh)
+    shardings, bases = state_shardings(algorithm, nets, mesh), frozen_networks(nets)
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
@@ -227,14 +244,16 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     def step(state, frozen, batch):
         """`ppo.update`, in three programs: the sampling copy of the policy is gone before learning begins."""
-        episodes, logprobs = rollout(state.policy.params, batch, state.step)
+        adapted = frozen if nets["policy"].base or nets["value"].base else None  # else it is not asked for
+        episodes, logprobs = rollout(state.policy.params, batch, state.step, adapted)
         experience, metrics = phases.experience(state, frozen, episodes, logprobs)
-        return phases.learn(state, experience, batch.get("pretraining"), metrics)
+        return phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
 
     def evaluate(state, frozen):
         if not data.valid or not c.eval_batches:
             return {}, []
         params = state.policy.params if state.policy.ema is None else state.policy.ema
+        params = ppo.whole(algorithm.policy, params, frozen, "policy")
         with contextlib.closing(data.valid["valid"]()) as batches:
             prompts = itertools.islice(batches, c.eval_batches)
             of = functools.partial(measure, params, frozen)
@@ -250,13 +269,13 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     def programs():
         state = abstract_state(algorithm, nets, shardings)
-        frozen = {name: networks.abstract_frozen(nets[name]) for name in ("ref_policy", "reward")}
+        frozen = {name: base.abstract for name, base in bases.items()}
         whole = jax.jit(functools.partial(ppo.update, algorithm), donate_argnums=0, out_shardings=(shardings, None))
         return {"update": (whole, (state, frozen, datasets.abstract(batches, mesh)))}
 
     return Stage(
         init=init,
-        frozen=lambda: {name: networks.freeze(nets[name]) for name in ("ref_policy", "reward")},
+        frozen=lambda: {name: base.load() for name, base in bases.items()},
         update=step,
         data=lambda index: feeding.iterate(batches, mesh, index),
         evaluate=evaluate,

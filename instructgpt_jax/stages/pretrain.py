@@ -51,20 +51,21 @@ def language_model_stage(
     data = datasets.load(config, section, kind, mesh)  # last: it takes the longest
     found = objective_of(network.config)
     evaluate_batch = jax.jit(functools.partial(supervised.evaluate, loss=found.loss))
+    whole = functools.partial(supervised.whole, network.config)
 
     def params():
         found = network.load()
         if network.config.has_dropout:
             with contextlib.closing(data.train(0)) as batches:
-                report_dropout(config, evaluate_batch, found, next(batches))
+                report_dropout(config, evaluate_batch, networks.join(network, found), next(batches))
         return found
 
     def evaluate(state, frozen):
         if not data.valid:
             return {}, []
-        total = count = 0.0
+        params, total, count = whole(state.params, frozen), 0.0, 0.0
         for batch in data.valid["valid"]():
-            sums = evaluate_batch(state.params, batch)
+            sums = evaluate_batch(params, batch)
             total, count = total + float(sums["loss"]), count + float(sums["loss_tokens"])
         return {f"{name}/valid_loss": total / max(count, 1.0)}, []
 

@@ -48,10 +48,13 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     score_batch = jax.jit(functools.partial(batch_scores, network.config), out_shardings=replicated(mesh))
     score_demonstrations = jax.jit(functools.partial(sum_of_scores, network.config), out_shardings=replicated(mesh))
 
+    whole = functools.partial(supervised.whole, network.config)
+
     def evaluate(state, frozen):
+        params = whole(state.params, frozen)
         found, samples = {"reward/bias": float(state.params["scalar_head"]["bias"])}, []
         for split, batches in data.valid.items():
-            scored = [jax.tree.map(np.asarray, score_batch(state.params, batch)) for batch in batches()]
+            scored = [jax.tree.map(np.asarray, score_batch(params, batch)) for batch in batches()]
             values, curve = rewards.summarise(*rewards.collect(scored), data.groups[split])
             found |= {f"reward/{split}_{name}": value for name, value in values.items()}
             samples.append({"split": split, "calibration": curve})
@@ -61,7 +64,8 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         if demonstrations is None:
             process.say("reward: no config.data.demonstrations to normalise by, the bias stays as it is")
             return state
-        sums = [score_demonstrations(state.params, batch) for batch in feeding.iterate(demonstrations, mesh, 0)]
+        params = whole(state.params, frozen)
+        sums = [score_demonstrations(params, batch) for batch in feeding.iterate(demonstrations, mesh, 0)]
         mean = sum(float(total) for total, _ in sums) / sum(int(count) for _, count in sums)
         bias = state.params["scalar_head"]["bias"]
         centred = jax.device_put(bias - np.float32(mean), bias.sharding)

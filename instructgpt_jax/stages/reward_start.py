@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import losses, models, process
+from instructgpt_jax import losses, models, networks, process
 from instructgpt_jax.data.datasets import StageData
 from instructgpt_jax.data.tokenizer import Tokenizer
 from instructgpt_jax.models import ModelConfig
@@ -35,14 +35,15 @@ def params(config: ConfigDict, network: Network, data: StageData, mesh: Mesh) ->
       network: of `config.models.model`, with a scalar head.
       data: comparisons.
     """
-    section, found = config.reward, network.load()
+    section, found = config.reward, network.load()  # of a network with an adapter: no embedding, see validate
     twin, eos = eos_twin(section, data.tokenizer), data.tokenizer.end_id
     if twin is not None and (network.grown or not config.models.model.init_from):
         tokens = found["embed"]["tokens"]
         copy = jax.jit(lambda x: x.at[eos].set(x[twin]), out_shardings=tokens.sharding)
         found = found | {"embed": found["embed"] | {"tokens": copy(tokens)}}
     if section.head_examples and network.grown:
-        states, ranks = comparison_states(network.config, found, data, section.head_examples, mesh)
+        whole = networks.join(network, found)
+        states, ranks = comparison_states(network.config, whole, data, section.head_examples, mesh)
         head = found["scalar_head"]
         kernel = jax.device_put(fit_head(states, ranks, section.head_l2), head["kernel"].sharding)
         found = found | {"scalar_head": head | {"kernel": kernel}}

@@ -48,7 +48,11 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         resume.tell_data(scorer.read, workdir)
 
     def load(step: int) -> dict:
-        return checkpoint.load_params(epath.Path(source) / checkpoint.SNAPSHOTS / str(step), network.abstract)
+        place = str(epath.Path(source) / checkpoint.SNAPSHOTS / str(step))
+        if not networks.trained_adapter(place):
+            return checkpoint.load_params(place, network.abstract)
+        entry = {**config.models.model, "init_from": place}
+        return networks.build("config.models.model", entry, "lm", mesh, tokenizer, config.seed).load()
 
     table, samples = [], []
     losses = _losses(source, steps) if by == "loss" else {}

@@ -21,7 +21,8 @@ TRAINED = {"ppo": ("policy", "value")}  # entries of config.models that a stage 
 def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
     """The configuration of a stage of training; where it goes on, with the `architecture` of the networks it trains.
 
-    `networks.build` then need not look at their `init_from`, which may be gone: the checkpoint has their weights.
+    `networks.build` then need not look at their `init_from`, which may be gone: the checkpoint has their weights. Of a
+    network with an adapter it has the adapter alone.
     """
     workdir = epath.Path(workdir)
     saved = workdirs.read_config(workdir)
@@ -30,7 +31,8 @@ def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
     tree = config.to_dict()
     for name in TRAINED.get(config.stage, ("model",)):
         entry = saved.get("models", {}).get(name, {})
-        if entry.get("init_from") and entry.get("architecture") and name in tree["models"]:
+        based = entry.get("adapter", {}).get("targets")
+        if entry.get("init_from") and entry.get("architecture") and not based and name in tree["models"]:
             tree["models"][name]["architecture"] = entry["architecture"]
     return workdirs.frozen(tree)
 

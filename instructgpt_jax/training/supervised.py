@@ -1,5 +1,6 @@
 """What pretraining, supervised fine-tuning and the reward model share: one network, one loss, one update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, models
 from instructgpt_jax.data.datasets import StageData
-from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.models import ModelConfig, adapters
 from instructgpt_jax.sharding import replicated
 from instructgpt_jax.training import optimizer
 from instructgpt_jax.training.loop import Stage
@@ -64,7 +65,7 @@ def language_model_loss(config: ModelConfig, params: dict, rows: dict, key: jax.
     total = losses.cross_entropy(
         hidden, kernel, ahead(rows["tokens"]), weights, vocab_size=config.vocab_size, bias=bias
     )
-    spent = work(config, rows["segments"], rows["positions"], passes=3)
+    spent = work(config, rows["segments"], rows["positions"], config.training_passes)
     return total, {"loss": total, "loss_tokens": wanted.sum(), **spent}
 
 
@@ -81,8 +82,8 @@ def stage(
 
     Args:
       config: its section named like the stage has `num_steps` and `optimizer`.
-      network: see networks.Network.
-      params: () -> the parameters before the first update, on the mesh; their buffers are reused.
+      network: see networks.Network; where it has an adapter, that is the state, and its base is `frozen`.
+      params: () -> what trains, before the first update, on the mesh; its buffers are reused.
       evaluate: see loop.Stage.
 
     Raises:
@@ -100,7 +101,7 @@ def stage(
 
     def step(state, frozen, batch):
         learning_rate = schedule(state.step)
-        loss, count = objective.loss, objective.count
+        loss, count = functools.partial(whole_loss, network.config, objective.loss, frozen), objective.count
         state, sums = update(state, frozen, objective.weigh(batch), loss=loss, count=count, tx=tx, seed=config.seed)
         own = objective.metrics(sums) | {"learning_rate": learning_rate} | {norm: sums[norm] for norm in NORMS}
         spent = {"perf/tokens": sums["tokens"], "perf/flops": sums["flops"]}
@@ -109,14 +110,15 @@ def stage(
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
     def programs():
-        return {"update": (step, (abstract_state(network.abstract, tx, shardings), {}, data.abstract_batch()))}
+        frozen = {} if network.base is None else {"base": network.base.abstract}
+        return {"update": (step, (abstract_state(network.abstract, tx, shardings), frozen, data.abstract_batch()))}
 
     def rates(length, step):
         return {f"{name}/learning_rate": float(optimizer.make_schedule(section.optimizer, length)(step))}
 
     return Stage(
         init=lambda: init_state(params(), tx, shardings),
-        frozen=dict,
+        frozen=dict if network.base is None else lambda: {"base": network.base.load()},
         update=step,
         data=data.train,
         evaluate=evaluate,
@@ -127,6 +129,16 @@ def stage(
         rates=rates,
         steps_per_epoch=data.steps_per_epoch,
     )
+
+
+def whole(config: ModelConfig, params: Any, frozen: dict) -> Any:
+    """The parameters of the whole network around what trains of it, see adapters.join; `frozen` as in `stage`."""
+    return adapters.join(config, frozen.get("base"), params)
+
+
+def whole_loss(config: ModelConfig, loss: Loss, frozen: dict, params: Any, rows: dict, key: jax.Array | None):
+    """`loss` of the whole network, as a function of what trains."""
+    return loss(whole(config, params, frozen), rows, key)
 
 
 def update(
@@ -199,7 +211,7 @@ def work(config: ModelConfig, segments: jax.Array, positions: jax.Array, passes:
     """Real tokens of some rows, and the model FLOPs spent on them.
 
     Args:
-      passes: 1 for a forward pass, 3 with the backward.
+      passes: 1 for a forward pass, 3 with the backward (2 where weights are frozen).
     """
     real = segments > 0
     tokens = real.sum(dtype=jnp.float32)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling, prompts
+from instructgpt_jax.validate.adapter import check_adapter
 from instructgpt_jax.validate.evaluation import (
     BENCHMARK,
     check_benchmark,
@@ -133,7 +134,7 @@ SECTIONS = {
     "label": labeling.RULES,
     "prompts": prompts.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
-    "export": {"dtype": choice("float32", "bfloat16")},
+    "export": {"dtype": choice("float32", "bfloat16"), "format": choice("merged", "peft"), "base": TEXT},
 }  # fmt: skip
 PIPELINE = {"only": TEXT, "parallel": integer(1)}
 # Their workdirs keep none: models bring theirs.
@@ -250,6 +251,8 @@ def _check_networks(config: ConfigDict) -> None:
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
         if "architecture" in entry:
             raise ValueError(f"config.models.{name} must have no architecture, its size or init_from says it, got one")
+        if "adapter" in entry:
+            check_adapter(config, name, TRAINED)
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):
         raise ValueError(
             f"config.models.model.init_from must be a workdir or a Hugging Face model, got '' (stage {config.stage!r})"

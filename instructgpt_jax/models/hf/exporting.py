@@ -17,19 +17,20 @@ from jax.experimental import multihost_utils
 from instructgpt_jax import errors, paths
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.config import ModelConfig
-from instructgpt_jax.models.hf import fields, layout, storage
+from instructgpt_jax.models.hf import fields, layout, peft, storage
 from instructgpt_jax.models.hf.families import Family, family_of
 from instructgpt_jax.models.hf.loading import file_tensors, flatten
 
 SHARD_BYTES = 5_000_000_000
+OPENING = ("config.json", peft.CONFIG)  # without one of them nothing opens a directory
 PARTIAL = ".partial"  # folder of an export that is being written, in the folder of the export
 COMPILED = ".compiled"  # where the command line keeps compiled programs; no part of an export
 # What an export consists of: what `save` writes, what transformers writes of a tokenizer, now or in older versions, and
 # the model card that the stage adds.
 OURS = re.compile(
     r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|tokenizer(_config)?\.json|"
-    r"chat_template\.jinja|additional_chat_templates|(special_tokens_map|added_tokens)\.json|model_card\.md|"
-    + re.escape(PARTIAL)
+    r"adapter_config\.json|adapter_model\.safetensors|chat_template\.jinja|additional_chat_templates|"
+    r"(special_tokens_map|added_tokens)\.json|model_card\.md|" + re.escape(PARTIAL)
 )
 
 
@@ -106,10 +107,55 @@ def save(
         write_tensors = functools.partial(
             storage.write_safetensors, shapes=shapes, arrays=arrays, dtype=dtype, shard_bytes=shard_bytes
         )
-        _write(pathlib.Path(paths.expand(directory)), texts, write_tensors, tokenizer)
+        _write(pathlib.Path(paths.expand(directory)), texts, write_tensors, tokenizer, raw["vocab_size"])
     else:
         for _ in arrays:  # gathering an array is the work of all processes
             pass
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {directory}")
+
+
+def save_adapter(
+    directory: str | os.PathLike, base: str, config: ModelConfig, params: dict, tokenizer=None, dtype: str = "float32"
+) -> None:
+    """Writes an adapter in PEFT's format: adapter_config.json, adapter_model.safetensors, and the tokenizer.
+
+    `peft` loads it over its base; so does `load`. The bias of a reward model stands in the metadata of the file, the
+    score is what `peft` gives plus that.
+
+    Args:
+      directory: as for `save`.
+      base: what it was trained on, a directory in Hugging Face format or a Hub id.
+      config: with the adapter.
+      params: what trained, see adapters.trained_part, on any mesh.
+      tokenizer, dtype: as for `save`.
+
+    Raises:
+      ValueError: as `save`.
+    """
+    check_directory(directory)
+    if dtype not in storage.WRITTEN:
+        raise ValueError(f"dtype must be one of {sorted(storage.WRITTEN)}, got {dtype!r}")
+    plain = config.replace(adapter=None)
+    family, flat = family_of(plain), {name: _fetch(x) for name, x in flatten(params).items()}
+    names = list(flatten(jax.eval_shape(lambda key: transformer.init(plain, key), jax.random.key(0))))
+    held = {tensor: parts for tensor, parts in file_tensors(family, plain, names).items() if tensor.endswith("weight")}
+    made = list(peft.tensors(family, config, flat, held))
+    modules = {name.split(".lora_")[0].rpartition(".")[2]: count for name, _, count in made if ".lora_" in name}
+    metadata = {peft.DIGEST: config.digest()}
+    if config.head == "scalar":
+        metadata[peft.BIAS] = repr(float(flat["scalar_head/bias"]))
+    if jax.process_index() == 0:
+        if tokenizer is not None:
+            tokenizer, _ = _special_tokens(plain, tokenizer)
+        arrays = {name: array for name, array, _ in made}
+        write_tensors = functools.partial(
+            storage.write_safetensors, shapes={name: x.shape for name, x in arrays.items()},
+            arrays=arrays.values(), dtype=dtype, shard_bytes=SHARD_BYTES, stem=peft.WEIGHTS, metadata=metadata,
+        )  # fmt: skip
+        rows = max(config.vocab_size, 0 if tokenizer is None else len(tokenizer))
+        texts = {peft.CONFIG: peft.config_of(config, base, modules)}
+        _write(pathlib.Path(paths.expand(directory)), texts, write_tensors, tokenizer, rows)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {directory}")
 
@@ -138,10 +184,11 @@ def check_directory(directory: str | os.PathLike, key: str = "directory") -> Non
             f"{key} must be empty or hold an earlier export, got {path} with {found}, which no export writes"
         )
     if names and PARTIAL not in names:  # which an export that was broken off leaves
-        raw = storage.read_json(path / "config.json") if "config.json" in names else {}
-        if "model_type" not in raw:
+        said = next((name for name in ("config.json", peft.CONFIG) if name in names), None)
+        raw = storage.read_json(path / said) if said else {}
+        if not raw.keys() & {"model_type", "peft_type"}:
             raise ValueError(f"{key} must be empty or hold an earlier export, got {path} without a model's config.json")
-        if "transformers_version" in raw:
+        if raw.keys() & {"transformers_version", "peft_version"}:
             raise ValueError(f"{key} must be empty or hold an earlier export, got {path}, which transformers wrote")
 
 
@@ -202,15 +249,16 @@ def _fetch(x) -> np.ndarray:
     return np.asarray(x, np.float32)
 
 
-def _write(directory: pathlib.Path, texts: dict[str, dict], write_tensors: Callable, tokenizer) -> None:
+def _write(directory: pathlib.Path, texts: dict[str, dict], write_tensors: Callable, tokenizer, rows: int) -> None:
     """Writes everything beside its place, and moves it there when it is whole.
 
-    Without a config.json nothing opens the directory: it goes first and comes last, so that a process killed in between
-    leaves no mixture of two exports that loads.
+    Without a config.json, or the adapter's, nothing opens the directory: it goes first and comes last, so that a
+    process killed in between leaves no mixture of two exports that loads.
 
     Args:
-      texts: name of a JSON file -> what it holds; config.json is one of them.
+      texts: name of a JSON file -> what it holds; config.json is one of them, or the adapter's.
       write_tensors: writes the tensors into a folder.
+      rows: of the embedding; the tokenizer keeps no token beyond.
     """
     partial = directory / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
@@ -218,11 +266,12 @@ def _write(directory: pathlib.Path, texts: dict[str, dict], write_tensors: Calla
     write_tensors(partial)
     if tokenizer is not None:
         with errors.naming(partial):
-            _write_tokenizer(partial, tokenizer, texts["config.json"]["vocab_size"])
+            _write_tokenizer(partial, tokenizer, rows)
     for name, content in texts.items():
         with errors.naming(partial / name):
             (partial / name).write_text(json.dumps(content, indent=2) + "\n")
-    (directory / "config.json").unlink(missing_ok=True)
+    for name in OPENING:
+        (directory / name).unlink(missing_ok=True)
     for old in directory.iterdir():
         if old == partial or not (OURS.fullmatch(old.name) or old.name == COMPILED):
             continue
@@ -230,7 +279,7 @@ def _write(directory: pathlib.Path, texts: dict[str, dict], write_tensors: Calla
             shutil.rmtree(old)
         else:
             old.unlink()
-    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in OPENING):
         os.replace(file, directory / file.name)
     partial.rmdir()
 

@@ -23,11 +23,12 @@ from jax.sharding import PartitionSpec as P
 from instructgpt_jax import paths
 from instructgpt_jax.models import transformer
 from instructgpt_jax.models.config import ModelConfig
-from instructgpt_jax.models.hf import fields, layout, storage
+from instructgpt_jax.models.hf import fields, layout, peft, storage
 from instructgpt_jax.models.hf.families import FAMILIES, Family
 from instructgpt_jax.models.hf.storage import Stored
 from instructgpt_jax.sharding import param_shardings, path_name
 
+REWARD_BIAS_KEY = peft.BIAS
 REWARD_BIAS = "scalar_head/bias"  # lives in config.json, key `reward_bias`: HF's classes have no place for it
 
 
@@ -36,7 +37,8 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
 
     Args:
       directory: holds config.json and safetensors (or, with torch installed, `.bin`), in one file or in several with an
-        index, of which the first of this order counts, as in transformers; or a Hub id `owner/model`.
+        index, of which the first of this order counts, as in transformers; or an adapter in PEFT's format, which is
+        added to its base; or it is a Hub id `owner/model`.
       mesh: where the parameters go, by the training rules; None = the default device.
 
     Returns:
@@ -48,13 +50,17 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
         an unexpected tensor, a file that is missing or not whole, a mesh that does not divide the parameters. Raised
         before any device memory is taken.
     """
-    path = storage.find(directory, weights=True)
-    family, config, raw = _configuration(path)
+    path, adapter = _located(directory, weights=True)
+    family, config, raw = _configuration(path, adapter)
     shapes = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
     shardings = None if mesh is None else flatten(param_shardings(mesh, shapes))
     shapes = {name: x.shape for name, x in flatten(shapes).items()}
-    stored = _match(family, config, list(shapes), storage.tensors(path), path)
-    bias = raw.get("reward_bias", 0.0)
+    found = storage.tensors(path)
+    if adapter is not None:
+        found = peft.changed(adapter, family, config, found)
+        raw = raw | ({REWARD_BIAS_KEY: peft.reward_bias(adapter)} if config.head == "scalar" else {})
+    stored = _match(family, config, list(shapes), found, path)
+    bias = raw.get(REWARD_BIAS_KEY, 0.0)
     if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
         raise ValueError(f"{path / 'config.json'}: reward_bias must be a finite number, got {bias!r}")
 
@@ -92,7 +98,7 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
     Raises:
       ValueError: as `load`, for what config.json says.
     """
-    return _configuration(storage.find(directory, weights=False))[1]
+    return _configuration(*_located(directory, weights=False))[1]
 
 
 def read_generation(directory: str | os.PathLike) -> dict[str, Any]:
@@ -104,6 +110,9 @@ def read_generation(directory: str | os.PathLike) -> dict[str, Any]:
     path = epath.Path(paths.expand(directory))
     if not path.is_dir() and storage.HUB_ID.fullmatch(str(directory)):
         path = storage.find(directory, weights=False)
+    adapter = peft.read(path) if path.is_dir() else None
+    if adapter is not None:
+        return read_generation(adapter.base)
     file = path / storage.GENERATION
     if not file.is_file():
         return {}
@@ -115,13 +124,30 @@ def read_generation(directory: str | os.PathLike) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith("_") and key != "transformers_version"}
 
 
-def _configuration(path: pathlib.Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+def _located(directory: str | os.PathLike, weights: bool) -> tuple[pathlib.Path, peft.Read | None]:
+    """The folder of a checkpoint, and of an adapter in PEFT's format that of its base and what it says."""
+    path = storage.find(directory, weights)
+    adapter = peft.read(path)
+    if adapter is None:
+        return path, None
+    try:
+        return storage.find(adapter.base, weights), adapter
+    except ValueError as error:
+        raise ValueError(f"{adapter.file}: base_model_name_or_path: {error}") from None
+
+
+def _configuration(
+    path: pathlib.Path, adapter: peft.Read | None = None
+) -> tuple[Family, ModelConfig, dict[str, Any]]:
     file = path / "config.json"
     raw = storage.read_json(file)
     if raw.get("model_type") not in FAMILIES:
         raise ValueError(f"{file}: model_type must be one of {list(FAMILIES)}, got {raw.get('model_type')!r}")
     family = FAMILIES[raw["model_type"]]
-    return family, fields.read(family, raw, str(file)), raw
+    config = fields.read(family, raw, str(file))
+    if adapter is not None and (config.head, adapter.head) == ("scalar", "lm"):
+        raise ValueError(f"{adapter.file}: task_type must be SEQ_CLS for a base that is a classifier, got CAUSAL_LM")
+    return family, config if adapter is None else config.replace(head=adapter.head), raw
 
 
 def file_tensors(family: Family, config: ModelConfig, names: list[str]) -> dict[str, list[tuple[str, int | None, str]]]:

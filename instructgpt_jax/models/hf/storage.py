@@ -17,6 +17,7 @@ from typing import NamedTuple
 import huggingface_hub
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 from etils import epath
 
 from instructgpt_jax import errors, paths
@@ -132,6 +133,22 @@ def tensors(directory: pathlib.Path) -> dict[str, Stored]:
     )
 
 
+def adapter_tensors(directory: pathlib.Path, stem: str) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of an adapter in PEFT's format, and the metadata of their file.
+
+    Raises:
+      ValueError: none is there, one that is not whole, or `.bin` without torch.
+    """
+    file = directory / f"{stem}.safetensors"
+    if file.is_file():
+        found = _read_safetensors(file)
+        with safetensors.safe_open(file, "np") as opened:
+            return found, dict(opened.metadata() or {})
+    if not file.with_suffix(".bin").is_file():
+        raise ValueError(f"{directory} must hold {file.name} or {stem}.bin beside its adapter_config.json, got neither")
+    return _read_bin(file.with_suffix(".bin")), {}
+
+
 def _read_safetensors(file: pathlib.Path) -> dict[str, Stored]:
     length = file.stat().st_size
     with open(file, "rb") as stream:
@@ -199,6 +216,8 @@ def write_safetensors(
     arrays: Iterable[np.ndarray],
     dtype: str,
     shard_bytes: int,
+    stem: str = SAFETENSORS.removesuffix(".safetensors"),
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors as one file, or as several of at most `shard_bytes` with an index.
 
@@ -208,6 +227,8 @@ def write_safetensors(
       arrays: the tensors in float32; drawn one at a time.
       dtype: one of WRITTEN, that they are rounded to (to the nearest, halves to even).
       shard_bytes: a file ends before the tensor that would make it longer.
+      stem: of the files' names.
+      metadata: of each file, beside its format.
     """
     kind = DTYPES[WRITTEN[dtype]]
     size = lambda name: kind.itemsize * math.prod(shapes[name])  # noqa: E731
@@ -216,12 +237,11 @@ def write_safetensors(
         if groups[-1] and sum(map(size, groups[-1])) + size(name) > shard_bytes:
             groups.append([])
         groups[-1].append(name)
-    stem = SAFETENSORS.removesuffix(".safetensors")
     files = [f"{stem}-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    files = [SAFETENSORS] if len(groups) == 1 else files
+    files = [f"{stem}.safetensors"] if len(groups) == 1 else files
     arrays = iter(arrays)
     for file, names in zip(files, groups, strict=True):
-        header, offset = {"__metadata__": {"format": "pt"}}, 0
+        header, offset = {"__metadata__": {"format": "pt"} | dict(metadata or {})}, 0
         for name in names:
             offsets = [offset, offset + size(name)]
             header[name] = {"dtype": WRITTEN[dtype], "shape": shapes[name], "data_offsets": offsets}
@@ -242,4 +262,4 @@ def write_safetensors(
             "metadata": {"total_size": sum(map(size, shapes))},
             "weight_map": {name: file for file, names in zip(files, groups, strict=True) for name in names},
         }
-        (directory / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2))
+        (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
