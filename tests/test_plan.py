@@ -252,12 +252,14 @@ def test_sampling_is_known_by_the_functions_of_rollout():
     """The names by which the laps of its loops are given are there in what is compiled."""
     config = ppo_1b3.get_config("tiny")
     config.ppo.update({"batch_size": 8, "num_minibatches": 1, "max_prompt_length": 8, "response_length": 8})
-    config.ppo.update({"row_length": 16})
+    config.ppo.update({"row_length": 512, "max_prompt_length": 64, "response_length": 448})
     _, mesh, planned = command._prepared(config, topology.describe("cpu:8"), NOTHING, "")
     function, arguments = planned.programs["rollout"].make(1)
     with jax.set_mesh(mesh):
         text = function.lower(*arguments).compile().as_text()
     laps = planned.programs["rollout"].laps
     found = cost.estimate(text, CHIP, rings.groups_on(mesh.devices, mesh.axis_names, 4), laps)
-    assert [loop.laps for loop in found.loops if loop.function.endswith("/_decode")] == [8]
+    # The loop of each read, for the steps whose longest sequence has 64 to 128 tokens, to 256, to 511.
+    assert [loop.laps for loop in found.loops if loop.function.endswith("/_decode")] == [65, 128, 255]
+    assert {loop.function for loop in found.loops if loop.guessed} == {"_run.<locals>.loop"}
     assert np.isfinite(found.seconds)

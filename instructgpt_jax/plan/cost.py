@@ -19,6 +19,7 @@ The rules:
 Nothing is said of launches, the host, or the input. Differences under a tenth are not resolved.
 """
 
+import collections
 import functools
 import math
 import re
@@ -44,6 +45,7 @@ FREE = {
     "opt-barrier", "add-dependency", "domain", "copy-start", "copy-done", "slice-start", "slice-done", "async-done",
     "async-update", "bitcast-convert", "rng-get-and-update-state",
 }  # fmt: skip
+Laps = float | tuple[float, ...]
 PRODUCT_CALLS = re.compile(r"gemm|matmul|conv", re.IGNORECASE)
 
 
@@ -104,7 +106,7 @@ class Cost(NamedTuple):
 
 
 def estimate(
-    text: str, chip: Chip, groups: Callable[[Op], Group], laps: Mapping[str, float], products: float = PRODUCTS
+    text: str, chip: Chip, groups: Callable[[Op], Group], laps: Mapping[str, Laps], products: float = PRODUCTS
 ) -> Cost:
     """The cost of a program on one device.
 
@@ -112,7 +114,8 @@ def estimate(
       text: of `compiled.as_text()`.
       groups: of a collective, see rings.groups_on.
       laps: Python function -> laps of the loops that it wrote and that the text does not count; `outer/inner` where
-        the function `inner` stands in the body. A loop that is neither counted nor named runs once, and is `guessed`.
+        the function `inner` stands in the body; several numbers for as many loops, in the order of the text. A loop
+        that is neither counted nor named, or one more than was given, runs once, and is `guessed`.
       products: share of the peak that products reach where the compiler says nothing.
     """
     module = hlo.parse(text)
@@ -122,8 +125,9 @@ def estimate(
 class _Reader:
     """One pass over a module; loops and branches are followed from the computations that hold them."""
 
-    def __init__(self, module: Module, chip: Chip, groups, laps: Mapping[str, float], products: float):
+    def __init__(self, module: Module, chip: Chip, groups, laps: Mapping[str, Laps], products: float):
         self.module, self.chip, self.groups, self.laps, self.products = module, chip, groups, laps, products
+        self.met = collections.Counter()  # loops of a function so far
         self.flops_of = functools.cache(self._flops)
 
     def computation(self, name: str, given: dict) -> Cost:
@@ -151,8 +155,9 @@ class _Reader:
         function, count = self.named(op) if counted is None else ("", counted)
         outer = {0: hlo.invariants(self.module, computation.name, op, given)}
         lap = self.computation(op.called("body"), outer).plus(self.computation(op.called("condition"), {}))
-        found = Loop(function or (self.module.functions(op) or ("",))[0], count or 1, lap.seconds, count is None)
-        total = lap.times(1 if count is None else count)
+        laps = 1 if count is None else count
+        found = Loop(function or (self.module.functions(op) or ("",))[0], laps, lap.seconds, count is None)
+        total = lap.times(laps)
         return total._replace(loops=(*total.loops, found))
 
     def named(self, op: Op) -> tuple[str, float | None]:
@@ -160,14 +165,22 @@ class _Reader:
         body = self.module.computations[op.called("body")]
         for function in self.module.functions(op):
             if function in self.laps:
-                return function, self.laps[function]
+                return function, self.given(function)
             inner = [key for key in self.laps if key.startswith(f"{function}/")]
             for key in inner:
                 wanted = key.partition("/")[2]
                 held = [wanted in self.module.functions(one) for one in body.ops.values() if one.code not in FREE]
                 if any(held):
-                    return key, self.laps[key]
+                    return key, self.given(key)
         return "", None
+
+    def given(self, key: str) -> float | None:
+        """The laps that were given for the next loop of a function."""
+        laps, number = self.laps[key], self.met[key]
+        self.met[key] += 1
+        if isinstance(laps, tuple):
+            return laps[number] if number < len(laps) else None
+        return laps
 
     def branches(self, op: Op) -> Cost:
         listed = re.search(r"branch_computations=\{([^}]*)\}", op.attributes)
