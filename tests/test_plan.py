@@ -263,3 +263,21 @@ def test_sampling_is_known_by_the_functions_of_rollout():
     assert [loop.laps for loop in found.loops if loop.function.endswith("/_decode")] == [65, 128, 255]
     assert {loop.function for loop in found.loops if loop.guessed} == {"_run.<locals>.loop"}
     assert np.isfinite(found.seconds)
+
+
+def test_programs_compile_for_tpus_that_are_not_here(tmp_path):
+    """PPO on the chip that Colab has, and an update on two slices, whose gradients are summed inside each first."""
+    pytest.importorskip("libtpu")
+    config = ppo_1b3.get_config("tiny")
+    told = command.run(config, "ppo", flags.Asked("v5e:1x1", out=str(tmp_path / "one")))["stages"]["ppo"]
+    assert set(told["programs"]) == {"rollout", "experience", "learn", "validation"} and told["fits"]
+    assert told["step"]["seconds"] > 0
+    decode = told["programs"]["rollout"]["decode"]
+    assert decode["milliseconds"] > decode["limit_milliseconds"] > 0
+
+    config = tiny()
+    config.models.model.update({"width": 256, "mlp_width": 1024})
+    config.mesh = {"data": 2, "fsdp": -1, "tensor": 1, "slices": 2}
+    told = command.run(config, "pretrain", flags.Asked("2xv5e:2x2", out=str(tmp_path / "two")))
+    between = [one for one in told["stages"]["pretrain"]["programs"]["update"]["collectives"] if "data" in one["axes"]]
+    print(between)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax import losses, models, rollout, sharding
 from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.plan import cost, rings, topology
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)]
 REMATERIALISED = "Involuntary full rematerialization"
@@ -157,6 +158,24 @@ def test_data_goes_over_the_slices_first_and_nothing_else_leaves_one():
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     number = np.vectorize(lambda device: device.id)(mesh.devices)[..., 0]
     assert [set(number[rows].ravel()) for rows in (slice(2), slice(2, 4))] == [set(range(4)), set(range(4, 8))]
+
+
+def test_gradients_are_summed_inside_a_slice_first():
+    """What goes from slice to slice of a layer's weights is the share of a device, after the sum inside."""
+    params, mesh = alone(CONFIG)[0], mesh_of((2, 4, 1, 2))
+    shardings = sharding.param_shardings(mesh, params)
+    split = jax.NamedSharding(mesh, P(sharding.BATCH))
+    function = jax.grad(functools.partial(loss, CONFIG), has_aux=True)
+    with jax.set_mesh(mesh):
+        function = jax.jit(function, in_shardings=(shardings, *(split,) * 3), out_shardings=(shardings, split))
+        text = function.lower(params, *packed_rows()).compile().as_text()
+    chip = topology.Chip(flops=1e12, bandwidth=1e12, capacity=1e9, link=1e9)
+    found = cost.estimate(text, chip, rings.groups_on(mesh.devices, mesh.axis_names, 4), {}).collectives
+    summed = {axes: some.bytes for (kind, axes, _), some in found.items() if kind == "all-reduce"}
+    weights = sum(x.nbytes for x in jax.tree.leaves(params["blocks"]) if x.ndim > 2 and x.shape[-1] != 64)
+    assert summed["fsdp"] >= weights
+    assert weights / 4 <= summed["data"] <= summed["fsdp"] / 4
+    assert summed["data × fsdp"] < 3 * sum(x.nbytes for x in jax.tree.leaves(params["embed"]))  # tables and norms
 
 
 def test_tpus_know_their_slices():
