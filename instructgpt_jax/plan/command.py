@@ -199,7 +199,7 @@ def _program(one: Answer, found: Topology) -> dict[str, Any]:
         "mfu": one.mfu(found),
         "collectives": one.collectives,
         "decode": one.decode,
-        "kernels": one.kernels,
+        "kernels": list(one.kernels),
         "notes": one.notes,
     }
 

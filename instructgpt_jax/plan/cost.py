@@ -12,7 +12,8 @@ The rules:
   of the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network
   of a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
   overlapped, any other is exposed. A permutation takes one link, and permutations are added up, although two may run in
-  opposite directions: their sum is an upper bound.
+  opposite directions: their sum is an upper bound. What goes from slice to slice is a transfer to the host, which the
+  compiler always starts and ends apart.
 * Attention kernels of the TPU, which the text does not open, take the products of the blocks on and below the diagonal
   at KERNELS of the peak.
 
@@ -43,7 +44,7 @@ COLLECTIVES = {
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "iota",
     "opt-barrier", "add-dependency", "domain", "copy-start", "copy-done", "slice-start", "slice-done", "async-done",
-    "async-update", "bitcast-convert", "rng-get-and-update-state",
+    "async-update", "bitcast-convert", "rng-get-and-update-state", "recv",
 }  # fmt: skip
 Laps = float | tuple[float, ...]
 PRODUCT_CALLS = re.compile(r"gemm|matmul|conv", re.IGNORECASE)
@@ -144,6 +145,8 @@ class _Reader:
             elif op.code.removesuffix("-start") in COLLECTIVES:
                 apart = op.code.endswith("-start") or "async_collective_name" in op.attributes
                 total = total.plus(self.collective(computation, op, op.code.removesuffix("-start"), apart))
+            elif op.code == "send":
+                total = total.plus(self.between_slices(computation, op))
             elif op.code not in FREE and not op.code.endswith("-done"):
                 total = total.plus(self.instruction(computation, op))
                 if op.code == "fusion":
@@ -337,6 +340,18 @@ class _Reader:
         seconds = ring_seconds(self.chip, kind, whole, group)
         cost = Cost(overlapped=seconds) if apart else Cost(exposed=seconds)
         return cost._replace(collectives={(kind, group.axes, apart): Collectives(1.0, whole, seconds)})
+
+    def between_slices(self, computation: Computation, op: Op) -> Cost:
+        """A collective of the devices that have the same place in their slices; `data` goes over the slices."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes)
+        if kind is None:
+            return Cost()
+        slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', op.attributes)
+        numbers = [int(number) for number in re.findall(r"\d+", slices[1])]
+        count = numbers[-1] - numbers[0] + 1 if ":" in slices[1] else len(numbers)
+        kind, whole = kind[1].lower().replace("_", "-"), sum(x.bytes for x in computation.ops[op.operands[0]].shapes)
+        seconds = ring_seconds(self.chip, kind, whole, Group(count, "data", 1, count))
+        return Cost(overlapped=seconds, collectives={(kind, "data", True): Collectives(1.0, whole, seconds)})
 
 
 def _beside(cost: Cost) -> Cost:
