@@ -13,7 +13,7 @@ def config(stage: str) -> ConfigDict:
         {
             "stage": stage,
             "seed": 0,
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "slices": 1},  # slices: how many, on the slow network
             "log": {"wandb": ""},  # a project of Weights & Biases, beside metrics.jsonl and TensorBoard
             "log_every": 10,
             "eval_every": -1,  # updates between evaluations; -1 = once an epoch, 0 = at the end
@@ -493,7 +493,7 @@ def shrink(settings: ConfigDict, own: dict | None = None) -> ConfigDict:
 
 def _leave_the_cluster(settings: ConfigDict) -> None:
     """One machine, simulated data, and the networks of earlier tiny runs."""
-    settings.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
+    settings.mesh.update({"data": 1, "fsdp": -1, "tensor": 1, "slices": 1})
     if "rollout" in settings:
         settings.rollout.wave = 0
     settings.data.update({"tokenizer": "", "max_prompt_tokens": 96})

@@ -16,7 +16,7 @@ from configs import common
 
 def get_config(arg=""):
     config = common.ppo(policy_lr=2.55e-6, value_lr=5e-6, ptx_coef=0.0)
-    config.mesh = {"data": 1, "fsdp": -1, "tensor": 8}
+    config.mesh.update({"data": 1, "fsdp": -1, "tensor": 8})
     config.models.policy = common.network(init_from="runs/rlhf_init_175b", dtype="bfloat16", remat="full")
     config.models.reward = common.network(init_from="runs/reward_6b", dtype="bfloat16", remat="full")
     return common.shrink(config) if arg == "tiny" else config

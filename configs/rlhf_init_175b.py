@@ -17,7 +17,7 @@ from configs import common
 
 def get_config(arg=""):
     config = common.config("sft")
-    config.mesh = {"data": 1, "fsdp": 8, "tensor": -1}  # 8 examples: no more batch shards than that
+    config.mesh.update({"data": 1, "fsdp": 8, "tensor": -1})  # 8 examples: no more batch shards than that
     config.data.tokenizer = "openai-community/gpt2"
     config.models.model = common.network("gpt3-175b", dtype="bfloat16", remat="full")
     config.sft = common.fine_tuning(lr=2.45e-6, batch_size=8, num_epochs=2, pretraining_fraction=0.1)

@@ -17,7 +17,7 @@ from configs import common
 def get_config(arg=""):
     config = common.config("sft")
     config.snapshot_every = -1
-    config.mesh = {"data": 1, "fsdp": 8, "tensor": -1}  # 8 examples: no more batch shards than that
+    config.mesh.update({"data": 1, "fsdp": 8, "tensor": -1})  # 8 examples: no more batch shards than that
     config.data.tokenizer = "openai-community/gpt2"
     config.models.model = common.network("gpt3-175b", dtype="bfloat16", remat="full")
     config.models.model.residual_dropout = 0.2

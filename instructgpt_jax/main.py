@@ -48,6 +48,7 @@ PLAN_SIZE = flags.DEFINE_string("plan_size", "", "Size of networks that are not 
 PLAN_RECORDS = flags.DEFINE_integer("plan_records", 0, "Records of the data that will be trained on.", lower_bound=0)
 PLAN_PRICE = flags.DEFINE_float("plan_price", 0.0, "Dollars for a chip and hour.", lower_bound=0.0)
 PLAN_SEARCH = flags.DEFINE_bool("plan_search", False, "Where it does not fit, look for the nearest setting that does.")
+PLAN_HLO = flags.DEFINE_bool("plan_hlo", False, "Write the compiled programs beside plan.json.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of a Cloud TPU slice, as launch/ does.")
 PREEMPTIBLE = flags.DEFINE_bool("preemptible", False, "End with 143 after a signal, so that a scheduler starts anew.")
 
@@ -231,7 +232,7 @@ def plan() -> None:
     """`--plan`: the configuration compiled for a topology, no device and no workdir touched."""
     asked = plan_flags.Asked(
         PLAN.value, PLAN_OUT.value, PLAN_SIZE.value, PLAN_RECORDS.value, PLAN_PRICE.value, PLAN_SEARCH.value,
-        plan_flags.options(os.environ.get("LIBTPU_INIT_ARGS", "")),
+        plan_flags.options(os.environ.get("LIBTPU_INIT_ARGS", "")), PLAN_HLO.value,
     )  # fmt: skip
     name = default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])).removeprefix("runs/")
     with errors.one_line():

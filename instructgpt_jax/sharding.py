@@ -8,6 +8,9 @@ One mesh, three axes:
 
 Two tables say how a parameter of a given path is laid out: `TRAIN_RULES` shards over fsdp × tensor, `ROLLOUT_RULES`
 over tensor only, because sampling reads every weight for every token and cannot afford to gather them each time.
+
+Where the devices are several slices of TPUs (or nodes of GPUs) on a slower network, `slices` says so: `data` goes over
+the slices first, `fsdp` and `tensor` stay inside one.
 """
 
 import math
@@ -15,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -61,14 +65,16 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """A ('data', 'fsdp', 'tensor') mesh.
 
     Args:
-      shape: sizes of the three axes; one of them may be -1, the rest of the devices.
+      shape: sizes of the three axes; one of them may be -1, the rest of the devices. Perhaps `slices`, 1 without it:
+        the slices among which `data` is shared out before it goes on inside them.
       devices: the devices to use; all by default.
 
     Raises:
-      ValueError: an unknown or missing axis, more than one -1, or sizes that do not multiply to the number of devices.
+      ValueError: an unknown or missing axis, more than one -1, sizes that do not multiply to the number of devices, or
+        slices that the devices do not have.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if set(shape) != set(AXES):
+    if set(shape) - {"slices"} != set(AXES):
         raise ValueError(f"config.mesh must have the axes {AXES}, got {tuple(shape)}")
     sizes = [int(shape[axis]) for axis in AXES]
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
@@ -81,12 +87,39 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise ValueError(
             f"config.mesh must multiply to the number of devices, {len(devices)}, got {known} of {dict(shape)}"
         )
-    types = (AxisType.Auto,) * 3
+    groups = _by_slice(devices, int(shape.get("slices", 1)))
+    if sizes[0] % len(groups):
+        raise ValueError(f"config.mesh.data must be a multiple of config.mesh.slices = {len(groups)}, got {sizes[0]}")
+    inside = sizes[0] // len(groups), *sizes[1:]
+    arranged = np.concatenate([_arranged(inside, group) for group in groups])
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _by_slice(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+    """The devices of each slice. TPUs know theirs; of others, so many runs of neighbours are taken for slices.
+
+    Raises:
+      ValueError: another number of slices than that of the TPUs, or one that does not divide the devices.
+    """
+    if devices[0].platform == "tpu":
+        found: dict[int, list[jax.Device]] = {}
+        for device in devices:
+            found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+        if len(found) != count:
+            raise ValueError(f"config.mesh.slices must be {len(found)}, the slices of these TPUs, got {count}")
+        return [found[index] for index in sorted(found)]
+    if count < 1 or len(devices) % count:
+        raise ValueError(f"config.mesh.slices must divide the number of devices, {len(devices)}, got {count}")
+    size = len(devices) // count
+    return [list(devices[n * size : (n + 1) * size]) for n in range(count)]
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of a slice in the shape of a mesh, neighbours on its axes near each other."""
     try:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices).devices
     except NotImplementedError:  # an axis of the torus must be cut: fsdp = 8 on 4 x 4 x 4 chips
-        arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(arranged, AXES, axis_types=types)
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_shards(mesh: Mesh) -> int:

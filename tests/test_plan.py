@@ -96,6 +96,26 @@ def test_a_ring_across_slices_waits_for_the_network():
     assert across == pytest.approx(2e9 * 7 / 8 / 4 / (rings.LINKS * 1e8) + rings.LATENCY)
 
 
+def test_a_transfer_between_slices_takes_the_network():
+    text = """HloModule m
+
+ENTRY %main (a: f32[64,8,128]) -> f32[64,8,128] {
+  %a = f32[64,8,128]{2,1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[64,8,128]{2,1,0}, u32[], token[]) send(%a, %token), channel_id=5, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (f32[64,8,128]{2,1,0}, u32[], token[]) recv(%token), channel_id=4, is_host_transfer=true
+  %done = (f32[64,8,128]{2,1,0}, token[]) recv-done(%recv), channel_id=4
+  ROOT %b = f32[64,8,128]{2,1,0} get-tuple-element(%done), index=0
+}
+"""
+    chip = CHIP._replace(network=1e8)
+    found = cost.estimate(text, chip, lambda op: Group(1, "none", 1, 1), {})
+    moved = 4 * 64 * 8 * 128  # twice the half of it
+    assert found.overlapped == pytest.approx(moved / (rings.LINKS * 1e8) + rings.LATENCY)
+    assert found.collectives[("all-reduce", "data", True)].bytes == moved and found.compute == 0
+
+
 def test_products_of_the_tpu_compiler_are_convolutions():
     """A batched product is a convolution with a window over the batch, of which one tap meets each result."""
     text = """HloModule m
@@ -252,12 +272,37 @@ def test_sampling_is_known_by_the_functions_of_rollout():
     """The names by which the laps of its loops are given are there in what is compiled."""
     config = ppo_1b3.get_config("tiny")
     config.ppo.update({"batch_size": 8, "num_minibatches": 1, "max_prompt_length": 8, "response_length": 8})
-    config.ppo.update({"row_length": 16})
+    config.ppo.update({"row_length": 512, "max_prompt_length": 64, "response_length": 448})
     _, mesh, planned = command._prepared(config, topology.describe("cpu:8"), NOTHING, "")
     function, arguments = planned.programs["rollout"].make(1)
     with jax.set_mesh(mesh):
         text = function.lower(*arguments).compile().as_text()
     laps = planned.programs["rollout"].laps
     found = cost.estimate(text, CHIP, rings.groups_on(mesh.devices, mesh.axis_names, 4), laps)
-    assert [loop.laps for loop in found.loops if loop.function.endswith("/_decode")] == [8]
+    # The loop of each read, for the steps whose longest sequence has 64 to 128 tokens, to 256, to 511.
+    assert [loop.laps for loop in found.loops if loop.function.endswith("/_decode")] == [65, 128, 255]
+    assert {loop.function for loop in found.loops if loop.guessed} == {"_run.<locals>.loop"}
     assert np.isfinite(found.seconds)
+
+
+def test_programs_compile_for_tpus_that_are_not_here(tmp_path):
+    """PPO on the chip that Colab has, and an update on two slices, whose gradients are summed inside each first."""
+    pytest.importorskip("libtpu")
+    config = ppo_1b3.get_config("tiny")
+    told = command.run(config, "ppo", flags.Asked("v5e:1x1", out=str(tmp_path / "one")))["stages"]["ppo"]
+    assert set(told["programs"]) == {"rollout", "experience", "learn", "validation"} and told["fits"]
+    assert told["step"]["seconds"] > 0
+    decode = told["programs"]["rollout"]["decode"]
+    assert decode["milliseconds"] > decode["limit_milliseconds"] > 0
+
+    config = tiny()
+    config.models.model.update({"width": 256, "mlp_width": 1024})
+    config.mesh = {"data": 2, "fsdp": -1, "tensor": 1, "slices": 2}
+    told = command.run(config, "pretrain", flags.Asked("2xv5e:2x2", out=str(tmp_path / "two")))
+    program = told["stages"]["pretrain"]["programs"]["update"]
+    (between,) = (one for one in program["collectives"] if one["axes"] == "data")
+    share = program["bytes"]["gradients"]  # of a device, once they were summed and scattered inside the slice
+    assert between["kind"] == "all-reduce" and between["overlapped"]
+    assert share <= between["bytes"] < 2 * share
+    chip = topology.TPUS["v5e"]
+    assert between["seconds"] > between["bytes"] / chip.network  # there and back, half of it each

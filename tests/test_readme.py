@@ -75,7 +75,9 @@ def check_main(arguments: list[str]) -> None:
     for name in ("workdir", "plan", "plan_out", "plan_size", "plan_records", "plan_price"):
         assert name in flags.FLAGS
         flags.DEFINE_string(name, "", "", flag_values=values)
-    flags.DEFINE_bool("plan_search", False, "", flag_values=values)
+    for name in ("plan_search", "plan_hlo"):
+        assert name in flags.FLAGS
+        flags.DEFINE_bool(name, False, "", flag_values=values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", arguments)  # where overrides are looked for
         rest = values(arguments)

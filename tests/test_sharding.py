@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import chex
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax import losses, models, rollout, sharding
 from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.plan import cost, rings, topology
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)]
 REMATERIALISED = "Involuntary full rematerialization"
@@ -34,7 +36,8 @@ UNTIED = CONFIG.replace(
 
 
 def mesh_of(shape):
-    return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)))
+    """Of the sizes of the axes, and perhaps the number of slices."""
+    return sharding.make_mesh(dict(zip((*sharding.AXES, "slices"), shape, strict=False)))
 
 
 def packed_rows(b=16, T=12):
@@ -76,7 +79,7 @@ def alone(config):
     return params, gradients(config, params, packed_rows())
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("shape", [*MESHES, (4, 2, 1, 2)], ids=str)
 def test_every_mesh_gives_one_devices_logits_and_gradients(shape, capfd):
     config = UNTIED if shape in ((1, 8, 1), (2, 2, 2)) else CONFIG
     params, (expected, expected_logits) = alone(config)
@@ -150,6 +153,38 @@ def test_make_mesh():
     assert one.size == 1 and sharding.batch_shards(mesh_of((2, 2, 2))) == 4
 
 
+def test_data_goes_over_the_slices_first_and_nothing_else_leaves_one():
+    mesh = mesh_of((4, -1, 1, 2))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    number = np.vectorize(lambda device: device.id)(mesh.devices)[..., 0]
+    assert [set(number[rows].ravel()) for rows in (slice(2), slice(2, 4))] == [set(range(4)), set(range(4, 8))]
+
+
+def test_gradients_are_summed_inside_a_slice_first():
+    """What goes from slice to slice of a layer's weights is the share of a device, after the sum inside."""
+    params, mesh = alone(CONFIG)[0], mesh_of((2, 4, 1, 2))
+    shardings = sharding.param_shardings(mesh, params)
+    split = jax.NamedSharding(mesh, P(sharding.BATCH))
+    function = jax.grad(functools.partial(loss, CONFIG), has_aux=True)
+    with jax.set_mesh(mesh):
+        function = jax.jit(function, in_shardings=(shardings, *(split,) * 3), out_shardings=(shardings, split))
+        text = function.lower(params, *packed_rows()).compile().as_text()
+    chip = topology.Chip(flops=1e12, bandwidth=1e12, capacity=1e9, link=1e9)
+    found = cost.estimate(text, chip, rings.groups_on(mesh.devices, mesh.axis_names, 4), {}).collectives
+    summed = {axes: some.bytes for (kind, axes, _), some in found.items() if kind == "all-reduce"}
+    weights = sum(x.nbytes for x in jax.tree.leaves(params["blocks"]) if x.ndim > 2 and x.shape[-1] != 64)
+    assert summed["fsdp"] >= weights
+    assert weights / 4 <= summed["data"] <= summed["fsdp"] / 4
+    assert summed["data × fsdp"] < 3 * sum(x.nbytes for x in jax.tree.leaves(params["embed"]))  # tables and norms
+
+
+def test_tpus_know_their_slices():
+    chips = [types.SimpleNamespace(platform="tpu", slice_index=index) for index in (1, 0, 1, 0)]
+    assert sharding._by_slice(chips, 2) == [[chips[1], chips[3]], [chips[0], chips[2]]]
+    with pytest.raises(ValueError, match="config.mesh.slices must be 2, the slices of these TPUs, got 1"):
+        sharding.make_mesh({"data": 4, "fsdp": 1, "tensor": 1}, chips)
+
+
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
@@ -160,6 +195,8 @@ def test_make_mesh():
         ({"data": -2, "fsdp": 4, "tensor": 1}, "positive sizes"),
         ({"data": 3, "fsdp": 1, "tensor": 1}, "number of devices, 8, got 3"),
         ({"data": 3, "fsdp": -1, "tensor": 1}, "number of devices, 8, got 3"),
+        ({"data": 1, "fsdp": 8, "tensor": 1, "slices": 2}, "data must be a multiple of config.mesh.slices = 2, got 1"),
+        ({"data": 8, "fsdp": 1, "tensor": 1, "slices": 3}, "slices must divide the number of devices, 8, got 3"),
     ],
     ids=str,
 )

@@ -274,6 +274,7 @@ def _gpt3(num_layers: int, width: int, num_heads: int) -> ModelConfig:
 #   gpt3-6.7b         32  4,096      32  6,658,404,352
 #   gpt3-13b          40  5,120      40  12,853,386,240  (the paper prints a width of 5,140: 40 heads of 128 fill 5,120)
 #   gpt3-175b         96 12,288      96  174,604,259,328
+#   llama2-7b         32  4,096      32  6,738,415,616  (Touvron et al. 2023, table 1)
 SIZES = {
     "tiny": ModelConfig(vocab_size=512, num_layers=2, width=64, num_heads=4, mlp_width=256, max_length=512),
     "gpt3-125m": _gpt3(12, 768, 12),
@@ -284,4 +285,9 @@ SIZES = {
     "gpt3-6.7b": _gpt3(32, 4_096, 32),
     "gpt3-13b": _gpt3(40, 5_120, 40),
     "gpt3-175b": _gpt3(96, 12_288, 96),
-}
+    "llama2-7b": ModelConfig(
+        vocab_size=32_000, num_layers=32, width=4_096, num_heads=32, mlp_width=11_008, max_length=4_096,
+        positions="rotary", norm="rmsnorm", activation="silu", gated_mlp=True, qkv_bias=False, out_bias=False,
+        mlp_bias=False, tied_embeddings=False,
+    ),
+}  # fmt: skip

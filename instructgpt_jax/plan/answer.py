@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from instructgpt_jax import process
@@ -25,6 +26,7 @@ REST = "activations and temporaries"
 # bytes in 16-bit numbers; `full`: a layer's input; the others by what models/transformer.py saves.
 # Machine code is not looked at: buffers are laid out before it is made.
 WITHOUT_CODE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+KERNEL = re.compile(r"splash_m[hq]a_\w+?(?=_no_residuals|_residuals)|__cudnn\$\w+")
 KEPT = {"none": 17, "dots": 10, "light": 6, "full": 1}
 
 
@@ -41,6 +43,7 @@ class Answer:
     collectives: {kind, axes, overlapped, count, bytes, seconds} each, the longest first.
     decode: milliseconds of a token of every slot, and what bandwidth allows; {} = nothing is sampled.
     notes: what a reader must know of the numbers.
+    kernels: of attention, that stand in the program.
     """
 
     memory: dict[str, float]
@@ -53,6 +56,7 @@ class Answer:
     collectives: list[dict]
     decode: dict[str, float]
     notes: list[str]
+    kernels: tuple[str, ...] = ()
 
     @property
     def total(self) -> float:
@@ -68,11 +72,19 @@ class Answer:
         return self.flops / (self.seconds * peak) if self.seconds and peak else 0.0
 
 
-def of(program: Program, name: str, topology: Topology, mesh: Mesh, options: dict[str, str]) -> Answer:
+def of(
+    program: Program,
+    name: str,
+    topology: Topology,
+    mesh: Mesh,
+    options: dict[str, str],
+    texts: epath.Path | None = None,
+) -> Answer:
     """The answer for one program; the mesh is in use.
 
     Args:
       options: of the TPU compiler.
+      texts: a folder for the compiled program; None = it is not written.
     """
     notes: list[str] = []
     resident = {label: device_bytes(tree) for label, tree in program.resident.items()}
@@ -87,7 +99,7 @@ def of(program: Program, name: str, topology: Topology, mesh: Mesh, options: dic
         resident[REST] = _arithmetic(program, mesh)
         notes.append("memory by arithmetic from shapes, without a compiler")
         return Answer(resident, *known)
-    found, depth = _compile(program, name, topology, mesh, options, notes)
+    found, depth = _compile(program, name, topology, mesh, options, texts, notes)
     if isinstance(found, float):  # the compiler refused: what it would have needed
         resident[REST] = max(found - sum(resident.values()), 0.0)
         return Answer(resident, *known)
@@ -111,6 +123,7 @@ def of(program: Program, name: str, topology: Topology, mesh: Mesh, options: dic
         collectives=estimated["collectives"],
         decode=decode | ({"milliseconds": 1e3 * estimated["decode"]} if decode and estimated["decode"] else {}),
         notes=notes,
+        kernels=estimated["kernels"],
     )
 
 
@@ -124,14 +137,14 @@ def device_bytes(tree: Any) -> float:
     return float(sum(map(one, jax.tree.leaves(tree))))
 
 
-def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, options: dict, notes: list[str]):
+def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, options: dict, texts, notes: list[str]):
     """Columns of (bytes needed, seconds of compiling, estimates) for the depths that were compiled, and these.
 
     A float in their place is what the compiler would have needed, where it refuses the program for its memory.
     """
     depth, rows = (), []
     of_compiler = {"tpu": options, "cpu": WITHOUT_CODE}.get(topology.kind, {})
-    if program.sampled and program.sampled.network.num_layers > max(programs.SHALLOW):
+    if topology.kind != "tpu" and program.sampled and program.sampled.network.num_layers > max(programs.SHALLOW):
         depth = (*programs.SHALLOW, program.sampled.network.num_layers)
         notes.append(f"{depth[0]} and {depth[1]} layers compiled, {depth[2]} extrapolated")
     for layers in depth[:2] or (None,):
@@ -147,7 +160,11 @@ def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, option
             notes.append("the compiler refuses it for its memory")
             return float(refused[1]) * 1024.0 ** "_KMG".index(refused[2]), ()
         spent = time.perf_counter() - start
-        estimated = _estimate(compiled, program, topology, mesh, notes)
+        text = compiled.as_text() if topology.chip.flops or texts else ""
+        if texts is not None:
+            texts.mkdir(parents=True, exist_ok=True)
+            (texts / f"{name.replace(' ', '_')}{f'_{layers}_layers' if layers else ''}.hlo").write_text(text)
+        estimated = _estimate(text, program, topology, mesh, notes)
         rows.append((needed_bytes(compiled.memory_analysis()), spent, estimated))
     return tuple(zip(*rows, strict=True)), depth
 
@@ -161,13 +178,14 @@ def needed_bytes(account) -> float:
     return float(held + account.temp_size_in_bytes + account.generated_code_size_in_bytes)
 
 
-def _estimate(compiled, program: Program, topology: Topology, mesh: Mesh, notes: list[str]) -> dict:
-    """`seconds`, `hidden`, `decode` (seconds of a token) and `collectives` of a compiled program."""
+def _estimate(text: str, program: Program, topology: Topology, mesh: Mesh, notes: list[str]) -> dict:
+    """`seconds`, `hidden`, `decode` (seconds of a token), `collectives` and `kernels` of a compiled program's text."""
+    kernels = tuple(sorted(set(KERNEL.findall(text))))
     if not topology.chip.flops:
-        return {"seconds": 0.0, "hidden": 0.0, "decode": 0.0, "collectives": []}
+        return {"seconds": 0.0, "hidden": 0.0, "decode": 0.0, "collectives": [], "kernels": kernels}
     groups = rings.groups_on(mesh.devices, mesh.axis_names, topology.chip.closes)
     products = cost.GPU_PRODUCTS if topology.kind == "gpu" else cost.PRODUCTS
-    found = cost.estimate(compiled.as_text(), topology.chip, groups, program.laps, products)
+    found = cost.estimate(text, topology.chip, groups, program.laps, products)
     decoding = [loop for loop in found.loops if loop.function.endswith("/_decode")]
     guessed = sorted({loop.function for loop in found.loops if loop.guessed and loop.seconds > 0.01 * found.seconds})
     if guessed and not program.sampled:
@@ -182,8 +200,9 @@ def _estimate(compiled, program: Program, topology: Topology, mesh: Mesh, notes:
     return {
         "seconds": found.seconds if whole else 0.0,
         "hidden": found.seconds_hidden if whole else 0.0,
-        "decode": max((loop.seconds for loop in decoding), default=0.0),
+        "decode": sum(loop.laps * loop.seconds for loop in decoding) / max(sum(loop.laps for loop in decoding), 1),
         "collectives": sorted(listed, key=lambda one: -one["seconds"]),
+        "kernels": kernels,
     }
 
 
@@ -205,15 +224,17 @@ def _extrapolated(*values):
             less = kinds.get((one["kind"], one["axes"], one["overlapped"]), {})
             grown = {key: _extrapolated(less.get(key, 0.0), one[key], depth) for key in ("count", "bytes", "seconds")}
             listed.append(one | grown)
-        return merged | {"collectives": listed}
+        return merged | {"collectives": listed, "kernels": found[1]["kernels"]}
     return found[0] + (found[1] - found[0]) * (wanted - low) / (high - low)
 
 
 def _decode_limit(program: Program, topology: Topology, mesh: Mesh) -> dict[str, float]:
-    """`limit_milliseconds` of a token of every slot: weights and half of the cache, read at the bandwidth."""
+    """`limit_milliseconds` of a token of every slot: weights and the filled columns, read at the bandwidth."""
     if not program.sampled or not topology.chip.bandwidth:
         return {}
-    read = programs.weight_bytes(program.sampled, mesh) + programs.cache_bytes(program.sampled, mesh) / 2
+    sampled = program.sampled
+    filled = sampled.filled / sampled.columns * programs.cache_bytes(sampled, mesh)
+    read = programs.weight_bytes(sampled, mesh) + filled
     return {"limit_milliseconds": 1e3 * read / topology.chip.bandwidth}
 
 

@@ -53,6 +53,7 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "stages": {},
     }
+    folder = epath.Path(asked.out or f"plans/{name}_{found.name.replace(':', '_')}")
     console = Console()
     console.print(f"{name} on {found.name}: {len(found.devices)} devices, {found.by}", highlight=False)
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE[found.kind], "plan") as pool:
@@ -61,7 +62,10 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
             key = _same(stage, known)
             if key not in compiling:
                 parts = planned.programs.items()
-                futures = {part: pool.submit(_answer, one, part, found, mesh, asked.options) for part, one in parts}
+                texts = folder / label if asked.texts else None
+                futures = {
+                    part: pool.submit(_answer, one, part, found, mesh, asked.options, texts) for part, one in parts
+                }
                 compiling[key] = label or stage.stage, futures
         for label, (stage, mesh, planned) in jobs.items():
             label, (first, parts) = label or stage.stage, compiling[_same(stage, known)]
@@ -74,16 +78,15 @@ def run(config: ConfigDict, name: str, asked: flags.Asked) -> dict[str, Any]:
             else:
                 text = f"{label}: the programs of {first}\n  {_sentence(plan, answers)}"
                 console.print(text, highlight=False, soft_wrap=True)
-    folder = epath.Path(asked.out or f"plans/{name}_{found.name.replace(':', '_')}")
     folder.mkdir(parents=True, exist_ok=True)
     workdirs.write_atomically(folder / "plan.json", json.dumps(told, indent=2) + "\n")
     console.print(f"written to {folder}/plan.json", highlight=False)
     return told
 
 
-def _answer(program: programs.Program, name: str, found: Topology, mesh: Any, options: dict[str, str]) -> Answer:
+def _answer(program: programs.Program, name: str, found: Topology, mesh: Any, options: dict, texts) -> Answer:
     with jax.set_mesh(mesh):  # of this thread
-        return answer.of(program, name, found, mesh, options)
+        return answer.of(program, name, found, mesh, options, texts)
 
 
 def _stages(config: ConfigDict, known: shapes.Known) -> tuple[dict[str, ConfigDict], shapes.Known]:
@@ -196,6 +199,7 @@ def _program(one: Answer, found: Topology) -> dict[str, Any]:
         "mfu": one.mfu(found),
         "collectives": one.collectives,
         "decode": one.decode,
+        "kernels": list(one.kernels),
         "notes": one.notes,
     }
 

@@ -12,13 +12,15 @@ The rules:
   of the chips' torus that the group spans gives a link, two where that axis closes to a ring; across slices the network
   of a device carries its share. A collective that the compiler starts and ends apart, or runs inside a product, is
   overlapped, any other is exposed. A permutation takes one link, and permutations are added up, although two may run in
-  opposite directions: their sum is an upper bound.
+  opposite directions: their sum is an upper bound. What goes from slice to slice is a transfer to the host, which the
+  compiler always starts and ends apart.
 * Attention kernels of the TPU, which the text does not open, take the products of the blocks on and below the diagonal
   at KERNELS of the peak.
 
 Nothing is said of launches, the host, or the input. Differences under a tenth are not resolved.
 """
 
+import collections
 import functools
 import math
 import re
@@ -42,8 +44,9 @@ COLLECTIVES = {
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id", "iota",
     "opt-barrier", "add-dependency", "domain", "copy-start", "copy-done", "slice-start", "slice-done", "async-done",
-    "async-update", "bitcast-convert", "rng-get-and-update-state",
+    "async-update", "bitcast-convert", "rng-get-and-update-state", "recv",
 }  # fmt: skip
+Laps = float | tuple[float, ...]
 PRODUCT_CALLS = re.compile(r"gemm|matmul|conv", re.IGNORECASE)
 
 
@@ -104,7 +107,7 @@ class Cost(NamedTuple):
 
 
 def estimate(
-    text: str, chip: Chip, groups: Callable[[Op], Group], laps: Mapping[str, float], products: float = PRODUCTS
+    text: str, chip: Chip, groups: Callable[[Op], Group], laps: Mapping[str, Laps], products: float = PRODUCTS
 ) -> Cost:
     """The cost of a program on one device.
 
@@ -112,7 +115,8 @@ def estimate(
       text: of `compiled.as_text()`.
       groups: of a collective, see rings.groups_on.
       laps: Python function -> laps of the loops that it wrote and that the text does not count; `outer/inner` where
-        the function `inner` stands in the body. A loop that is neither counted nor named runs once, and is `guessed`.
+        the function `inner` stands in the body; several numbers for as many loops, in the order of the text. A loop
+        that is neither counted nor named, or one more than was given, runs once, and is `guessed`.
       products: share of the peak that products reach where the compiler says nothing.
     """
     module = hlo.parse(text)
@@ -122,8 +126,9 @@ def estimate(
 class _Reader:
     """One pass over a module; loops and branches are followed from the computations that hold them."""
 
-    def __init__(self, module: Module, chip: Chip, groups, laps: Mapping[str, float], products: float):
+    def __init__(self, module: Module, chip: Chip, groups, laps: Mapping[str, Laps], products: float):
         self.module, self.chip, self.groups, self.laps, self.products = module, chip, groups, laps, products
+        self.met = collections.Counter()  # loops of a function so far
         self.flops_of = functools.cache(self._flops)
 
     def computation(self, name: str, given: dict) -> Cost:
@@ -140,6 +145,8 @@ class _Reader:
             elif op.code.removesuffix("-start") in COLLECTIVES:
                 apart = op.code.endswith("-start") or "async_collective_name" in op.attributes
                 total = total.plus(self.collective(computation, op, op.code.removesuffix("-start"), apart))
+            elif op.code == "send":
+                total = total.plus(self.between_slices(computation, op))
             elif op.code not in FREE and not op.code.endswith("-done"):
                 total = total.plus(self.instruction(computation, op))
                 if op.code == "fusion":
@@ -151,8 +158,9 @@ class _Reader:
         function, count = self.named(op) if counted is None else ("", counted)
         outer = {0: hlo.invariants(self.module, computation.name, op, given)}
         lap = self.computation(op.called("body"), outer).plus(self.computation(op.called("condition"), {}))
-        found = Loop(function or (self.module.functions(op) or ("",))[0], count or 1, lap.seconds, count is None)
-        total = lap.times(1 if count is None else count)
+        laps = 1 if count is None else count
+        found = Loop(function or (self.module.functions(op) or ("",))[0], laps, lap.seconds, count is None)
+        total = lap.times(laps)
         return total._replace(loops=(*total.loops, found))
 
     def named(self, op: Op) -> tuple[str, float | None]:
@@ -160,14 +168,22 @@ class _Reader:
         body = self.module.computations[op.called("body")]
         for function in self.module.functions(op):
             if function in self.laps:
-                return function, self.laps[function]
+                return function, self.given(function)
             inner = [key for key in self.laps if key.startswith(f"{function}/")]
             for key in inner:
                 wanted = key.partition("/")[2]
                 held = [wanted in self.module.functions(one) for one in body.ops.values() if one.code not in FREE]
                 if any(held):
-                    return key, self.laps[key]
+                    return key, self.given(key)
         return "", None
+
+    def given(self, key: str) -> float | None:
+        """The laps that were given for the next loop of a function."""
+        laps, number = self.laps[key], self.met[key]
+        self.met[key] += 1
+        if isinstance(laps, tuple):
+            return laps[number] if number < len(laps) else None
+        return laps
 
     def branches(self, op: Op) -> Cost:
         listed = re.search(r"branch_computations=\{([^}]*)\}", op.attributes)
@@ -324,6 +340,18 @@ class _Reader:
         seconds = ring_seconds(self.chip, kind, whole, group)
         cost = Cost(overlapped=seconds) if apart else Cost(exposed=seconds)
         return cost._replace(collectives={(kind, group.axes, apart): Collectives(1.0, whole, seconds)})
+
+    def between_slices(self, computation: Computation, op: Op) -> Cost:
+        """A collective of the devices that have the same place in their slices; `data` goes over the slices."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.attributes)
+        if kind is None:
+            return Cost()
+        slices = re.search(r'_xla_megascale_target="\{([^}]*)\}', op.attributes)
+        numbers = [int(number) for number in re.findall(r"\d+", slices[1])]
+        count = numbers[-1] - numbers[0] + 1 if ":" in slices[1] else len(numbers)
+        kind, whole = kind[1].lower().replace("_", "-"), sum(x.bytes for x in computation.ops[op.operands[0]].shapes)
+        seconds = ring_seconds(self.chip, kind, whole, Group(count, "data", 1, count))
+        return Cost(overlapped=seconds, collectives={(kind, "data", True): Collectives(1.0, whole, seconds)})
 
 
 def _beside(cost: Cost) -> Cost:

@@ -11,6 +11,7 @@ class Asked(NamedTuple):
     price: `--plan_price`, dollars for a chip and hour; 0 = none is told.
     search: `--plan_search`.
     options: of the TPU compiler.
+    texts: `--plan_hlo`, whether the compiled programs are written too.
     """
 
     topology: str
@@ -20,6 +21,7 @@ class Asked(NamedTuple):
     price: float = 0.0
     search: bool = False
     options: dict[str, str] = {}
+    texts: bool = False
 
 
 def options(text: str) -> dict[str, str]:

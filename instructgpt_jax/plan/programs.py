@@ -1,6 +1,7 @@
 """The programs that a stage runs, made from shapes by the functions that the stage itself jits."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import models, networks, ppo, responses, rollout
 from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.models import ModelConfig, attention
 from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.shapes import Known
 from instructgpt_jax.sharding import BATCH, batch_shards, replicated
@@ -27,7 +28,7 @@ SUPERVISED = ("pretrain", "sft", "reward")
 STAGES = (*SUPERVISED, "ppo", "select", "collect", "evaluate")  # that run a large program
 CHUNK = 512  # tokens of a shard whose logits exist at a time: the default of losses.cross_entropy
 LAP = "_run.<locals>.loop.<locals>.lap"  # of rollout.py: the function that wrote the loops of sampling
-SHALLOW = (2, 4)  # layers that a deep network's sampling is compiled with, its layers stand one by one in the program
+SHALLOW = (2, 4)  # layers that a deep network's sampling is compiled with where they stand one by one: not on TPUs
 
 
 class Sampled(NamedTuple):
@@ -35,12 +36,14 @@ class Sampled(NamedTuple):
 
     network: of the policy.
     slots: decoded at once. columns: of the cache. steps: tokens decoded one after another in a call.
+    filled: columns that hold a token, on average over the steps.
     """
 
     network: ModelConfig
     slots: int
     columns: int
     steps: int
+    filled: float
 
 
 class Packed(NamedTuple):
@@ -68,7 +71,7 @@ class Program(NamedTuple):
     resident: dict[str, Any]
     repeats: float
     flops: float
-    laps: dict[str, float]
+    laps: dict[str, float | tuple[float, ...]]
     gradients: Any = None
     packed: Packed | None = None
     sampled: Sampled | None = None
@@ -242,13 +245,14 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         answers = responses.Answers(episodes, logprobs, spread(batch["index"]))
         return function, (state.policy.params, frozen, answers)
 
+    sampling = _sampling_laps(nets["policy"].config, B, Q, R, slots, waves, mesh)
     scoring = of("ref_policy", 1) + of("reward", 1) + (of("policy", 1) if with_old else 0)
     reading = {"forward": -(-B // rows), "_token_logprobs_forward": response_chunks}
     packed = Packed(nets["policy"].config, rows / shards, c.row_length)
     validations = c.eval_batches / config.eval_every if config.eval_every > 0 else 0
     programs = {
-        "rollout": Program(sample, resident, 1, of("policy", 1), _sampling_laps(B, Q, R, slots, waves, mesh),
-                           sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R)),
+        "rollout": Program(sample, resident, 1, of("policy", 1), sampling,
+                           sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R, Q + R / 2)),
         "experience": Program(_fixed(phases.experience, state, frozen, episodes, logprobs), resident, 1,
                               scoring + of("value", 1), reading, packed=packed),
         "learn": Program(_fixed(phases.learn, state, experience, text, metrics, *adapted), resident, 1, flops, laps,
@@ -264,14 +268,25 @@ def _waves(count: int, wave: int) -> tuple[int, int]:
     return -(-count // slots), slots
 
 
-def _sampling_laps(prompts: int, Q: int, R: int, slots: int, waves: int, mesh: Mesh) -> dict[str, float]:
+def _sampling_laps(
+    network: ModelConfig, prompts: int, Q: int, R: int, slots: int, waves: int, mesh: Mesh
+) -> dict[str, float | tuple[float, ...]]:
     """Laps of rollout.py's loops where every prompt and every response is as long as it may be."""
     tray = max(rollout.TRAY, -(-slots // rollout.TRAY))
+    chunks_of_prompt = -(-Q // rollout.PREFILL_CHUNK)
+    columns = chunks_of_prompt * rollout.PREFILL_CHUNK + R
+    # A loop for each size of read, each for the steps whose longest sequence needs it; the last slots, which have
+    # loops of their own, end with the others.
+    bounds = itertools.pairwise((0, *attention.read_sizes(columns, rollout.READS)))
+    steps = tuple(waves * max(0, min(most, Q + R - 1) - max(fewest, Q - 1)) for fewest, most in bounds)
     return {
-        f"{LAP}/_decode": waves * R,
+        f"{LAP}/_decode": (*steps, *[0] * len(attention.read_sizes(columns, rollout.FEW_READS))),
         f"{LAP}/_prefill": -(-prompts // tray),
         f"{LAP}/_seat": -(-prompts // batch_shards(mesh)),
-        "_prefill": -(-Q // rollout.PREFILL_CHUNK),
+        "_prefill": chunks_of_prompt,
+        "Cache.with_copies": chunks_of_prompt,
+        "_rewind": waves - 1,
+        "Cache.rewound.<locals>.turn": network.num_layers if mesh.devices.flat[0].platform == "tpu" else 1,
     }
 
 
@@ -317,8 +332,8 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
             {"parameters": frozen, "batch": batch},
             1,
             model_flops(net.config, B * (Q + R), (Q + R + 1) / 2, 1),
-            _sampling_laps(B, Q, R, slots, waves, mesh),
-            sampled=Sampled(net.config, slots, Q + R, waves * R),
+            _sampling_laps(net.config, B, Q, R, slots, waves, mesh),
+            sampled=Sampled(net.config, slots, Q + R, waves * R, Q + R / 2),
         )
     for name in judges:
         if heads[name] != "scalar":

@@ -59,11 +59,11 @@ def mends(config: ConfigDict, one: Answer, name: str, devices: int) -> list[dict
     Args:
       one: of the program `name`, which does not fit.
     """
-    mesh = sharding_sizes(config, devices)
+    mesh, slices = sharding_sizes(config, devices), config.mesh.get("slices", 1)
     shards = mesh["data"] * mesh["fsdp"]
     sharded = []  # more ways to split the state
-    if mesh["data"] > 1:
-        sharded.append({"mesh.data": 1, "mesh.fsdp": shards, "mesh.tensor": mesh["tensor"]})
+    if mesh["data"] > slices:
+        sharded.append({"mesh.data": slices, "mesh.fsdp": shards // slices, "mesh.tensor": mesh["tensor"]})
     if mesh["fsdp"] % 2 == 0:
         halved = mesh["fsdp"] // 2
         sharded.append({"mesh.data": mesh["data"], "mesh.fsdp": halved, "mesh.tensor": 2 * mesh["tensor"]})
@@ -93,7 +93,7 @@ def mends(config: ConfigDict, one: Answer, name: str, devices: int) -> list[dict
 
 def sharding_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
     """The sizes of the mesh, with the rest of the devices for -1."""
-    sizes = dict(config.mesh.items())
+    sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
     known = 1
     for size in sizes.values():
         known *= size if size != -1 else 1

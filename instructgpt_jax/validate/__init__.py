@@ -165,7 +165,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     stage = config.get("stage", None)
     if stage not in SECTIONS:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
-    rules = {"seed": integer(0), "mesh": MESH} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
+    slices = {"slices": integer(1)} if "slices" in config.get("mesh", {}) else {}  # a mesh from before them has one
+    rules = {"seed": integer(0), "mesh": MESH | slices} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
     rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
