@@ -5,6 +5,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -20,6 +21,39 @@ def say(text: str) -> None:
         thread = threading.current_thread()
         prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
         print(prefix + text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a long piece of work is, in lines: none in its first seconds, then one every few.
+
+    Args of a call: what `line` makes a line of.
+    """
+
+    QUIET, EVERY = 5.0, 15.0  # seconds
+
+    def __init__(self, line: Callable[..., str], to: Callable[[str], None] = say):
+        self._line, self._say = line, to
+        self._began = time.monotonic()
+        self._next = self._began + self.QUIET
+
+    def __call__(self, *numbers) -> bool:
+        """Whether a line was said."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.EVERY
+        self._say(self._line(*numbers))
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self._began
+
+    def left(self, share: float) -> str:
+        """About how long the rest takes, given the share that is done."""
+        seconds = self.seconds * (1 - share) / max(share, 1e-9)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
 _stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed

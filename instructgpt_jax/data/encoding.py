@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from instructgpt_jax.data import chats, packing, sources
+from instructgpt_jax import process
+from instructgpt_jax.data import chats, packing, sources, tokens
 
-_CHUNK = 1024  # records encoded at once
+CHUNK = 1024  # records encoded at once
+ADVICE = "data.build --format=tokens does this once for all runs, and config.data.pretraining=tokens:GLOB reads it"
 
 
 class Allowed(NamedTuple):
@@ -207,9 +209,9 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
         record is no use; raises ValueError for a bad record.
     """
     examples, kept, bad, left_out = [], [], [], dict(records.left_out)
-    for first in range(0, len(records), _CHUNK):
+    for first in range(0, len(records), CHUNK):
         chunk, texts_of = [], []
-        for number in range(first, min(first + _CHUNK, len(records))):
+        for number in range(first, min(first + CHUNK, len(records))):
             record = records[number]
             try:
                 texts_of.append(texts(record))
@@ -287,23 +289,6 @@ def fingerprint(value) -> str:
     return digest.hexdigest()
 
 
-class _Sequences(Sequence):
-    """Equal cuts of a long array of tokens, as `packing.Example`s."""
-
-    def __init__(self, streams: list[np.ndarray], row_length: int):
-        self._streams, self._row_length = streams, row_length
-        self.counts = [len(stream) // row_length for stream in streams]
-        self._starts = np.cumsum([0, *self.counts])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: int) -> packing.Example:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        first = (index - self._starts[part]) * self._row_length
-        return packing.Example(self._streams[part][first : first + self._row_length].astype(np.int32), 1)
-
-
 def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encoded:
     """Documents joined by EOS and cut every `row_length` tokens, as GPT-3 was trained (Brown et al. 2020, appendix B).
 
@@ -311,12 +296,13 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
     does not fill a sequence is left out; sources with weights are cut apart, sources without as one.
 
     Args:
+      records: `sources.Records`, or a `tokens.Corpus`, which is only read.
       cache_dir: folder of encoded text, found again by its contents and the tokenizer; empty: in memory, encoded anew.
     """
     weighted = records.parts[0].weight is not None
     texts = records.parts if weighted else [records]
     streams = [_token_stream(text, tokenizer, cache_dir) for text in texts]
-    sequences = _Sequences(streams, row_length)
+    sequences = tokens.Sequences(streams, row_length)
     for text, stream, count in zip(texts, streams, sequences.counts, strict=True):
         if not count:
             raise ValueError(
@@ -326,17 +312,19 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
     parts = tuple((count, text.weight) for count, text in zip(sequences.counts, texts, strict=True))
     return Encoded(
         sequences,
-        np.full(len(sequences), -1, np.int64),
+        np.broadcast_to(np.int64(-1), len(sequences)),
         parts,
         {},
         num_records=len(records),
         skipped=len(records.skipped),
-        fingerprint=fingerprint(streams),
+        fingerprint=fingerprint([getattr(stream, "identity", stream) for stream in streams]),
     )
 
 
-def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
+def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray | tokens.Stream:
     """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
+    if isinstance(records, tokens.Corpus):
+        return records.stream(tokenizer.text_hash)
     if not cache_dir:
         return np.concatenate(list(_encode_documents(records, tokenizer)))
     key = hashlib.sha256(tokenizer.hash.encode())
@@ -348,15 +336,31 @@ def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all, whoever is first
-            for tokens in _encode_documents(records, tokenizer):
-                tokens.tofile(file)
+            for ids in _encode_documents(records, tokenizer):
+                ids.tofile(file)
         os.replace(file.name, path)
     return np.memmap(path, np.uint32, "r")
 
 
 def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
-    start, eos = list(tokenizer.start), [tokenizer.eos_id]
-    for first in range(0, len(records), _CHUNK):
-        texts = [records[i]["text"] for i in range(first, min(first + _CHUNK, len(records)))]
-        documents = [part for tokens in tokenizer.encode(texts) for part in (start, tokens, eos)]
-        yield np.concatenate(documents).astype(np.uint32)
+    """The ids of all documents, `CHUNK` of them at once, uint32."""
+    total, count = len(records), 0
+    advice = f"; {ADVICE}"  # once
+
+    def line(done, ids):
+        return f"pretraining: {done:,} of {total:,} documents encoded, {ids:,} tokens, {progress.left(done / total)}"
+
+    progress = process.Progress(lambda *numbers: line(*numbers) + advice)
+    for first in range(0, total, CHUNK):
+        texts = [records[i]["text"] for i in range(first, min(first + CHUNK, total))]
+        ids = np.concatenate(documents(texts, tokenizer))
+        yield ids
+        count += len(ids)
+        if progress(first + len(texts), count):
+            advice = ""
+
+
+def documents(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
+    """The ids of each document, with what stands before every sequence and EOS behind it, (length,) uint32."""
+    start, eos = np.array(tokenizer.start, np.uint32), np.array([tokenizer.eos_id], np.uint32)
+    return [np.concatenate([start, ids, eos], dtype=np.uint32, casting="unsafe") for ids in tokenizer.encode(texts)]
