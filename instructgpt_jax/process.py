@@ -1,16 +1,19 @@
 """The processes and threads of a job: what is said, which signals are caught, who stops when, what runs beside what."""
 
 import contextlib
+import pickle
 import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -96,6 +99,22 @@ def end_if_stopped() -> None:
     """
     if _stop.is_set():
         raise SystemExit(0)
+
+
+def gathered(value: Any) -> list:
+    """What each process has, in the order of the processes; each of them must call it.
+
+    Args:
+      value: anything that can be pickled, below 2 GiB.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size], np.int32))[:, 0]
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    every = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
 def agreed(received: threading.Event) -> Callable[[], bool]:

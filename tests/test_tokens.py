@@ -14,7 +14,7 @@ from test_batches import contents, make_world, text, write
 
 from instructgpt_jax import main, process
 from instructgpt_jax.data import batches as batching
-from instructgpt_jax.data import build, build_tokens, datasets, encoding, shards, sources
+from instructgpt_jax.data import build, build_tokens, datasets, documents, encoding, shards, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Mix, Order, Rows
 from instructgpt_jax.data.build_tokens import Part
@@ -395,7 +395,7 @@ def test_text_that_takes_long_is_told_of(world, monkeypatch, capsys):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(process.Progress, "QUIET", 0.0)
     monkeypatch.setattr(process.Progress, "EVERY", 0.0)
-    monkeypatch.setattr(encoding, "CHUNK", 100)
+    monkeypatch.setattr(documents, "CHUNK", 100)
     sequences(sources.load((source,), "pretraining", 0, "", process.say), tokenizer)
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"pretraining: 1 records of {source} read" and len(said) == 170 + 2

@@ -20,7 +20,7 @@ from etils import epath
 
 from instructgpt_jax import errors, paths, process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.data import encoding, jsonl, shards, sources
+from instructgpt_jax.data import documents, jsonl, shards, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.records import keys_of
 
@@ -261,10 +261,10 @@ def _write(job: Job, tokenizer: tokenizers.Tokenizer, folder: str, tell: Callabl
             records = sources.read(source, "pretraining", "")
             skipped.extend(records.skipped)
             low, high = (number * len(records) // job.part.count for number in (job.part.number - 1, job.part.number))
-            for first in range(low, high, encoding.CHUNK):
-                chunk = [records[i] for i in range(first, min(first + encoding.CHUNK, high))]
+            for first in range(low, high, documents.CHUNK):
+                chunk = [records[i] for i in range(first, min(first + documents.CHUNK, high))]
                 users = users or any(record.get("user") is not None for record in chunk)
-                ids = encoding.documents([record["text"] for record in chunk], tokenizer)
+                ids = documents.encode([record["text"] for record in chunk], tokenizer)
                 entry = np.zeros(len(chunk), shards.DOCUMENT)
                 entry["length"] = [len(one) for one in ids]
                 entry["place"], entry["about"] = np.array([keys_of(record) for record in chunk], np.uint64).T
@@ -274,11 +274,11 @@ def _write(job: Job, tokenizer: tokenizers.Tokenizer, folder: str, tell: Callabl
                 entries.append(entry)
                 count += int(entry["length"].sum())
                 tell(len(chunk), int(entry["length"].sum()))
-    documents = np.concatenate([np.zeros(0, shards.DOCUMENT), *entries])
-    digest.update(documents.tobytes())
+    entries = np.concatenate([np.zeros(0, shards.DOCUMENT), *entries])
+    digest.update(entries.tobytes())
     with _whole(path + shards.DOCUMENTS) as file:
-        file.write(documents.tobytes())
-    return Written(job.name, len(documents), count, digest.hexdigest(), users, tuple(skipped))
+        file.write(entries.tobytes())
+    return Written(job.name, len(entries), count, digest.hexdigest(), users, tuple(skipped))
 
 
 @contextlib.contextmanager

@@ -1,23 +1,21 @@
 """Records into token sequences: encoded once, checked against the row, kept in memory (or, for text, in a mapped file).
 
 Encoding everything before training starts costs seconds a run (a million tokens a second on two cores) and buys random
-access, exact epochs, and every complaint about the data before any compute is spent.
+access, exact epochs, and every complaint about the data before any compute is spent. Of several processes each encodes
+its slice of the records and gets those of the others; text for pretraining may have been encoded before (`tokens:`).
 """
 
 import hashlib
-import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from instructgpt_jax import process
-from instructgpt_jax.data import chats, packing, sources, tokens
+from instructgpt_jax.data import chats, documents, packing, sources, tokens
 
-CHUNK = 1024  # records encoded at once
-ADVICE = "data.build --format=tokens does this once for all runs, and config.data.pretraining=tokens:GLOB reads it"
+_CHUNK = 1024  # records encoded at once
 
 
 class Allowed(NamedTuple):
@@ -102,12 +100,14 @@ def comparisons(
                 f"microbatch_rows must give a process at least the {rows} rows of {row_length} tokens that the "
                 f"comparison takes, got {process_rows}"
             )
-        name = group_name(record)
-        group = met.setdefault(name, len(met)) if name else -1
-        return packing.Comparison(prompt, completions, record["ranking"], group)
+        return packing.Comparison(prompt, completions, record["ranking"], group_name(record))
 
     met = {}  # name -> number in the order of arrival
-    encoded = _encode(records, tokenizer, allowed, texts, example)
+
+    def numbered(examples):
+        return [e._replace(group=met.setdefault(e.group, len(met)) if e.group else -1) for e in examples]
+
+    encoded = _encode(records, tokenizer, allowed, texts, example, numbered)
     names = sorted(met)
     places = {number: names.index(name) for name, number in met.items()} | {-1: -1}
     examples = [example._replace(group=places[example.group]) for example in encoded.examples]
@@ -198,8 +198,10 @@ def _check_fits(prompt: int, completion: int, row_length: int) -> None:
         )
 
 
-def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Callable) -> Encoded:
-    """Encodes all records.
+def _encode(
+    records, tokenizer, allowed: Allowed, texts: Callable, example: Callable, finished: Callable = list
+) -> Encoded:
+    """Encodes all records, each process a slice of them.
 
     Args:
       records: `sources.Records`.
@@ -207,11 +209,43 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
         dialogue alone; raises ValueError for a bad record.
       example: (record, tokens of each text; of a dialogue with its loss tokens) -> an example, or the reason why the
         record is no use; raises ValueError for a bad record.
+      finished: all examples -> the same, where one hangs on those before it.
     """
-    examples, kept, bad, left_out = [], [], [], dict(records.left_out)
-    for first in range(0, len(records), CHUNK):
+    index, count = jax.process_index(), jax.process_count()
+    low, high = (number * len(records) // count for number in (index, index + 1))
+    slices = process.gathered(_encode_slice(records, range(low, high), tokenizer, allowed, texts, example))
+    examples, kept, bad = ([one for part in slices for one in part[field]] for field in range(3))
+    examples, left_out = finished(examples), dict(records.left_out)
+    for *_, found in slices:
+        for why, number in found.items():
+            left_out[why] = left_out.get(why, 0) + number
+    if bad:
+        sources.refuse_or_list([*records.skipped, *bad], allowed.skip_bad)
+    if not examples:
+        raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
+    kept = np.array(kept, np.int64)
+    ends = np.cumsum([len(part) for part in records.parts])
+    counts = np.diff(np.searchsorted(kept, ends), prepend=0)
+    parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
+    return Encoded(
+        examples,
+        kept,
+        parts,
+        left_out | ({"bad": len(bad)} if bad else {}),
+        num_records=len(records) + sum(records.left_out.values()),
+        skipped=len(records.skipped),
+        fingerprint=fingerprint([examples, [count for count, _ in parts]]),
+    )
+
+
+def _encode_slice(
+    records, numbers: range, tokenizer, allowed: Allowed, texts: Callable, example: Callable
+) -> tuple[list, list[int], list[str], dict[str, int]]:
+    """Examples, the numbers of their records, bad records, and reason -> number left out, of some of the records."""
+    examples, kept, bad, left_out = [], [], [], {}
+    for first in numbers[::_CHUNK]:
         chunk, texts_of = [], []
-        for number in range(first, min(first + CHUNK, len(records))):
+        for number in range(first, min(first + _CHUNK, numbers.stop)):
             record = records[number]
             try:
                 texts_of.append(texts(record))
@@ -241,23 +275,7 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
             else:
                 examples.append(made)
                 kept.append(number)
-    if bad:
-        sources.refuse_or_list([*records.skipped, *bad], allowed.skip_bad)
-    if not examples:
-        raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
-    kept = np.array(kept, np.int64)
-    ends = np.cumsum([len(part) for part in records.parts])
-    counts = np.diff(np.searchsorted(kept, ends), prepend=0)
-    parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
-    return Encoded(
-        examples,
-        kept,
-        parts,
-        left_out | ({"bad": len(bad)} if bad else {}),
-        num_records=len(records) + sum(records.left_out.values()),
-        skipped=len(records.skipped),
-        fingerprint=fingerprint([examples, [count for count, _ in parts]]),
-    )
+    return examples, kept, bad, left_out
 
 
 def _ids(tokenizer, texts_of: Sequence[list]) -> Iterator[list]:
@@ -301,7 +319,7 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
     """
     weighted = records.parts[0].weight is not None
     texts = records.parts if weighted else [records]
-    streams = [_token_stream(text, tokenizer, cache_dir) for text in texts]
+    streams = [documents.stream(text, tokenizer, cache_dir) for text in texts]
     sequences = tokens.Sequences(streams, row_length)
     for text, stream, count in zip(texts, streams, sequences.counts, strict=True):
         if not count:
@@ -319,48 +337,3 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
         skipped=len(records.skipped),
         fingerprint=fingerprint([getattr(stream, "identity", stream) for stream in streams]),
     )
-
-
-def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray | tokens.Stream:
-    """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
-    if isinstance(records, tokens.Corpus):
-        return records.stream(tokenizer.text_hash)
-    if not cache_dir:
-        return np.concatenate(list(_encode_documents(records, tokenizer)))
-    key = hashlib.sha256(tokenizer.hash.encode())
-    for record in records:
-        text = record["text"].encode()
-        key.update(len(text).to_bytes(8, "little") + text)
-    folder = pathlib.Path(cache_dir)
-    path = folder / f"{key.hexdigest()[:32]}.uint32"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all, whoever is first
-            for ids in _encode_documents(records, tokenizer):
-                ids.tofile(file)
-        os.replace(file.name, path)
-    return np.memmap(path, np.uint32, "r")
-
-
-def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
-    """The ids of all documents, `CHUNK` of them at once, uint32."""
-    total, count = len(records), 0
-    advice = f"; {ADVICE}"  # once
-
-    def line(done, ids):
-        return f"pretraining: {done:,} of {total:,} documents encoded, {ids:,} tokens, {progress.left(done / total)}"
-
-    progress = process.Progress(lambda *numbers: line(*numbers) + advice)
-    for first in range(0, total, CHUNK):
-        texts = [records[i]["text"] for i in range(first, min(first + CHUNK, total))]
-        ids = np.concatenate(documents(texts, tokenizer))
-        yield ids
-        count += len(ids)
-        if progress(first + len(texts), count):
-            advice = ""
-
-
-def documents(texts: Sequence[str], tokenizer) -> list[np.ndarray]:
-    """The ids of each document, with what stands before every sequence and EOS behind it, (length,) uint32."""
-    start, eos = np.array(tokenizer.start, np.uint32), np.array([tokenizer.eos_id], np.uint32)
-    return [np.concatenate([start, ids, eos], dtype=np.uint32, casting="unsafe") for ids in tokenizer.encode(texts)]
