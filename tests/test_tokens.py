@@ -240,6 +240,9 @@ def test_ppo_ptx_reads_the_same_from_text_and_from_shards(tmp_path):
     shard(records[:-1])
     with pytest.raises(ValueError, match=r"the data of a run must stay the same, got other pretraining: 300 records"):
         run(tmp_path, "ids", ids, 4, **of_ids)
+    (tmp_path / "s" / "00000.tokens").unlink()
+    with pytest.raises(ValueError, match="config.data.pretraining: .*s/00000.tokens must have the .* got no file"):
+        run(tmp_path, "ids", ids, 4, **of_ids)
 
 
 def test_shards_of_another_tokenizer_are_refused(world, tmp_path):
