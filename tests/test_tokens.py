@@ -4,11 +4,11 @@ import collections
 import json
 import pathlib
 import re
-import sys
 
 import numpy as np
 import pytest
 import small_runs
+from bucket import install
 from saved_runs import lines
 from test_batches import contents, make_world, text, write
 
@@ -176,34 +176,17 @@ def test_a_large_vocabulary_takes_four_bytes():
 
 def test_a_bucket(world, monkeypatch):
     """Built there, found there, and read there by ranges."""
-    fsspec = pytest.importorskip("fsspec")
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    class Bucket(MemoryFileSystem):
-        protocol = ("gcs", "gs")
-        store, pseudo_dirs, asked = {}, [""], []
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return MemoryFileSystem._strip_protocol(re.sub(r"^gc?s://", "memory://", path))
-
-        def cat_file(self, path, start=None, end=None, **more):
-            self.asked.append(end - start)
-            return super().cat_file(path, start, end, **more)
-
-    for name in ("gcs", "gs"):
-        monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, name, Bucket)
+    bucket = install(monkeypatch)
     folder, source, _, tokenizer = world
-    assert fsspec.filesystem("gs").store is Bucket.store
     build_tokens.build(source, f"{folder}/bpe", "gs://bucket/shards", Part(1, 1), workers=1, skip_bad=0)
     found = [
         datasets.split(sources.load((name,), "pretraining", 0), 0.2)[0]
         for name in (source, "tokens:gs://bucket/shards/*.tokens")
     ]
     want, got = (batches(side, tokenizer) for side in found)
-    Bucket.asked.clear()
+    bucket.asked.clear()
     np.testing.assert_array_equal(got[2]["tokens"], want[2]["tokens"])
-    assert sum(Bucket.asked) == 8 * ROW * 2
+    assert sum(bucket.asked) == 8 * ROW * 2
     with pytest.raises(ValueError, match=r"tokens:gs://bucket/none/manifest-\*.json must name at least one file"):
         shards.find("gs://bucket/none/*.tokens")
 
