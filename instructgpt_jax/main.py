@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 from importlib.machinery import ModuleSpec
 
@@ -48,6 +49,7 @@ PLAN_RECORDS = flags.DEFINE_integer("plan_records", 0, "Records of the data that
 PLAN_PRICE = flags.DEFINE_float("plan_price", 0.0, "Dollars for a chip and hour.", lower_bound=0.0)
 PLAN_SEARCH = flags.DEFINE_bool("plan_search", False, "Where it does not fit, look for the nearest setting that does.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of a Cloud TPU slice, as launch/ does.")
+PREEMPTIBLE = flags.DEFINE_bool("preemptible", False, "End with 143 after a signal, so that a scheduler starts anew.")
 
 # What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
 CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
@@ -248,8 +250,11 @@ def main(argv: list[str]) -> None:
     join_cluster()
     workdir = paths.expand(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     keep_programs(workdir)
-    with errors.one_line():
-        run(CONFIG.value, workdir)
+    try:
+        with errors.one_line():
+            run(CONFIG.value, workdir)
+    except SystemExit as ended:  # with 0: a signal came, and the run has saved
+        sys.exit(128 + signal.SIGTERM if PREEMPTIBLE.value and not ended.code else ended.code)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import sources
+from instructgpt_jax.report import card
 from instructgpt_jax.validate import validate_pipeline
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
@@ -42,7 +43,7 @@ def run(
     check_stage: Callable[[ConfigDict, str], object],
     run_stage: Callable[[ConfigDict, str], None],
 ) -> None:
-    """Runs the stages in their order, or `config.only` of them.
+    """Runs the stages in their order, or `config.only` of them, and writes `model_card.md` of what there is.
 
     Args:
       config: `stages`, `order`, `only`: the name of one stage to run alone, or '', and `parallel`.
@@ -79,6 +80,8 @@ def run(
             release_memory()
 
     process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+    if jax.process_index() == 0 and path.parent.exists():
+        workdirs.write_atomically(path.parent / card.FILE, card.of_pipeline(path.parent, config.order))
 
 
 def release_memory() -> None:
@@ -98,11 +101,16 @@ def wanted(config: ConfigDict, name: str) -> bool:
 
 
 def needed(config: ConfigDict, name: str) -> set[str]:
-    """The stages before this one in the order whose workdirs its configuration names."""
+    """The stages before this one in the order whose workdirs its configuration names.
+
+    For an export all before it: its model card has what they measured.
+    """
+    earlier = config.order[: config.order.index(name)]
+    if config.stages[name].get("stage") == "export":
+        return set(earlier)
     text = json.dumps(config.stages[name].to_dict(), default=str)
     for key, own in config.items():
         text = text.replace(f"{{{key}}}", own) if isinstance(own, str) else text
-    earlier = config.order[: config.order.index(name)]
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
 
 

@@ -14,20 +14,11 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/common.sh"
 
-wait="" config="" workdir=""
+wait=""
 flags "env+= wait --" "$@"
 shift "$used"
-for argument in "$@"; do
-    case $argument in
-        --config=*) config=${argument#*=} ;;
-        --workdir=*) workdir=${argument#*=} ;;
-    esac
-done
 need name zone
-[[ -n $config ]] || die "--config=FILE must be given, after --; --help shows an example"
-[[ -e $here/../${config%%:*} ]] || die "--config must be a file of this checkout, got $config"
-[[ $workdir == gs://* || $workdir == /* ]] || die "--workdir must be gs://… (or an absolute path on storage that all \
-workers share), after --, got '$workdir'; a worker's own disk goes with the TPU VM"
+need_run "$@"
 
 worker start "$@"
 if [[ -n $wait ]]; then

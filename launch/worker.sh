@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a worker, in the installed checkout; the other scripts call it.
 #
-#   worker.sh install            a Python environment with the project
+#   worker.sh install [EXTRA]    a Python environment with the project, for a TPU or by the extra `gpu`
 #   worker.sh start FLAG...      instructgpt_jax.main in the background
 #   worker.sh wait | stop | idle until the run ends; end it; fail unless there is none
 #   worker.sh status LINES       how it stands, and the end of its log
@@ -16,11 +16,11 @@ running() {  # the lock is held by the processes of a run, for as long as one of
     [[ -e $logs/lock ]] && ! flock --nonblock "$logs/lock" true
 }
 
-install() {  # images bring Python 3.10, the project needs 3.11: uv fetches one
+install() {  # [EXTRA]; images bring Python 3.10, the project needs 3.11: uv fetches one
     export PATH="$HOME/.local/bin:$PATH"
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     [[ -x $environment/bin/python ]] || uv venv --quiet --python 3.12 "$environment"
-    uv pip install --quiet --python "$environment/bin/python" -e "${code}[tpu,gcs]"
+    uv pip install --quiet --python "$environment/bin/python" -e "${code}[${1:-tpu},gcs]"
     say "installed, $("$environment/bin/python" -c 'import sys, jax; print("Python", sys.version.split()[0], "JAX", jax.__version__)')"
 }
 

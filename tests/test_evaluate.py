@@ -21,6 +21,7 @@ from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.labeling import kinds
 from instructgpt_jax.stages import evaluate
+from instructgpt_jax.training import ledger
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1}
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -467,5 +468,5 @@ def test_a_pipeline_counts_the_seconds_of_its_stages(tmp_path):
 
 
 def test_a_package_that_is_not_installed_does_not_stop_a_report():
-    assert evaluate.version("jax") == jax.__version__
-    assert evaluate.version("no-such-package") == "unknown"
+    assert ledger.version("jax") == jax.__version__
+    assert ledger.version("no-such-package") == "unknown"

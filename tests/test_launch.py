@@ -158,7 +158,7 @@ def test_a_dry_run_prints_the_command_and_asks_nothing(cloud, script, more):
      "--config must be a file of this checkout, got configs/none.py"),
     ("run", [*HERE, "--", RUN[0], "--workdir=runs/x"],
      "--workdir must be gs://… (or an absolute path on storage that all workers share), after --, got 'runs/x'; "
-     "a worker's own disk goes with the TPU VM"),
+     "a worker's own disk goes with its machine"),
     ("logs", [*HERE, "--lines=many"], "--lines must be a whole number, got many"),
     ("stop", ["--name=pod"], "--zone must be given; --help shows an example"),
     ("delete", [*HERE, "--force"], "unknown argument --force; a flag is written --flag=value, --help lists them"),

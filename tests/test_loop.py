@@ -23,7 +23,7 @@ from tensorboardX.proto import event_pb2
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.training import checkpoint, loop, metrics, tracking
+from instructgpt_jax.training import checkpoint, ledger, loop, metrics, tracking
 
 SLOW = {"toy.sleep": 0.05, "toy.num_steps": 40, "checkpoint.every": 7, "checkpoint.best_metric": "validation/loss"}
 
@@ -121,6 +121,23 @@ def test_signal_saves_and_exits_0(tmp_path, uninterrupted, capfd, number):
     loop.run(stage, settings, tmp_path)
     assert lines(tmp_path) == lines(uninterrupted)
     assert_same_state(toy_stage.final_state(tmp_path), toy_stage.final_state(uninterrupted))
+    stopped, whole = (checkpoint.read_metadata(folder)["spent"] for folder in (tmp_path, uninterrupted))
+    steps = checkpoint.steps(tmp_path)[-1]
+    for spent in (stopped, whole):  # 32 tokens and 1e4 FLOPs a step, see toy_stage
+        assert (spent["from_step"], spent["tokens"], spent["flops"]) == (0, 32.0 * steps, 1e4 * steps)
+        assert spent["seconds"] > 0 and spent["versions"]["jax"] == jax.__version__
+        assert spent["devices"] == [f"{jax.device_count() if spent is stopped else 1} x cpu"]
+
+
+def test_a_run_from_before_there_was_a_ledger_is_counted_from_where_it_goes_on():
+    begun = ledger.Ledger(None, 7)
+    begun.count({"perf/tokens": 3.0, "perf/flops": 5.0, "loss": 1.0})
+    before = begun.so_far() | {"seconds": 100.0, "devices": ["4 x other"]}
+    after = ledger.Ledger(before, 9)
+    after.count({"perf/tokens": 2.0})
+    found = after.so_far()
+    assert (found["from_step"], found["tokens"], found["flops"]) == (7, 5.0, 5.0)
+    assert 100.0 <= found["seconds"] < 101.0 and found["devices"] == ["4 x other", f"{jax.device_count()} x cpu"]
 
 
 def test_two_processes_stop_at_the_same_step(tmp_path):

@@ -167,11 +167,17 @@ def test_a_command_of_the_documents(words):
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if LAUNCHES[name]])
 def test_the_launch_commands(document, tmp_path):
-    """Run from top to bottom in a clone, with a gcloud that does nothing and a slice that is ready."""
+    """Run from top to bottom in a clone, with tools that do nothing and a slice that is ready.
+
+    test_launchers.py has the real xpk and sky read their lines, where they are installed.
+    """
     gcloud = tmp_path / "gcloud"
     gcloud.write_text(
         "#!/bin/sh\ncase \"$*\" in *' list '*) printf 'pod\\tACTIVE\\n';; *' describe '*) echo 1;; esac\n"
     )
+    for name in ("xpk", "sky", "sbatch", "docker", "python"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
     gcloud.chmod(0o755)
     subprocess.run(["git", "clone", "--quiet", ROOT, tmp_path / "clone"], check=True)
     script = "\n".join(LAUNCHES[document])

@@ -36,16 +36,16 @@ def world(tmp_path_factory):
     return tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
 
 
-def start(stage, world, workdir):
-    command = [sys.executable, "-m", "instructgpt_jax.main", f"--workdir={workdir}"]
+def start(stage, world, workdir, *flags):
+    command = [sys.executable, "-m", "instructgpt_jax.main", f"--workdir={workdir}", *flags]
     command.append(f"--config=tests/tiny_supervised.py:{stage},{world}")
     environment = os.environ | QUICK | {"JAX_COMPILATION_CACHE_DIR": str(world / "cache")}
     with open(f"{workdir}.log", "a") as log:
         return subprocess.Popen(command, cwd=tiny_supervised.ROOT, env=environment, stdout=log, stderr=log)
 
 
-def finish(process, workdir):
-    assert process.wait(timeout=300) == 0, pathlib.Path(f"{workdir}.log").read_text()
+def finish(process, workdir, code=0):
+    assert process.wait(timeout=300) == code, pathlib.Path(f"{workdir}.log").read_text()
 
 
 def state(workdir):
@@ -82,14 +82,15 @@ def test_kill_9_loses_nothing(stage, world, tmp_path):
     assert state(killed) == state(whole)
 
 
-def test_sigterm_saves_and_exits_0(world, tmp_path):
+@pytest.mark.parametrize("flags, code", [((), 0), (("--preemptible",), 143)])
+def test_sigterm_saves_and_exits(flags, code, world, tmp_path):
     workdir = tmp_path / "run"
-    process = start("reward", world, workdir)
+    process = start("reward", world, workdir, *flags)
     while not lines(workdir):
         assert process.poll() is None, pathlib.Path(f"{workdir}.log").read_text()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    finish(process, workdir)
+    finish(process, workdir, code)
     (step,) = checkpoint.steps(workdir)
     assert lines(workdir)[-1]["step"] == step <= STEPS
 

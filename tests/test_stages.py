@@ -7,6 +7,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
+from configs import instruct
 from instructgpt_jax import pipeline, process
 
 
@@ -63,6 +64,11 @@ def test_a_stage_needs_those_that_its_strings_name():
         "sft_large": {"round1/collect"},  # `pretrain` is the beginning of another name
         "later": set(),
     }
+
+
+def test_an_export_comes_after_all_that_its_card_may_tell():
+    config = instruct.get_config("tiny")
+    assert pipeline.needed(config, "export") == {name for name in config.order if not name.startswith("export")}
 
 
 def test_two_stages_run_at_once_and_none_before_those_it_needs(tmp_path, one_device):

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import shutil
 
 import compiling
@@ -303,6 +304,10 @@ def test_export_of_a_policy(ppo_workdir, tmp_path, weights, factor):
 
 def test_export_of_a_reward_model_goes_on_as_one(runs, tmp_path):
     run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/reward")
+    text = (tmp_path / "hf" / "model_card.md").read_text()
+    assert 'pipeline_tag: "text-classification"' in text and "| sft | comparisons |" not in text
+    (row,) = re.findall(r"^\| reward \| (\d+) \| ([\d,]+) \| (\S+) \| .* \d+ x cpu \|$", text, re.MULTILINE)
+    assert int(row[1].replace(",", "")) > 0 and float(row[2]) > 0  # its stage has counted them
     config = export.get_config()
     for init_from in (f"{runs}/reward", str(tmp_path / "hf")):
         config.models[pathlib.Path(init_from).name] = common.network(init_from=init_from)
@@ -330,7 +335,7 @@ def test_export_over_another_models_export(runs, tmp_path):
     run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/reward")
     (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages }}")
     run(export.get_config(), tmp_path / "hf", models__model__init_from=f"{runs}/sft")
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "model_card.md"}
     assert {file.name for file in (tmp_path / "hf").iterdir()} == names
     assert hf.load(tmp_path / "hf")[0].head == "lm"
     (tmp_path / "hf" / "README.md").write_text("Mine.")

@@ -1,5 +1,6 @@
 """The data of a stage, as its config names them: sources, split, tokenizer and batches in one call."""
 
+import collections
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -130,7 +131,8 @@ def allowed(data) -> encoding.Allowed:
 
 def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
     """kind -> `records`, `examples` (of training), `validation` (those of the other sets), `left_out`: reason -> number
-    of records, and `fingerprint`: of all examples in their order, whatever the number of processes.
+    of records, `fingerprint`: of all examples in their order, whatever the number of processes, and of comparisons that
+    carry one, `groups`: labeler group -> comparisons of training.
 
     Args:
       sets: kind -> examples, of training, then of the other sets.
@@ -153,6 +155,9 @@ def described(sets: list[dict[str, encoding.Encoded]]) -> dict[str, dict]:
             "left_out": left_out,
             "fingerprint": encoding.fingerprint([part.fingerprint for part in parts]),
         }
+        if parts[0].groups:
+            counts = collections.Counter(example.group for example in parts[0].examples)
+            found[kind]["groups"] = {name: counts[i] for i, name in enumerate(parts[0].groups)}
     return found
 
 

@@ -27,8 +27,7 @@ from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation.benchmarks import catalog, graders, perspective, samples
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.networks import Network
-from instructgpt_jax.stages import evaluate
-from instructgpt_jax.training import tracking
+from instructgpt_jax.training import ledger, tracking
 from instructgpt_jax.validate.evaluation import PERSPECTIVE
 
 PAPER = "paper"  # among the tasks: all of catalog.PAPER
@@ -68,7 +67,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for name, judged in models.items():
             found[task][name]["numbers"] |= outcome.graded(judged)
     report = describe(config, nets, found) | {"benchmark_figures": outcome.figures(found)}
-    report["perf"] = {"seconds": {"benchmark": round(time.perf_counter() - started, 1)}} | evaluate.machine()
+    report["perf"] = {"seconds": {"benchmark": round(time.perf_counter() - started, 1)}} | ledger.machine()
     if jax.process_index() == 0:
         write_samples(config, folder / "samples", found, given, scores)
         reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder / "report")

@@ -18,10 +18,8 @@ made of them in the end, and its existence says that the stage is complete.
 
 import functools
 import itertools
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from importlib import metadata
 
 import jax
 import numpy as np
@@ -41,10 +39,9 @@ from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.networks import Network
 from instructgpt_jax.pipeline import TOGETHER, read_seconds
 from instructgpt_jax.process import run_together
-from instructgpt_jax.training import checkpoint, resume, tracking
+from instructgpt_jax.training import checkpoint, ledger, resume, tracking
 
 FROZEN = {"ref_policy": "lm", "reward": "scalar", "judge": "scalar"}  # entries of config.models that are no policy
-PACKAGES = ("instructgpt-jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
@@ -337,27 +334,10 @@ def side_by_side(config: ConfigDict, data: inputs.Data, answers: dict[str, dict[
 # The report -----------------------------------------------------------------------------------------------------------
 
 
-def version(package: str) -> str:
-    """Version of an installed package; that of one that only stands in the import path is unknown."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def perf(config: ConfigDict, seconds: float) -> dict:
     """What may differ between two equal runs: times, versions, device."""
     spent = read_seconds(epath.Path(config.evaluate.seconds)) if config.evaluate.seconds else {}
     spent["evaluate"] = round(spent.get("evaluate", 0.0) + seconds, 1)
     if TOGETHER in spent:  # up to the end of the stage before
         spent[TOGETHER] = round(spent.pop(TOGETHER) + seconds, 1)
-    return {"seconds": spent} | machine()
-
-
-def machine() -> dict:
-    """What a run was on: versions, device."""
-    devices = jax.devices()
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-    }
+    return {"seconds": spent} | ledger.machine()

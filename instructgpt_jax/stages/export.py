@@ -1,20 +1,24 @@
-"""A trained policy or reward model as a directory in Hugging Face format: the workdir of this stage."""
+"""A trained policy or reward model as a directory in Hugging Face format, with its model card: this stage's workdir."""
 
 import os
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths, process, run_tokenizer
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.models import hf
+from instructgpt_jax.report import card
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """Writes `config.models.model` with its tokenizer; `config.models.model.weights` chooses 'ema' or 'params'.
 
     The chat template is part of the tokenizer, and with it travels the generation_config.json of the checkpoint that
-    training began with, from workdir to workdir; its end tokens are those of the run.
+    training began with, from workdir to workdir; its end tokens are those of the run. `model_card.md` says what the
+    workdirs know of the model, see `report/card.py`.
 
     Raises:
       ValueError: the workdir holds anything but an earlier export, or the model itself, or no family of Hugging Face
@@ -38,5 +42,6 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         generation["eos_token_id"] = tokenizer.ends
     hf.save(workdir, network.config, network.load(), made, config.export.dtype, generation)
     if jax.process_index() == 0:
+        workdirs.write_atomically(epath.Path(workdir) / card.FILE, card.of_network(source, network.config.head))
         kind = "reward model" if network.config.head == "scalar" else "language model"
         process.say(f"export: {kind} of {source} is now in {workdir}")

@@ -288,8 +288,8 @@ def newest(workdir: epath.PathLike) -> tuple[int | None, dict[int, str]]:
 
 
 def read_metadata(directory: epath.PathLike, step: int | None = None) -> dict:
-    """What was saved beside the arrays: `step`, `data_index`, `num_steps` of the run, `config` (resolved) and `data`
-    that were read (see datasets.described).
+    """What was saved beside the arrays: `step`, `data_index`, `num_steps` of the run, `config` (resolved), `data` that
+    were read (see datasets.described) and what the run has `spent` (see ledger.Ledger).
 
     Args:
       directory, step: as for `find`.

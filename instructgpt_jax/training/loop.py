@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.training import checkpoint, metrics, resume, tracking
+from instructgpt_jax.training import checkpoint, ledger, metrics, resume, tracking
 
 PyTree = Any
 
@@ -123,11 +123,13 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
         data = stack.enter_context(contextlib.closing(stage.data(step)))
         tracked = stack.enter_context(tracking.run(config.log.wandb, workdir, resolved))
         writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage, tracked))
-        meter = metrics.Meter()
+        meter, spent = metrics.Meter(), ledger.Ledger(saved.get("spent"), step)
 
         def settle(at: int, on_device: dict[str, jax.Array]) -> dict[str, float]:
             """Reads the metrics of step `at`, refuses what is not finite, and logs."""
-            values = meter.step_done(metrics.to_host(on_device))
+            on_host = metrics.to_host(on_device)
+            spent.count(on_host)
+            values = meter.step_done(on_host)
             bad = metrics.find_nonfinite(values)
             if bad is not None:
                 kept = f"the last good checkpoint in {workdir} is of step {checkpoints.latest or 'none'}"
@@ -164,7 +166,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
                     writer.scalars(step, evaluation)
                 writer.samples(step, samples)
                 values |= evaluation
-            about = {"config": resolved, "num_steps": stage.num_steps, "data": stage.read}
+            about = {"config": resolved, "num_steps": stage.num_steps, "data": stage.read, "spent": spent.so_far()}
             metadata = {"step": step, "data_index": step} | about
             if snapshotting:
                 checkpoints.snapshot(step, state, metadata)

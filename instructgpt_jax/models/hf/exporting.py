@@ -24,10 +24,12 @@ from instructgpt_jax.models.hf.loading import file_tensors, flatten
 SHARD_BYTES = 5_000_000_000
 PARTIAL = ".partial"  # folder of an export that is being written, in the folder of the export
 COMPILED = ".compiled"  # where the command line keeps compiled programs; no part of an export
-# What an export consists of: what `save` writes, and what transformers writes of a tokenizer, now or in older versions.
+# What an export consists of: what `save` writes, what transformers writes of a tokenizer, now or in older versions, and
+# the model card that the stage adds.
 OURS = re.compile(
     r"(generation_)?config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|tokenizer(_config)?\.json|"
-    r"chat_template\.jinja|additional_chat_templates|(special_tokens_map|added_tokens)\.json|" + re.escape(PARTIAL)
+    r"chat_template\.jinja|additional_chat_templates|(special_tokens_map|added_tokens)\.json|model_card\.md|"
+    + re.escape(PARTIAL)
 )
 
 
