@@ -33,7 +33,7 @@ def expand(path: str | os.PathLike) -> str:
 def expand_source(source: str) -> str:
     """A data source with the `~` of its files expanded: `jsonl:~/x.jsonl#1/2@0.3`."""
     form, colon, name = source.partition(":")
-    return f"{form}:{expand(name)}" if form in ("jsonl", "parquet", "hf") and colon else source
+    return f"{form}:{expand(name)}" if form in ("jsonl", "parquet", "hf", "tokens") and colon else source
 
 
 def expanded(config: ConfigDict) -> ConfigDict:

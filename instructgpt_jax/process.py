@@ -1,15 +1,19 @@
 """The processes and threads of a job: what is said, which signals are caught, who stops when, what runs beside what."""
 
 import contextlib
+import pickle
 import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,6 +24,39 @@ def say(text: str) -> None:
         thread = threading.current_thread()
         prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
         print(prefix + text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a long piece of work is, in lines: none in its first seconds, then one every few.
+
+    Args of a call: what `line` makes a line of.
+    """
+
+    QUIET, EVERY = 5.0, 15.0  # seconds
+
+    def __init__(self, line: Callable[..., str], to: Callable[[str], None] = say):
+        self._line, self._say = line, to
+        self._began = time.monotonic()
+        self._next = self._began + self.QUIET
+
+    def __call__(self, *numbers) -> bool:
+        """Whether a line was said."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.EVERY
+        self._say(self._line(*numbers))
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self._began
+
+    def left(self, share: float) -> str:
+        """About how long the rest takes, given the share that is done."""
+        seconds = self.seconds * (1 - share) / max(share, 1e-9)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
 
 
 _stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
@@ -62,6 +99,22 @@ def end_if_stopped() -> None:
     """
     if _stop.is_set():
         raise SystemExit(0)
+
+
+def gathered(value: Any) -> list:
+    """What each process has, in the order of the processes; each of them must call it.
+
+    Args:
+      value: anything that can be pickled, below 2 GiB.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([data.size], np.int32))[:, 0]
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    every = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(every, sizes, strict=True)]
 
 
 def agreed(received: threading.Event) -> Callable[[], bool]:

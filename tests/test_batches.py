@@ -283,8 +283,9 @@ for axes in ((2, 2, 1), (1, 2, 2)):
     batch = next(feeding.iterate(batches, mesh, 2))
     held = {(name, s.index[1].start or 0): s.data for name, array in batch.items() for s in array.addressable_shards}
     np.savez(folder / f"{axes[0]}_{number}.npz", **{f"{name}/{start}": piece for (name, start), piece in held.items()})
+found = test_batches.resumed(world, 17, 100)  # each process encodes half of the records
 if number == 0:
-    (folder / "resumed.json").write_text(json.dumps(test_batches.resumed(world, 17, 100)))
+    (folder / "resumed.json").write_text(json.dumps(found))
 """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -300,7 +301,7 @@ if number == 0:
         subprocess.Popen([sys.executable, "-c", program, str(number), port, str(folder)], cwd=ROOT, env=environment)
         for number in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
     return folder
 
 

@@ -23,6 +23,8 @@ from absl import app
 from saved_runs import arrays, lines
 
 from instructgpt_jax import main
+from instructgpt_jax.data import build_tokens, sources
+from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.training import checkpoint, loop
 
 ITERATIONS, SAVED = 6, 3  # of the run, and between checkpoints
@@ -37,7 +39,10 @@ FORKS.set_forkserver_preload(["instructgpt_jax.main"])
 
 
 def run(folder: pathlib.Path, name: str, devices: int, held: bool, variables: dict[str, str]) -> None:
-    """The command line in a process of its own; what it says is in `folder/NAME_<process>.log`."""
+    """The command line in a process of its own; what it says is in `folder/NAME_<process>.log`.
+
+    The pair reads its text as token shards, one process as text.
+    """
     with open(folder / f"{name}_{variables.get('JAX_PROCESS_ID', 0)}.log", "w") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
@@ -56,6 +61,8 @@ def run(folder: pathlib.Path, name: str, devices: int, held: bool, variables: di
         loop._next = hold_up
     sys.argv = ["main", f"--config=tests/small_runs.py:{folder}", f"--workdir={folder / name}"]
     sys.argv += [f"--config.{key}={value}" for key, value in SETTINGS.items()]
+    sys.argv += [f"--config.data.tokenizer={folder}/bpe"]
+    sys.argv += [f"--config.data.pretraining=tokens:{folder}/shards/*.tokens"] if name == "pair" else []
     try:
         app.run(main.main, flags_parser=main.parse)
     except Exception:  # as at the end of a program: multiprocessing would write the trace itself
@@ -115,6 +122,10 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     workdir, log = folder / "pair", folder / "pair_0.log"
     small_runs.write(folder)
+    text = f"jsonl:{folder}/text.jsonl"
+    texts = (record["text"] for record in sources.load((text,), "pretraining", 0))
+    tokenizers.train(texts, small_runs.VOCAB_SIZE, folder / "bpe")
+    build_tokens.build(text, f"{folder}/bpe", f"{folder}/shards", build_tokens.Part(1, 1), workers=1, skip_bad=0)
     with running(folder, "pair", 2, held=True) as processes:
         deadline = time.monotonic() + 300
         while len(lines(workdir)) <= SAVED or checkpoint.newest(workdir)[0] != SAVED:

@@ -11,6 +11,7 @@ import types
 import pyarrow
 import pyarrow.parquet
 import pytest
+from bucket import install
 
 from instructgpt_jax.data import datasets, jsonl, records, schema, sources
 
@@ -121,22 +122,7 @@ def test_a_name_with_glob_characters_is_taken_literally(tmp_path):
 
 
 def test_bucket_files_are_found_and_read(tmp_path, monkeypatch):
-    fsspec = pytest.importorskip("fsspec")
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    class Bucket(MemoryFileSystem):
-        protocol = ("gcs", "gs")
-        store, pseudo_dirs = {}, [""]
-
-        def __init__(self, finalize_on_close=True, **options):
-            super().__init__(**options)
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return MemoryFileSystem._strip_protocol(re.sub(r"^gc?s://", "memory://", path))
-
-    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "gcs", Bucket)
-    bucket = fsspec.filesystem("gcs")
+    bucket = install(monkeypatch)
     bucket.makedirs("/data/raw", exist_ok=True)
     for name, data in (("b.jsonl", b'{"prompt": "b"}\n'), ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n'))):
         bucket.pipe_file(f"/data/raw/{name}", data)

@@ -10,6 +10,7 @@ processes on the same examples, and the batches of several processes hold togeth
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 import grain
@@ -21,6 +22,7 @@ from instructgpt_jax.data import encoding, packing, sources
 
 ROWS = PartitionSpec(None, sharding.BATCH)  # (M, B, T) and (M, G, …): rows, and the comparisons of a microbatch
 EXAMPLES = PartitionSpec(sharding.BATCH)  # (B, …)
+_REQUESTS = 64  # examples that are waited for at once, where they come over a network
 
 
 class Order(NamedTuple):
@@ -138,7 +140,8 @@ def demonstrations(
             return encoded.examples[number]
         return text.examples[number - count]._replace(kind=2)
 
-    return _batches(cuts, read, own, _packed(example, rows.row_length, local_rows, order), order, ROWS)
+    remote = mix is not None and text.examples.remote
+    return _batches(cuts, read, own, _packed(example, rows.row_length, local_rows, order, remote), order, ROWS)
 
 
 def _mixed(encoded: encoding.Encoded, text: encoding.Encoded, mix: Mix, order: Order) -> tuple[grain.MapDataset, float]:
@@ -266,17 +269,22 @@ def pretraining(records: sources.Records, tokenizer, order: Order, rows: Rows, c
     """
     local_rows = rows.of_process(order)
     encoded = encoding.pretraining(records, tokenizer, row_length=rows.row_length, cache_dir=cache_dir)
-    pack = _packed(encoded.examples.__getitem__, rows.row_length, local_rows, order)
+    pack = _packed(encoded.examples.__getitem__, rows.row_length, local_rows, order, encoded.examples.remote)
     cuts = _cuts(_numbers(encoded, order), order)
     return _batches(cuts, {"pretraining": encoded}, order.batch_size, pack, order, ROWS)
 
 
 def _packed(
-    example: Callable[[int], packing.Example], row_length: int, local_rows: int, order: Order
+    example: Callable[[int], packing.Example], row_length: int, local_rows: int, order: Order, remote: bool
 ) -> Callable[[Sequence[int]], dict[str, np.ndarray]]:
-    """Numbers of examples -> their packed rows."""
+    """Numbers of examples -> their packed rows; those that come over a network are asked for together."""
     microbatches = packing.num_microbatches(order.largest_slice, local_rows)
-    return lambda chosen: packing.pack_examples([example(i) for i in chosen], row_length, microbatches, local_rows)
+    together = futures.ThreadPoolExecutor(_REQUESTS).map if remote else map
+
+    def pack(chosen):
+        return packing.pack_examples(list(together(example, chosen)), row_length, microbatches, local_rows)
+
+    return pack
 
 
 def _numbers(encoded: encoding.Encoded, order: Order, offset: int = 0) -> grain.MapDataset:

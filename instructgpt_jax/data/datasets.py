@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from instructgpt_jax.data import batches, encoding, feeding, sources
+from instructgpt_jax import process
+from instructgpt_jax.data import batches, encoding, feeding, sources, tokens
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Batches, Order, Rows
 
@@ -75,7 +76,7 @@ def load(config, options, kind: str, mesh: Mesh) -> StageData:
 
 def read(data, kind: str) -> sources.Records:
     """All records of a kind of data that `config.data` names."""
-    return sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir)
+    return sources.load(tuple(data[kind]), kind, data.skip_bad, data.data_dir, process.say)
 
 
 def in_order(options, mesh: Mesh) -> Order:
@@ -199,10 +200,17 @@ def split(records: sources.Records, valid_fraction: float) -> tuple[sources.Reco
     """
     if not 0 <= valid_fraction < 1:
         raise ValueError(f"config.data.valid_fraction must be in [0, 1), got {valid_fraction!r}")
+    of_tokens = isinstance(records, tokens.Corpus)
     if not valid_fraction:
-        return records, records.subset(np.zeros(len(records), bool))
+        return records, records.none() if of_tokens else records.subset(np.zeros(len(records), bool))
+
+    def held(places):
+        return places / 2**64 < valid_fraction
+
+    if of_tokens:
+        return records.split(held, valid_fraction)
     places, about = records.keys.T
-    valid = places / 2**64 < valid_fraction
+    valid = held(places)
     held_out = valid & ~np.isin(about, about[~valid])
     validation = records.subset(held_out)
     lost = int(valid.sum() - held_out.sum())  # what the sources left out stays with training, to be counted once

@@ -1,19 +1,19 @@
 """Records into token sequences: encoded once, checked against the row, kept in memory (or, for text, in a mapped file).
 
 Encoding everything before training starts costs seconds a run (a million tokens a second on two cores) and buys random
-access, exact epochs, and every complaint about the data before any compute is spent.
+access, exact epochs, and every complaint about the data before any compute is spent. Of several processes each encodes
+its slice of the records and gets those of the others; text for pretraining may have been encoded before (`tokens:`).
 """
 
 import hashlib
-import os
-import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from instructgpt_jax.data import chats, packing, sources
+from instructgpt_jax import process
+from instructgpt_jax.data import chats, documents, packing, sources, tokens
 
 _CHUNK = 1024  # records encoded at once
 
@@ -100,12 +100,14 @@ def comparisons(
                 f"microbatch_rows must give a process at least the {rows} rows of {row_length} tokens that the "
                 f"comparison takes, got {process_rows}"
             )
-        name = group_name(record)
-        group = met.setdefault(name, len(met)) if name else -1
-        return packing.Comparison(prompt, completions, record["ranking"], group)
+        return packing.Comparison(prompt, completions, record["ranking"], group_name(record))
 
     met = {}  # name -> number in the order of arrival
-    encoded = _encode(records, tokenizer, allowed, texts, example)
+
+    def numbered(examples):
+        return [e._replace(group=met.setdefault(e.group, len(met)) if e.group else -1) for e in examples]
+
+    encoded = _encode(records, tokenizer, allowed, texts, example, numbered)
     names = sorted(met)
     places = {number: names.index(name) for name, number in met.items()} | {-1: -1}
     examples = [example._replace(group=places[example.group]) for example in encoded.examples]
@@ -196,8 +198,10 @@ def _check_fits(prompt: int, completion: int, row_length: int) -> None:
         )
 
 
-def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Callable) -> Encoded:
-    """Encodes all records.
+def _encode(
+    records, tokenizer, allowed: Allowed, texts: Callable, example: Callable, finished: Callable = list
+) -> Encoded:
+    """Encodes all records, each process a slice of them.
 
     Args:
       records: `sources.Records`.
@@ -205,11 +209,43 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
         dialogue alone; raises ValueError for a bad record.
       example: (record, tokens of each text; of a dialogue with its loss tokens) -> an example, or the reason why the
         record is no use; raises ValueError for a bad record.
+      finished: all examples -> the same, where one hangs on those before it.
     """
-    examples, kept, bad, left_out = [], [], [], dict(records.left_out)
-    for first in range(0, len(records), _CHUNK):
+    index, count = jax.process_index(), jax.process_count()
+    low, high = (number * len(records) // count for number in (index, index + 1))
+    slices = process.gathered(_encode_slice(records, range(low, high), tokenizer, allowed, texts, example))
+    examples, kept, bad = ([one for part in slices for one in part[field]] for field in range(3))
+    examples, left_out = finished(examples), dict(records.left_out)
+    for *_, found in slices:
+        for why, number in found.items():
+            left_out[why] = left_out.get(why, 0) + number
+    if bad:
+        sources.refuse_or_list([*records.skipped, *bad], allowed.skip_bad)
+    if not examples:
+        raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
+    kept = np.array(kept, np.int64)
+    ends = np.cumsum([len(part) for part in records.parts])
+    counts = np.diff(np.searchsorted(kept, ends), prepend=0)
+    parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
+    return Encoded(
+        examples,
+        kept,
+        parts,
+        left_out | ({"bad": len(bad)} if bad else {}),
+        num_records=len(records) + sum(records.left_out.values()),
+        skipped=len(records.skipped),
+        fingerprint=fingerprint([examples, [count for count, _ in parts]]),
+    )
+
+
+def _encode_slice(
+    records, numbers: range, tokenizer, allowed: Allowed, texts: Callable, example: Callable
+) -> tuple[list, list[int], list[str], dict[str, int]]:
+    """Examples, the numbers of their records, bad records, and reason -> number left out, of some of the records."""
+    examples, kept, bad, left_out = [], [], [], {}
+    for first in numbers[::_CHUNK]:
         chunk, texts_of = [], []
-        for number in range(first, min(first + _CHUNK, len(records))):
+        for number in range(first, min(first + _CHUNK, numbers.stop)):
             record = records[number]
             try:
                 texts_of.append(texts(record))
@@ -239,23 +275,7 @@ def _encode(records, tokenizer, allowed: Allowed, texts: Callable, example: Call
             else:
                 examples.append(made)
                 kept.append(number)
-    if bad:
-        sources.refuse_or_list([*records.skipped, *bad], allowed.skip_bad)
-    if not examples:
-        raise ValueError(f"the data must have at least one usable record, got none of {len(records)}: {left_out}")
-    kept = np.array(kept, np.int64)
-    ends = np.cumsum([len(part) for part in records.parts])
-    counts = np.diff(np.searchsorted(kept, ends), prepend=0)
-    parts = tuple((int(count), part.weight) for count, part in zip(counts, records.parts, strict=True))
-    return Encoded(
-        examples,
-        kept,
-        parts,
-        left_out | ({"bad": len(bad)} if bad else {}),
-        num_records=len(records) + sum(records.left_out.values()),
-        skipped=len(records.skipped),
-        fingerprint=fingerprint([examples, [count for count, _ in parts]]),
-    )
+    return examples, kept, bad, left_out
 
 
 def _ids(tokenizer, texts_of: Sequence[list]) -> Iterator[list]:
@@ -287,23 +307,6 @@ def fingerprint(value) -> str:
     return digest.hexdigest()
 
 
-class _Sequences(Sequence):
-    """Equal cuts of a long array of tokens, as `packing.Example`s."""
-
-    def __init__(self, streams: list[np.ndarray], row_length: int):
-        self._streams, self._row_length = streams, row_length
-        self.counts = [len(stream) // row_length for stream in streams]
-        self._starts = np.cumsum([0, *self.counts])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: int) -> packing.Example:
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        first = (index - self._starts[part]) * self._row_length
-        return packing.Example(self._streams[part][first : first + self._row_length].astype(np.int32), 1)
-
-
 def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encoded:
     """Documents joined by EOS and cut every `row_length` tokens, as GPT-3 was trained (Brown et al. 2020, appendix B).
 
@@ -311,12 +314,13 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
     does not fill a sequence is left out; sources with weights are cut apart, sources without as one.
 
     Args:
+      records: `sources.Records`, or a `tokens.Corpus`, which is only read.
       cache_dir: folder of encoded text, found again by its contents and the tokenizer; empty: in memory, encoded anew.
     """
     weighted = records.parts[0].weight is not None
     texts = records.parts if weighted else [records]
-    streams = [_token_stream(text, tokenizer, cache_dir) for text in texts]
-    sequences = _Sequences(streams, row_length)
+    streams = [documents.stream(text, tokenizer, cache_dir) for text in texts]
+    sequences = tokens.Sequences(streams, row_length)
     for text, stream, count in zip(texts, streams, sequences.counts, strict=True):
         if not count:
             raise ValueError(
@@ -326,37 +330,10 @@ def pretraining(records, tokenizer, *, row_length: int, cache_dir: str) -> Encod
     parts = tuple((count, text.weight) for count, text in zip(sequences.counts, texts, strict=True))
     return Encoded(
         sequences,
-        np.full(len(sequences), -1, np.int64),
+        np.broadcast_to(np.int64(-1), len(sequences)),
         parts,
         {},
         num_records=len(records),
         skipped=len(records.skipped),
-        fingerprint=fingerprint(streams),
+        fingerprint=fingerprint([getattr(stream, "identity", stream) for stream in streams]),
     )
-
-
-def _token_stream(records, tokenizer, cache_dir: str) -> np.ndarray:
-    """All documents of a source, each ended by EOS, as one uint32 array (mapped from a file when there is a cache)."""
-    if not cache_dir:
-        return np.concatenate(list(_encode_documents(records, tokenizer)))
-    key = hashlib.sha256(tokenizer.hash.encode())
-    for record in records:
-        text = record["text"].encode()
-        key.update(len(text).to_bytes(8, "little") + text)
-    folder = pathlib.Path(cache_dir)
-    path = folder / f"{key.hexdigest()[:32]}.uint32"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all, whoever is first
-            for tokens in _encode_documents(records, tokenizer):
-                tokens.tofile(file)
-        os.replace(file.name, path)
-    return np.memmap(path, np.uint32, "r")
-
-
-def _encode_documents(records, tokenizer) -> Iterator[np.ndarray]:
-    start, eos = list(tokenizer.start), [tokenizer.eos_id]
-    for first in range(0, len(records), _CHUNK):
-        texts = [records[i]["text"] for i in range(first, min(first + _CHUNK, len(records)))]
-        documents = [part for tokens in tokenizer.encode(texts) for part in (start, tokens, eos)]
-        yield np.concatenate(documents).astype(np.uint32)

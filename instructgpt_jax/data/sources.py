@@ -1,5 +1,5 @@
 """Where records come from: `jsonl:GLOB`, `parquet:GLOB`, `hf:ID_OR_DIR[:CONFIG]:SPLIT`, `tfds:NAME[/CONFIG][:SPLIT]`,
-`simulated:NAME`, each with optional `#OPTION`s and an optional `@WEIGHT`.
+`tokens:GLOB`, `simulated:NAME`, each with optional `#OPTION`s and an optional `@WEIGHT`.
 
 `load` opens the sources of one kind of data (`config.data.demonstrations`, ...) and gives random access to their
 records; a record is a dict as `data/schema.py` describes it, made of a row in any of the forms of `data/forms.py`. It
@@ -19,6 +19,8 @@ spent.
   is needed. The first record is checked here, each other one when it is read: a remote data set is too large to read
   twice. With the options `#I/N` and `#unique`, and where it has `chosen` and `rejected`, all are checked here.
   `data/build.py` makes such sets from other sources, and checks every record while it does.
+* `tokens:GLOB`: text as token shards (`data/shards.py`), local or `gs://`; `data/build.py --format=tokens` makes them
+  of other sources. The sources of a kind are all of this form or none. Options belong to what the shards are made from.
 * `simulated:NAME`: the embedded world of `simulated/`.
 
 Options, in any order:
@@ -45,13 +47,14 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from instructgpt_jax.data import forms, jsonl, schema, tables
+from instructgpt_jax import process
+from instructgpt_jax.data import forms, jsonl, schema, tables, tokens
 from instructgpt_jax.data.records import Records, about, concatenate, keys_of
 from instructgpt_jax.splits import part_of
 
 FORMS = {
     "jsonl": "jsonl:GLOB", "parquet": "parquet:GLOB", "hf": "hf:ID_OR_DIR[:CONFIG]:SPLIT", "tfds": "tfds:NAME[:SPLIT]",
-    "simulated": "simulated:NAME",
+    "tokens": "tokens:GLOB", "simulated": "simulated:NAME",
 }  # fmt: skip
 _LISTED = 10  # bad records listed in an error
 _KEPT = 16 << 20  # bytes of lines of a source that stay in memory as records
@@ -91,6 +94,8 @@ def parse(source: str) -> Source:
         raise ValueError(f"a data source must have a name before its options and weight, got {source!r}")
     if form == "hf" and not tables.is_hf(name):
         raise ValueError(f"a source of the library datasets must be {FORMS['hf']}, got {source!r}")
+    if form == "tokens" and options:
+        raise ValueError(f"{FORMS['tokens']} has no options, the --input that it was built of has, got {source!r}")
     return Source(form, name, weight, tuple(options))
 
 
@@ -116,7 +121,9 @@ def extended(sources: tuple[str, ...], ending: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "") -> Records:
+def load(
+    sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "", tell: Callable[[str], None] | None = None
+) -> Records | tokens.Corpus:
     """Opens and checks all records of `sources`.
 
     Args:
@@ -124,8 +131,10 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
       kind: one of `schema.KINDS`.
       skip_bad: how many malformed records (over all sources) may be left out; they are listed in `.skipped`.
       data_dir: where TFDS sets lie; empty for the default.
+      tell: what is told how far reading is, where it takes long.
     Returns:
-      The records of all sources, one source after another; `.parts` has them one by one.
+      The records of all sources, one source after another; `.parts` has them one by one. Those of token shards have no
+      texts.
     Raises:
       ValueError: a source that does not exist, a damaged file, or more malformed records than allowed (file and line).
     """
@@ -136,25 +145,33 @@ def load(sources: tuple[str, ...], kind: str, skip_bad: int, data_dir: str = "")
     parsed = [parse(source) for source in sources]
     if len({source.weight is None for source in parsed}) == 2:
         raise ValueError(f"either every data source or none must have a weight, got {tuple(sources)!r}")
-    parts = []
-    for source in parsed:
-        if source.form == "jsonl":
-            part = _load_jsonl(source, kind)
-        elif source.form == "parquet":
-            part = _load_rows(source, kind, tables.parquet(source.name))
-        elif source.form == "hf":
-            part = _load_rows(source, kind, tables.hf(source.name))
-        elif source.form == "tfds":
-            part = _load_tfds(source, kind, data_dir)
-        else:
-            part = _load_simulated(source, kind)
-        part.weight = source.weight
-        parts.append(part)
+    if any(source.form == "tokens" for source in parsed):
+        if kind != "pretraining" or any(source.form != "tokens" for source in parsed):
+            raise ValueError(f"tokens: sources must be of pretraining text and stand alone, got {kind}: {sources!r}")
+        return tokens.load([(source.name, source.weight) for source in parsed])
+    parts = [read(source, kind, data_dir, tell) for source in parsed]
     refuse_or_list([line for part in parts for line in part.skipped], skip_bad)
     for source, part in zip(sources, parts, strict=True):
         if not len(part):
             raise ValueError(f"data source {source!r} has no valid record of kind {kind}")
     return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def read(source: Source, kind: str, data_dir: str, tell: Callable[[str], None] | None = None) -> Records:
+    """The records of one source of any form but `tokens`, see `load`; bad ones stand in `.skipped`, however many."""
+    sieve = _Sieve(source, kind, tell)
+    if source.form == "jsonl":
+        part = _load_jsonl(source, sieve)
+    elif source.form == "parquet":
+        part = _load_rows(source, sieve, tables.parquet(source.name))
+    elif source.form == "hf":
+        part = _load_rows(source, sieve, tables.hf(source.name))
+    elif source.form == "tfds":
+        part = _load_tfds(source, sieve, data_dir)
+    else:
+        part = _load_simulated(source, sieve)
+    part.weight = source.weight
+    return part
 
 
 class _Sieve:
@@ -166,8 +183,11 @@ class _Sieve:
       keys: `keys_of` of those that stay, one after another.
     """
 
-    def __init__(self, source: Source, kind: str):
-        self._options, self._kind = source.options, kind
+    def __init__(self, source: Source, kind: str, tell: Callable[[str], None] | None):
+        self._options, self.kind = source.options, kind
+        self._taken = 0
+        place = f"{source.form}:{source.name}"
+        self._progress = tell and process.Progress(lambda count: f"{kind}: {count:,} records of {place} read", tell)
         matches = [_OPTION.fullmatch(option) for option in source.options]
         named = [match.group("part", "parts", "but") for match in matches if match["part"]]
         self._parts = [(int(part), int(count), bool(but)) for part, count, but in named]
@@ -183,6 +203,9 @@ class _Sieve:
           origin: where the row stands.
           read: row -> its fields; raises ValueError for a malformed one.
         """
+        self._taken += 1
+        if self._progress:
+            self._progress(self._taken)
         try:
             record, why = self.understood(read(row))
         except ValueError as error:
@@ -206,8 +229,8 @@ class _Sieve:
         for match in map(_OPTION.fullmatch, self._options):
             if match["new"] and match["old"] in row:
                 row = row | {match["new"]: row[match["old"]]}
-        record, why = forms.understood(row, self._kind)
-        schema.validate(record, self._kind)
+        record, why = forms.understood(row, self.kind)
+        schema.validate(record, self.kind)
         return record, why
 
     def records(self, length: int, get: Callable[[int], schema.Record], origin: Callable[[int], str]) -> Records:
@@ -235,9 +258,9 @@ def refuse_or_list(bad: Sequence[str], skip_bad: int, key: str = "config.data.sk
     logging.warning("%s left out (%s = %d):%s", summary, key, skip_bad, listed)
 
 
-def _load_jsonl(source: Source, kind: str) -> Records:
+def _load_jsonl(source: Source, sieve: _Sieve) -> Records:
     """The valid and chosen lines of every file of a pattern."""
-    paths, sieve = jsonl.match(source.name, source.form), _Sieve(source, kind)
+    paths = jsonl.match(source.name, source.form)
     kept, buffers, size = [], [], 0
     spans = array.array("q")
     for number, path in enumerate(paths):
@@ -264,14 +287,14 @@ def _load_jsonl(source: Source, kind: str) -> Records:
     return sieve.records(len(index), get, lambda i: f"{paths[index[i, 0]]}:{index[i, 1]}")
 
 
-def _load_rows(source: Source, kind: str, rows: tables.Rows) -> Records:
+def _load_rows(source: Source, sieve: _Sieve, rows: tables.Rows) -> Records:
     """The valid and chosen rows of a table."""
-    sieve, kept = _Sieve(source, kind), array.array("q")
+    kept = array.array("q")
     for i in range(rows.length):
         if sieve.take(rows.origin(i), dict, rows.get(i)) is not None:
             kept.append(i)
     if sieve.bad and not kept:  # a table of other columns: told once, whatever is allowed
-        raise ValueError(f"no row of {source.form}:{source.name} is a record of kind {kind}: {sieve.bad[0]}")
+        raise ValueError(f"no row of {source.form}:{source.name} is a record of kind {sieve.kind}: {sieve.bad[0]}")
     index = np.asarray(kept)
 
     def get(i):
@@ -280,13 +303,12 @@ def _load_rows(source: Source, kind: str, rows: tables.Rows) -> Records:
     return sieve.records(len(index), get, lambda i: rows.origin(int(index[i])))
 
 
-def _load_tfds(source: Source, kind: str, data_dir: str) -> Records:
+def _load_tfds(source: Source, sieve: _Sieve, data_dir: str) -> Records:
     """The rows of a TFDS set, checked when they are read unless all of them must be known."""
     rows = tables.tfds(source.name, data_dir)
     columns = {*rows.columns, *(option.partition("=")[0] for option in source.options)}
     if any("=" not in option for option in source.options) or {"chosen", "rejected"} <= columns:
-        return _load_rows(source, kind, rows)
-    sieve = _Sieve(source, kind)
+        return _load_rows(source, sieve, rows)
 
     def get(i):
         try:
@@ -300,10 +322,10 @@ def _load_tfds(source: Source, kind: str, data_dir: str) -> Records:
     return records
 
 
-def _load_simulated(source: Source, kind: str) -> Records:
+def _load_simulated(source: Source, sieve: _Sieve) -> Records:
     from instructgpt_jax import simulated
 
-    sieve, kept, numbers = _Sieve(source, kind), [], []
+    kept, numbers = [], []
     for i, row in enumerate(simulated.records(source.name)):
         record = sieve.take(f"simulated:{source.name}[{i}]", dict, row)
         if record is not None:

@@ -50,6 +50,7 @@ class Tokenizer:
       vocab_size: one more than the largest id that text or EOS can have: what a model must hold. A PAD may lie above.
       hash: hexadecimal digest of everything that says which ids a text has, and which text ids have. Equal tokenizers
         have the same, wherever they come from.
+      text_hash: the same of plain text alone, which no template changes: of the ids of pretraining documents.
     """
 
     start: tuple[int, ...]
@@ -61,6 +62,7 @@ class Tokenizer:
     pad: str
     vocab_size: int
     hash: str
+    text_hash: str
     _backend: tokenizers.Tokenizer
     _pretrained: transformers.PreTrainedTokenizerFast  # to be saved or copied; whoever calls it changes its backend
     _known: np.ndarray  # (ids,) bool, whether a token has the id
@@ -294,6 +296,7 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, n
         backend, special = tokenizers.Tokenizer.from_str(json.dumps(raw)), special | meant
         backend.encode_special_tokens = True
         content.append(sorted(meant))
+    text_hash = _digest(content)
     if template or end_id != eos:
         content += [template.jinja if template else "", end_id]
     only_pad = {pad} - unknown - {None, eos, bos, *end_ids}  # many published tokenizers pad with another token
@@ -308,12 +311,17 @@ def _build(pretrained: transformers.PreTrainedTokenizerFast, chat: chats.Chat, n
         chat=template,
         pad=pretrained.pad_token if only_pad else "",
         vocab_size=1 + max(ids - only_pad),
-        hash=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        hash=_digest(content),
+        text_hash=text_hash,
         _backend=backend,
         _pretrained=pretrained,
         _known=known,
         _special=is_special,
     )
+
+
+def _digest(content: list) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _check(tokenizer: transformers.PreTrainedTokenizerBase, name: str) -> None:

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from instructgpt_jax import networks, paths, run_tokenizer
-from instructgpt_jax.data import chats, jsonl, sources, tables, templates
+from instructgpt_jax.data import chats, jsonl, shards, sources, tables, templates
 from instructgpt_jax.labeling import server
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.training import checkpoint
@@ -45,9 +45,10 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
             read["config.label.source"] = config.label.source
         for name, given in read.items():
             for form, place, *_ in map(sources.parse, given):
-                if form in ("jsonl", "parquet", "hf") and expected(place):
+                look = {"hf": tables.check_hf, "tokens": shards.find}.get(form) or (lambda p, f=form: jsonl.match(p, f))
+                if form in ("jsonl", "parquet", "hf", "tokens") and expected(place):
                     try:
-                        tables.check_hf(place) if form == "hf" else jsonl.match(place, form)
+                        look(place)
                     except ValueError as error:
                         raise ValueError(f"{name}: {error}") from None
         wanted = "" if kept or config.data.tokenizer.startswith("train:") else config.data.tokenizer
