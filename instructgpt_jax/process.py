@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,18 +24,22 @@ def say(text: str) -> None:
 
 
 _stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
+_caught = False  # the handlers are in place
 
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[threading.Event]:
     """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
 
-    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's.
+    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's. A job
+    of several processes catches signals from its beginning to its end: inside, the event is that one.
     """
-    if threading.current_thread() is not threading.main_thread():
+    global _caught
+    if _caught or threading.current_thread() is not threading.main_thread():
         yield _stop
         return
     _stop.clear()
+    _caught = True
     previous = {}
 
     def restore():
@@ -51,16 +56,20 @@ def catching_signals() -> Iterator[threading.Event]:
         yield _stop
     finally:
         restore()
+        _caught = False
         _stop.clear()
 
 
 def end_if_stopped() -> None:
-    """For stages that do not train, between parts of their work.
+    """For stages that do not train, between parts of their work. All processes of a job call it together.
 
     Raises:
-      SystemExit: with code 0, where a signal was caught or a stage beside this one has failed.
+      SystemExit: with code 0, where a signal was caught, in any process, or a stage beside this one has failed.
     """
-    if _stop.is_set():
+    stopped = _stop.is_set()
+    if jax.process_count() > 1:
+        stopped = multihost_utils.process_allgather(np.int32(stopped)).any()
+    if stopped:
         raise SystemExit(0)
 
 
