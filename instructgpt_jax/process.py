@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructgpt_jax.cluster import notices
+
 
 def say(text: str) -> None:
     """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
@@ -29,7 +31,7 @@ _caught = False  # the handlers are in place
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[threading.Event]:
-    """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
+    """Yields the event that SIGTERM, SIGINT or a notice of Compute Engine sets: every stage then saves and ends.
 
     Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's. A job
     of several processes catches signals from its beginning to its end: inside, the event is that one.
@@ -40,7 +42,7 @@ def catching_signals() -> Iterator[threading.Event]:
         return
     _stop.clear()
     _caught = True
-    previous = {}
+    previous, over = {}, threading.Event()
 
     def restore():
         for number, handler in previous.items():
@@ -51,10 +53,17 @@ def catching_signals() -> Iterator[threading.Event]:
         restore()
         say(f"received {signal.Signals(number).name}: saving after this step")
 
+    def on_notice(words: str):
+        _stop.set()
+        print(f"this machine will be taken ({words}): saving after this step", file=sys.stderr, flush=True)
+
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    if host := notices.server():
+        threading.Thread(target=notices.watch, args=(host, on_notice, over), name="notices", daemon=True).start()
     try:
         yield _stop
     finally:
+        over.set()
         restore()
         _caught = False
         _stop.clear()

@@ -33,6 +33,7 @@ class Process(NamedTuple):
     devices: fake ones of its own.
     variables: of the environment.
     held: index of the batch before which it stops for ever; -1 = none.
+    slow: seconds that it takes for each batch.
     folder: where the command is given.
     """
 
@@ -42,6 +43,7 @@ class Process(NamedTuple):
     devices: int
     variables: dict[str, str]
     held: int = -1
+    slow: float = 0.0
     folder: str = str(ROOT)
 
 
@@ -60,6 +62,7 @@ def run(process: Process) -> None:
     def hold_up(data, index):
         while index == process.held:
             time.sleep(1)
+        time.sleep(process.slow)
         return following(data, index)
 
     loop._next = hold_up

@@ -14,17 +14,22 @@ TOGETHER = 3  # seconds for the others to fail by the same error, and to say so
 
 def excepthook(kind: type, error: BaseException, trace) -> None:
     """An uncaught error: one line where another process cannot be reached, else as ever."""
-    if _is_lost(error):
-        reason = str(error).splitlines()[0]
+    if lost(error):
+        reason = str(lost(error)).splitlines()[0]
         told = f"error: another process of this job ended or cannot be reached: {reason}{last_line.AGAIN}"
         print(told, file=sys.stderr, flush=True)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-def _is_lost(error: BaseException) -> bool:
-    """CPU processes talk to each other by Gloo; on other devices a lost process is only noticed by its heartbeats."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error)
+def lost(error: BaseException | None) -> BaseException | None:
+    """What a broken transfer raised, where that is behind an error.
+
+    CPU processes talk to each other by Gloo; on other devices a lost process is only noticed by its heartbeats.
+    """
+    while error is not None and not (isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextlib.contextmanager
@@ -44,7 +49,7 @@ def at_once() -> Iterator[None]:
         elif isinstance(error.code, str):
             print(error.code, file=sys.stderr)
         os.write(2, last_line.TOLD.encode())
-        if not _is_lost(error):
+        if not lost(error):
             _wait_for_others()
         sys.stdout.flush()
         sys.stderr.flush()
