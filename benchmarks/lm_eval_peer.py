@@ -4,9 +4,10 @@
 
 MODEL is a directory in Hugging Face format, DATA a folder of benchmark files (docs/benchmarks.md). Both models answer
 the same documents in one process, in float32: for each task a line with the largest difference of a log-likelihood,
-for how many endings both say alike whether greedy decoding gives them, and both metrics. `hf` is timed at each batch
-size; its best one stands beside ours, which answers twice: the first time compiles. Needs torch and the extra `eval`.
-Exits 1 where a log-likelihood differs by more than 1e-3 or a metric at all.
+for how many endings both say alike whether greedy decoding gives them, and both metrics; of a task that generates, how
+many texts are the same. `hf` is timed at each batch size; its best one stands beside ours, which answers twice: the
+first time compiles. Needs torch and the extra `eval`. Exits 1 where a log-likelihood differs by more than 1e-3, or a
+metric at all where the texts are the same.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def ask(lm, task: str, data: str, limit: int) -> tuple[dict, float]:
     return found, time.perf_counter() - started
 
 
-def answers(found: dict, task: str) -> list[tuple[float, bool]]:
+def answers(found: dict, task: str) -> list[tuple[float, bool]] | list[str]:
     return [answer[0] for sample in found["samples"][task] for answer in sample["resps"]]
 
 
@@ -77,16 +78,22 @@ def main() -> int:
             theirs.batch_size_per_gpu = size
             found, timed[size] = ask(theirs, task, args.data, args.limit)
         pairs = list(zip(answers(found, task), answers(again, task), strict=True))
-        apart = max(abs(a[0] - b[0]) for a, b in pairs)
-        greedy = sum(a[1] == b[1] for a, b in pairs)
         mine, his = numbers(again, task), numbers(found, task)
-        same &= all(abs(mine[key] - his[key]) < (1e-3 if "likelihood" in key or "mc2" in task else 1e-9) for key in his)
-        worst, best = max(worst, apart), min(timed, key=timed.get)
-        said = ", ".join(f"{key} {his[key]:.4f} and {mine[key]:.4f}" for key in his)
+        best = min(timed, key=timed.get)
+        if isinstance(pairs[0][0], str):
+            alike = sum(a == b for a, b in pairs)
+            said = f"{alike} of {len(pairs)} texts the same"
+            comparable = alike == len(pairs)
+        else:
+            apart, comparable = max(abs(a[0] - b[0]) for a, b in pairs), True
+            greedy, worst = sum(a[1] == b[1] for a, b in pairs), max(worst, apart)
+            said = f"{len(pairs)} endings, log-likelihoods at most {apart:.1e} apart, greedy alike {greedy}"
+        bounds = {key: 1e-3 if "likelihood" in key or "mc2" in task else 1e-9 for key in his}
+        same &= not comparable or all(abs(mine[key] - his[key]) < bounds[key] for key in his)
+        said += "; " + ", ".join(f"{key} {his[key]:.4f} and {mine[key]:.4f}" for key in his)
         print(
-            f"{task}: {len(pairs)} endings, log-likelihoods at most {apart:.1e} apart, greedy alike {greedy}; {said} "
-            f"(hf, ours); {timed[best]:.1f} s by hf at batch size {best}, {seconds:.1f} s by ours ({compiling:.1f} s "
-            f"with compiling): {timed[best] / seconds:.1f} times as fast",
+            f"{task}: {said} (hf, ours); {timed[best]:.1f} s by hf at batch size {best}, {seconds:.1f} s by ours "
+            f"({compiling:.1f} s with compiling): {timed[best] / seconds:.1f} times as fast",
             flush=True,
         )
     return int(worst > 1e-3 or not same)

@@ -13,6 +13,9 @@ as the stages that they name have ended: small networks leave a core idle betwee
 does not depend on its company. Elsewhere a stage has all the devices, and they run one by one.
 """
 
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import re
@@ -77,8 +80,19 @@ def run(
                 if jax.process_index() == 0 and path.parent.exists():
                     rounded = {key: round(value, 1) for key, value in spent.items()}
                     workdirs.write_atomically(path, json.dumps(rounded) + "\n")
+            release_memory()
 
     process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
+
+
+def release_memory() -> None:
+    """Gives the pages that nothing lies in any more back to the system, where the C library can: glibc keeps them.
+
+    Without it a pipeline of a 135M model on a CPU holds 2 GB more after each stage, and grows until it is killed.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def wanted(config: ConfigDict, name: str) -> bool:

@@ -1,12 +1,14 @@
 """The E2E pipeline: its sources, folds over prompts, the linear baseline beside them."""
 
 import json
+import platform
 
 import jax
 import numpy as np
+import pytest
 import scipy.sparse
 
-from instructgpt_jax import sharding
+from instructgpt_jax import pipeline, sharding
 from instructgpt_jax.data import sources
 from instructgpt_jax.evaluation import baselines
 from instructgpt_jax.stages import reward_folds
@@ -85,3 +87,17 @@ def test_linear_model_learns_a_word_and_is_at_chance_without_one():
         row["completions"][0] = row["completions"][0].removesuffix(" good")
     margins, _ = _held_out(rows, folds)
     assert 0.3 < baselines.right(margins).mean() < 0.7
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_of_a_stage_is_given_back():
+    def resident():
+        with open("/proc/self/status") as lines:
+            return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])  # KiB
+
+    blocks = [b"x" * (60_000 + number) for number in range(2000)]  # 120 MB, and the last one holds the heap's end
+    kept = blocks.pop()
+    del blocks
+    before = resident()
+    pipeline.release_memory()
+    assert before - resident() > 60_000 and kept
