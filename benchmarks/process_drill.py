@@ -36,6 +36,8 @@ import numpy as np  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from saved_runs import arrays  # noqa: E402
 
+from instructgpt_jax.training import checkpoint  # noqa: E402
+
 CONFIG = "tests/every_stage.py"
 PATIENCE = 1800  # seconds for a run
 RELATIVE, ABSOLUTE = 2e-3, 2e-4  # "to rounding", over all stages one after the other
@@ -56,12 +58,13 @@ class Cell(NamedTuple):
 CELLS = {"2in": Cell(2, 2), "2across": Cell(2, 4), "4in": Cell(4, 2), "4across": Cell(4, 4)}
 
 
-def start(cell: Cell, workdir: pathlib.Path, only: str, benchmark: pathlib.Path | None):
-    """A job of a cell on the pipeline, or on one stage of it."""
+def start(cell: Cell, workdir: pathlib.Path, only: str, benchmark: pathlib.Path | None, slow: float = 0.0):
+    """A job of a cell on the pipeline, or on one stage of it; `slow` seconds for each batch."""
     argument = f":{benchmark}" if benchmark else ""
     asked = [f"--config={CONFIG}{argument}", f"--workdir={workdir}", f"--config.tensor={cell.tensor}"]
     asked += [f"--config.only={only}", "--join_seconds=60"]
-    return jobs.running(asked, workdir, cell.processes, cell.devices)
+    changes = {number: {"slow": slow} for number in range(cell.processes)}
+    return jobs.running(asked, workdir, cell.processes, cell.devices, changes)
 
 
 def finish(cell: Cell, workdir: pathlib.Path, only: str = "", benchmark: pathlib.Path | None = None) -> None:
@@ -83,9 +86,9 @@ def disturbed(cell: Cell, workdir: pathlib.Path, stage: str, number: int, rng: r
     A kill comes as often at any moment of the first 20 s, in which the processes join and compile, as after a line of
     metrics; SIGTERM comes after a line, from where on it saves.
     """
-    target, victim, begin = rng.randint(1, 3), rng.randrange(cell.processes), time.monotonic()
+    target, victim, begin = rng.randint(1, 2), rng.randrange(cell.processes), time.monotonic()
     moment = rng.uniform(0, 20) if number == signal.SIGKILL and rng.random() < 0.5 else math.inf
-    with start(cell, workdir, stage, None) as processes:
+    with start(cell, workdir, stage, None, slow=1.0) as processes:
         while lines(workdir, stage) < target and time.monotonic() - begin < moment:
             if not all(process.is_alive() for process in processes):
                 sys.exit(f"{workdir} ended by itself:\n" + jobs.said(workdir)[-4000:])
@@ -189,6 +192,8 @@ def drill(cell: Cell, whole: pathlib.Path, stage: str, fault: str, rng: random.R
     killed, other = fault == "kill", fault == "mesh"
     text, seconds, codes = disturbed(cell, copy, stage, signal.SIGKILL if killed else signal.SIGTERM, rng)
     wrong = [f"exit codes {codes}"] if any(codes) and not killed else []
+    saved = checkpoint.newest(copy / stage)[0] if (copy / stage).exists() else None
+    text += f", step {saved or 0} was saved"
     finish(Cell(1, 1) if other else cell, copy, stage)
     found, far = compare(whole, copy, not other, stage)
     same = "" if found else f", largest difference {far:.1e}" if other else ", equal to the bit"
