@@ -229,6 +229,25 @@ def labeling(kind: str) -> ConfigDict:
     return settings
 
 
+def prompt_sets() -> ConfigDict:
+    """Raw prompts to the sets of a run; the paper gives neither the length of the prefix nor the shares."""
+    settings = config("prompts")
+    settings.prompts = {
+        "prefix_chars": 200,  # prompts that share so many first characters are repeats
+        "max_per_user": 200,  # section 3.2
+        "split_key": "instructgpt",  # any text; another one shuffles users between the splits
+        "valid_share": 0.32,  # of users; about the paper's ratio of prompts (table 6)
+        "test_share": 0.06,  # of users (table 9)
+        "max_tokens": 1024,  # appendix C
+        "language_sample": 10_000,  # prompts that the language classifier sees
+        "few_shot": (),  # sources of instructions with pairs
+        "example": "Input: {query}\nOutput: {response}",  # how a pair is written
+        "shots": 0,  # pairs before the query; 0 = all others
+        "shot_sets": 1,  # different sets of them for each pair (appendix A.3)
+    }
+    return settings
+
+
 def selection() -> ConfigDict:
     """The choice among the snapshots of a run; the paper does not say how answers are drawn: as in PPO."""
     settings = config("select")

@@ -21,7 +21,7 @@ SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",
     "evaluate.rankings", "evaluate.ratings", "evaluate.references", "evaluate.tasks.*", "evaluate.accuracy",
     "evaluate.prefix.prompts", "evaluate.overoptimisation.prompts", "evaluate_reward.comparisons",
-    "evaluate_reward.bag_of_words", "label.source",
+    "evaluate_reward.bag_of_words", "label.source", "prompts.few_shot",
 )  # fmt: skip
 
 

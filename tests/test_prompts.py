@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from instructgpt_jax import splits
-from instructgpt_jax.data import pii, prompts, sources
+from configs import prompts as prompts_config
+from instructgpt_jax import main, splits
+from instructgpt_jax.data import pii, prompt_tables, prompts, sources
 
 LABELLED = pathlib.Path(__file__).with_name("pii_labelled.jsonl")
 SETTINGS = dict(
@@ -173,17 +174,17 @@ def test_language_shares():
 
 def test_k_pairs_give_k_demonstrations():
     record = {"instruction": "Opposites.", "pairs": [["hot", "cold"], ["{up}", "down"], ["big", "small"]], "user": "u"}
-    first, second, third = prompts.few_shot(record, "Word: {query}\nOpposite: {response}")
+    first, second, third = prompts.few_shot(record, "Word: {query}\nOpposite: {response}", 0, 1)
     assert second == {
         "prompt": "Opposites.\n\nWord: hot\nOpposite: cold\n\nWord: big\nOpposite: small\n\nWord: {up}\nOpposite:",
         "completion": " down",
         "user": "u",
     }
     assert first["completion"] == " cold" and "cold" not in first["prompt"] and third["completion"] == " small"
-    alone = prompts.few_shot({"instruction": "Add.", "pairs": [["1+1", "2"]]}, "{query}\n{response}")
+    alone = prompts.few_shot({"instruction": "Add.", "pairs": [["1+1", "2"]]}, "{query}\n{response}", 0, 1)
     assert alone == [{"prompt": "Add.\n\n1+1\n", "completion": "2"}]
     with pytest.raises(ValueError, match="example must hold"):
-        prompts.few_shot(record, "{query} {response}!")
+        prompts.few_shot(record, "{query} {response}!", 0, 1)
 
 
 # --- together ---
@@ -273,3 +274,88 @@ def test_a_malformed_prompt_stops_the_command_line(tmp_path, capsys):
         )
     assert "raw.jsonl:2: missing field 'prompt'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- shot sets, tables, the stage ---
+
+
+def test_sets_of_shots_differ_and_follow_from_the_instruction():
+    pairs = [[f"q{i}", f"r{i}"] for i in range(5)]
+    record = {"instruction": "Answer.", "pairs": pairs, "use_case": "open_qa"}
+    made = prompts.few_shot(record, "Input: {query}\nOutput: {response}", 2, 3)
+    assert made == prompts.few_shot(record, "Input: {query}\nOutput: {response}", 2, 3)
+    assert len(made) == 15 and len({one["prompt"] for one in made}) == 15
+    for number, one in enumerate(made):
+        own = number // 3
+        *shots, question = one["prompt"].removeprefix("Answer.\n\n").split("\n\n")
+        shown = [shot.removeprefix("Input: q").split("\nOutput: r") for shot in shots]
+        assert len({a for a, _ in shown}) == 2 and all(a == b != str(own) for a, b in shown)
+        assert question == f"Input: q{own}\nOutput:" and one["completion"] == f" r{own}"
+    few = prompts.few_shot({"instruction": "Add.", "pairs": pairs[:2]}, "{query} {response}", 3, 9)
+    assert len(few) == 2  # one other pair, one set
+
+
+def test_tables_equal_counting_by_hand():
+    def words(texts):
+        return [len(text.split()) for text in texts]
+
+    splits = {
+        "train": [
+            {"prompt": "a b", "user": 1, "use_case": "chat", "source": "customer"},
+            {"prompt": "a b c d", "user": 1, "use_case": "chat", "source": "labeler"},
+            {"prompt": "a", "user": 2},
+        ],
+        "valid": [{"prompt": "a b c", "user": 3, "use_case": "other", "source": "labeler"}],
+        "test": [],
+    }
+    found = prompt_tables.tables(splits, [{"prompt": "a b", "completion": "c", "source": "labeler"}], words)
+    assert found["sizes"]["train"] == {"customer": 1, "labeler": 1, "total": 3} and found["sizes"]["test"]["total"] == 0
+    assert found["prompts_per_user"] == {"train": 1.5, "valid": 1.0} and set(found["lengths"]) == {"train", "valid"}
+    assert found["lengths"]["train"] == {
+        "count": 3, "mean": 2.33, "std": 1.25, "min": 1, "25%": 1.5, "50%": 2, "75%": 3, "max": 4
+    }  # fmt: skip
+    assert {name: row["count"] for name, row in found["lengths_by_use_case"].items()} == {"chat": 2, "": 1, "other": 1}
+    assert found["lengths_of_demonstrations"]["demonstration"]["labeler"]["mean"] == 1
+
+
+def test_stage_writes_the_sets_that_the_functions_give(tmp_path, capsys):
+    config = prompts_config.get_config("tiny")
+    main.run(config, str(tmp_path))
+    report = json.loads((tmp_path / "report.json").read_text())
+    raw = sources.load(("simulated:prompts:600",), "prompts", 0)
+    assert report["read"] == len(raw) == 600
+    written = {name: sources.load((f"jsonl:{tmp_path}/{name}.jsonl.gz",), "prompts", 0) for name in prompts.SPLITS}
+    assert {name: len(split) for name, split in written.items()} == report["splits"]
+    assert 600 - sum(step["dropped"] for step in report["steps"]) == sum(report["splits"].values())
+    assert all(step["dropped"] for step in report["steps"] if "a user" not in step["step"])
+    users = [{record["user"] for record in split} for split in written.values()]
+    assert not users[0] & users[1] and not users[0] & users[2]
+    shots = sources.load((f"jsonl:{tmp_path}/few_shot.jsonl.gz",), "demonstrations", 0)
+    assert len(shots) == report["few_shot"]["left"] < report["few_shot"]["made"]
+
+    before = (tmp_path / "report.json").stat().st_mtime_ns
+    main.run(config, str(tmp_path))
+    assert "nothing to do" in capsys.readouterr().err and (tmp_path / "report.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts.max_per_user": 0}, "config.prompts.max_per_user must be an integer of at least 1, got 0"),
+        ({"prompts.test_share": 0.7}, "config.prompts.valid_share \\+ test_share must be below 1, got 0.32 \\+ 0.7"),
+        ({"prompts.shots": 0}, "config.prompts.shots must be at least 1 with several sets of shots"),
+        ({"prompts.example": "{query}"}, "config.prompts.example must be a text that holds"),
+        ({"data.tokenizer": ""}, "config.data.tokenizer must be set"),
+    ],
+)
+def test_stage_refuses(changes, message, tmp_path):
+    config = prompts_config.get_config("tiny")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        main.run(config, str(tmp_path))
+
+
+def test_an_instruction_without_pairs_is_named(tmp_path):
+    (tmp_path / "few.jsonl").write_text('{"instruction": "Add.", "pairs": [["1+1", "2"]]}\n')
+    with pytest.raises(ValueError, match=r"few.jsonl:1: pairs must be at least 2 pairs \[query, response\]"):
+        sources.load((f"jsonl:{tmp_path}/few.jsonl",), "few_shot", 0)

@@ -192,7 +192,7 @@ def test_gpt_prompts_are_less_like_instructions():
 
 def test_few_shot_records_expand_into_prompts_of_this_world():
     for record in simulated.records("few_shot:30"):
-        expanded = prompts.few_shot(record, simulated.FEW_SHOT_EXAMPLE)
+        expanded = prompts.few_shot(record, simulated.FEW_SHOT_EXAMPLE, 0, 1)
         assert len(expanded) == 3
         for demonstration in expanded:
             assert simulated.parse(demonstration["prompt"])["layout"] == "few_shot"

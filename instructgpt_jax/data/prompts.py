@@ -17,8 +17,10 @@ import collections
 import gzip
 import hashlib
 import json
+import math
 import os
 import pathlib
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from instructgpt_jax.data.schema import ASSISTANT
 from instructgpt_jax.splits import split_of
 
 Record = dict[str, Any]
+SPLITS = ("train", "valid", "test")
 _CHUNK = 1_000  # texts given to `count_tokens` at once
 
 
@@ -124,14 +127,18 @@ def language_shares(records: Sequence[Record], sample: int) -> dict[str, float]:
     return {language: count / len(texts) for language, count in counts.most_common()}
 
 
-def few_shot(record: Record, example: str) -> list[Record]:
-    """One instruction with K query/response pairs as K demonstrations, each with the other pairs as context (A.1).
+def few_shot(record: Record, example: str, shots: int, shot_sets: int) -> list[Record]:
+    """One instruction with K query/response pairs as demonstrations, each pair with others as its context (A.1, A.3).
 
     Args:
       record: `{"instruction": str, "pairs": [[query, response], …]}`; other fields go into each demonstration.
       example: how a pair is written, e.g. "Input: {query}\nOutput: {response}"; must end in `{response}`.
+      shots: pairs that stand before the query; 0 = the K - 1 others in their order, which is one set.
+      shot_sets: different sets of shots that a pair is shown after. They follow from the instruction and the pair.
+
     Returns:
-      K records with `prompt` (instruction, the K - 1 other pairs in their order, the query) and `completion`.
+      Up to K x `shot_sets` records (as many sets as differ) with `prompt` (instruction, the shots, the query) and
+      `completion`.
     """
     if "{query}" not in example or not example.endswith("{response}"):
         raise ValueError(f"example must hold {{query}} and end in {{response}}, got {example!r}")
@@ -142,10 +149,24 @@ def few_shot(record: Record, example: str) -> list[Record]:
     demonstrations = []
     for k, (query, response) in enumerate(record["pairs"]):
         others = [pair for j, pair in enumerate(record["pairs"]) if j != k]
-        shots = [_fill(example, q, r) for q, r in others]
-        prompt = "\n\n".join([record["instruction"], *shots, _fill(stem, query, "")])
-        demonstrations.append(rest | {"prompt": prompt, "completion": gap + response})
+        for chosen in _shot_sets(len(others), shots, shot_sets, f"{record['instruction']}\0{query}"):
+            written = [_fill(example, *others[j]) for j in chosen]
+            prompt = "\n\n".join([record["instruction"], *written, _fill(stem, query, "")])
+            demonstrations.append(rest | {"prompt": prompt, "completion": gap + response})
     return demonstrations
+
+
+def _shot_sets(count: int, shots: int, wanted: int, key: str) -> list[tuple[int, ...]]:
+    """Up to `wanted` different choices of `shots` of `count` pairs, in random order by the key."""
+    if not shots:
+        return [tuple(range(count))]
+    shots = min(shots, count)
+    rng = random.Random(hashlib.blake2b(key.encode(), digest_size=8).digest())
+    wanted = min(wanted, math.perm(count, shots))
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < wanted:
+        found[tuple(rng.sample(range(count), shots))] = None
+    return list(found)
 
 
 def _fill(example: str, query: str, response: str) -> str:
@@ -249,9 +270,7 @@ def _run(args: argparse.Namespace) -> None:
         count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
         language_sample=args.language_sample,
     )
-    for name in ("train", "valid", "test"):
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in getattr(prepared, name))
-        _write_whole(folder / f"{name}.jsonl.gz", lines)
+    write_splits(prepared, folder)
     report = prepared.report | {"skipped": list(records.skipped)}
     path = folder / "report.json"
     with errors.naming(path):
@@ -259,11 +278,17 @@ def _run(args: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
-def _write_whole(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Writes a gzip file that appears only when it is complete."""
+def write_splits(prepared: Prepared, folder: pathlib.Path) -> None:
+    """`train.jsonl.gz`, `valid.jsonl.gz` and `test.jsonl.gz` in a folder."""
+    for name in SPLITS:
+        write_whole(folder / f"{name}.jsonl.gz", getattr(prepared, name))
+
+
+def write_whole(path: pathlib.Path, records: Iterable[Record]) -> None:
+    """Writes a gzip file of JSONL that appears only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     with errors.naming(partial), gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
-        file.writelines(lines)
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     os.replace(partial, path)
 
 

@@ -98,7 +98,7 @@ def concatenate(parts: Sequence[Records]) -> Records:
 
 
 def about(record: Record) -> str:
-    """What a record is chosen and split by: its prompt, the opening of its messages, or its text where it has neither.
+    """What a record is chosen and split by: its prompt, the opening of its messages, its text, or its instruction.
 
     The opening is what stands before the assistant's first turn, so that a dialogue, its parts and other ways that it
     went on are together. That of a user's single message is its text, as if it were a prompt.
@@ -108,7 +108,7 @@ def about(record: Record) -> str:
         return prompt
     if isinstance(messages, list) and all(map(_is_message, messages)):  # a text may carry anything under these names
         return _opening(messages)
-    return record["text"]
+    return record["text"] if "text" in record else record["instruction"]
 
 
 def _is_message(value: Any) -> bool:

@@ -9,6 +9,7 @@
 | prompts | `prompt` str |
 | pretraining | `text` str |
 | tasks | `prompt` str, `choices` list of at least 2 str, `answer` the number of the right one, from 0 |
+| few_shot | `instruction` str, `pairs` list of at least 2 pairs [query, response] of str |
 
 In each of these `messages` may stand in place of `prompt`: the dialogue so far, a list of `{"role": str, "content":
 str}` that does not end with the assistant's turn. Other fields of a message are the template's (data/templates.py). A
@@ -41,7 +42,7 @@ import re
 from typing import Any
 
 ASSISTANT = "assistant"  # the role whose turns are demonstrated, compared and sampled
-KINDS = ("demonstrations", "comparisons", "answers", "ratings", "prompts", "pretraining", "tasks")
+KINDS = ("demonstrations", "comparisons", "answers", "ratings", "prompts", "pretraining", "tasks", "few_shot")
 GRADES = {"rating": (1, 7), "toxicity": (0, 2), "relative_toxicity": (-1, 1), "continuity": (1, 7)}  # of ratings
 
 Record = dict[str, Any]
@@ -101,6 +102,9 @@ def validate(record: Record, kind: str) -> None:
     elif kind == "tasks":
         _check_prompt(record)
         _check_choices(record)
+    elif kind == "few_shot":
+        _check_text(record, "instruction")
+        _check_pairs(record)
     else:
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
     user = record.get("user")
@@ -234,6 +238,16 @@ def _check_lists(record: Record, *fields: str) -> None:
             raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
         if not isinstance(record[field], list):
             raise ValueError(f"{field} must be a list, got {short(record[field])}")
+
+
+def _check_pairs(record: Record) -> None:
+    _check_lists(record, "pairs")
+    pairs = record["pairs"]
+    good = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    if len(pairs) < 2 or not good:
+        raise ValueError(f"pairs must be at least 2 pairs [query, response], got {short(pairs)}")
+    for number, pair in enumerate(pairs):
+        _check_texts(list(pair), f"pairs[{number}]")
 
 
 def _check_completions(completions: list) -> None:

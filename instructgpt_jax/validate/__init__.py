@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
 from instructgpt_jax.sharding import batch_shards
-from instructgpt_jax.validate import labeling
+from instructgpt_jax.validate import labeling, prompts
 from instructgpt_jax.validate.evaluation import (
     BENCHMARK,
     check_benchmark,
@@ -132,6 +132,7 @@ SECTIONS = {
     },
     "benchmark": BENCHMARK,
     "label": labeling.RULES,
+    "prompts": prompts.RULES,
     "sample": ANSWERS | {"prompts": TEXTS, "file": TEXT},
     "export": {"dtype": choice("float32", "bfloat16")},
 }  # fmt: skip
@@ -143,11 +144,11 @@ NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
-    "label": (),
+    "label": (), "prompts": (),
 }
 SOURCES = {
     "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",
-    "collect": "prompts",
+    "collect": "prompts", "prompts": "prompts",
 }  # fmt: skip
 
 
@@ -183,6 +184,8 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
         check_benchmark(config)
     elif stage == "label":
         labeling.check_labeling(config)
+    elif stage == "prompts":
+        prompts.check_prompts(config)
     _check_sources(config)
     if stage in ("ppo", "select", "evaluate"):
         _check_episodes(config, stage, mesh)

@@ -38,7 +38,7 @@ def check(config: ConfigDict, workdir: str, later: str = "") -> None:
     kept = (epath.Path(workdir) / "tokenizer" / "tokenizer.json").exists()
     if config.stage != "export":
         read = {f"config.data.{kind}": config.data[kind] for kind in kinds_read(config, with_tokenizer=not kept)}
-        if config.stage in ("evaluate", "evaluate_reward"):
+        if config.stage in ("evaluate", "evaluate_reward", "prompts"):
             found = paths.find(config[config.stage], paths.SOURCES, f"{config.stage}.")
             read |= {f"config.{name}": section[key] for name, section, key in found}
         if config.stage == "label" and config.label.step in ("make", "simulate"):

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import simulated
 from instructgpt_jax.data import sources
 from instructgpt_jax.labeling import kinds, people
-from instructgpt_jax.validate.rules import PART, TEXT, TEXTS, Rule, choice, integer
+from instructgpt_jax.validate.rules import EXAMPLE, PART, TEXT, TEXTS, Rule, choice, integer
 
 RULES = {
     "kind": choice(*kinds.PAGES), "step": choice("make", "push", "pull", "read", "simulate"),
@@ -15,10 +15,7 @@ RULES = {
         f"a tuple of {people.GROUPS}", lambda x: TEXTS.holds(x) and len(x) > 0 and set(x) <= set(people.GROUPS)
     ),
     "overlap": integer(0), "overlap_share": PART, "projects": choice("labeler", "shared"), "pairs": integer(2),
-    "example": Rule(
-        "a text that holds {query} and ends in {response}",
-        lambda x: isinstance(x, str) and "{query}" in x and x.endswith("{response}"),
-    ),
+    "example": EXAMPLE,
     "separator": TEXT, "instructions": TEXT, "url": TEXT, "export": TEXTS, "skip_answers": integer(0),
 }  # fmt: skip
 

@@ -44,6 +44,10 @@ def _is_number(x) -> bool:
 
 POSITIVE = Rule("a positive number", lambda x: _is_number(x) and x > 0)
 SHARE = Rule("a number of at least 0 and below 1", lambda x: _is_number(x) and 0 <= x < 1)
+EXAMPLE = Rule(
+    "a text that holds {query} and ends in {response}",
+    lambda x: isinstance(x, str) and "{query}" in x and x.endswith("{response}"),
+)
 PART = Rule("a number above 0 and at most 1", lambda x: _is_number(x) and 0 < x <= 1)
 FLAG = Rule("True or False", lambda x: isinstance(x, bool))
 TEXT = Rule("a string", lambda x: isinstance(x, str))
