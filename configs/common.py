@@ -19,6 +19,9 @@ def config(stage: str) -> ConfigDict:
             "eval_every": -1,  # updates between evaluations; -1 = once an epoch, 0 = at the end
             "snapshot_every": 0,  # updates between params-only snapshots; -1 = once an epoch, 0 = never
             "checkpoint": {"every": 200, "keep_last": 1, "best_metric": "", "best_mode": "min"},
+            # A step is told that takes `factor` (0 = none) times the median and `seconds`; updates between comparisons
+            # of what several processes hold copies of, 0 = never.
+            "watch": {"factor": 10.0, "seconds": 120.0, "copies_every": 100},
             "data": data(),
             "models": {},
         }

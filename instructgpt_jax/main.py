@@ -1,5 +1,6 @@
 """The command line: `python -m instructgpt_jax.main --config=configs/NAME.py [--workdir=DIR] [--config.KEY=VALUE]`."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -14,11 +15,11 @@ from importlib.machinery import ModuleSpec
 import jax
 from absl import app, flags, logging
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from instructgpt_jax import errors, paths, pipeline, run_tokenizer, sharding
+from instructgpt_jax import errors, paths, pipeline, process, run_tokenizer, sharding
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.cluster import agreeing, ending, joining
 from instructgpt_jax.plan import command
 from instructgpt_jax.plan import flags as plan_flags
 from instructgpt_jax.stages import (
@@ -51,9 +52,10 @@ PLAN_SEARCH = flags.DEFINE_bool("plan_search", False, "Where it does not fit, lo
 PLAN_HLO = flags.DEFINE_bool("plan_hlo", False, "Write the compiled programs beside plan.json.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other workers of a Cloud TPU slice, as launch/ does.")
 PREEMPTIBLE = flags.DEFINE_bool("preemptible", False, "End with 143 after a signal, so that a scheduler starts anew.")
-
-# What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
-CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+JOIN = flags.DEFINE_integer("join_seconds", 300, "How long to wait for the other processes of a job.", lower_bound=1)
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 0, "After which silence a process of a job is lost; 0 = 30 on CPUs, else 100.", lower_bound=0
+)
 
 
 def train_reward(config, mesh, workdir: str) -> None:
@@ -105,14 +107,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         pipeline.run(config, workdir, functools.partial(check, later=workdir), run)
         return
     config, mesh = check(config, workdir)
+    if jax.process_count() > 1:
+        paths.make_folder("workdir", workdir)
+        agreeing.shared(workdir)
     if config.stage not in WITHOUT_TOKENIZER:
         workdirs.check(epath.Path(workdir))
         workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
-        if jax.process_index() > 0:  # the first process makes the tokenizer, the others find it
-            multihost_utils.sync_global_devices("tokenizer")
         config = run_tokenizer.settled(config, workdir)
-        if jax.process_index() == 0 and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("tokenizer")
     with jax.set_mesh(mesh):
         STAGES[config.stage](config, mesh, workdir)
 
@@ -121,35 +122,6 @@ def default_workdir(config_file: str) -> str:
     """`runs/ppo_6b` for `configs/ppo_6b.py`, `runs/ppo_6b_tiny` for `configs/ppo_6b.py:tiny`."""
     file, _, argument = config_file.partition(":")
     return f"runs/{pathlib.Path(file).stem}" + (f"_{argument}" if argument else "")
-
-
-def join_cluster() -> None:
-    """Joins the other processes of a job: a TPU slice, Slurm, Open MPI, or by hand with three variables.
-
-    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID, the last one different in each.
-    The workers of a Cloud TPU VM do not know of each other by their environment: there it takes `--distributed`.
-    """
-    by_hand = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
-    if all(by_hand):
-        # On CPUs nothing keeps a process from its heartbeats for long, and one that died need not be waited for 100 s.
-        patience = 30 if jax.config.jax_platforms == "cpu" else 100
-        address, count, index = by_hand[0], int(by_hand[1]), int(by_hand[2])
-        jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=patience)
-    elif DISTRIBUTED.value or any(map(os.environ.get, CLUSTER)) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
-    if jax.distributed.is_initialized():
-        sys.excepthook = end_without_peer
-
-
-def end_without_peer(kind: type, error: BaseException, trace) -> None:
-    """What becomes of an uncaught error in a job of several processes: one line where another one cannot be reached.
-
-    The process then ends at once: the usual end waits for the other one until its heartbeats have been missed.
-    """
-    if issubclass(kind, jax.errors.JaxRuntimeError) and "Gloo" in str(error):  # how CPU processes talk to each other
-        print(f"error: another process of this job has ended or is out of reach: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    sys.__excepthook__(kind, error, trace)
 
 
 def find_configs(file: str) -> None:
@@ -239,6 +211,18 @@ def plan() -> None:
         command.run(paths.expanded(CONFIG.value), name, asked)
 
 
+def run_job(config: ConfigDict, named: str) -> None:
+    """What the command line asks for, once all processes of the job agree on it; `named` is the workdir as given."""
+    workdir = paths.expand(named)
+    asked = {"config": config.to_dict(), "workdir": named, "packages": agreeing.versions()}
+    agreeing.same("configuration and packages", asked)
+    keep_programs(workdir)
+    with process.catching_signals() if jax.process_count() > 1 else contextlib.nullcontext():
+        hardware = {"devices": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind}
+        agreeing.same("devices", {"local": hardware})
+        run(config, workdir)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}")
@@ -248,12 +232,11 @@ def main(argv: list[str]) -> None:
         plan()
         return
     keep_memory()
-    join_cluster()
-    workdir = paths.expand(WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
-    keep_programs(workdir)
+    joining.join(DISTRIBUTED.value, JOIN.value, HEARTBEAT.value)
+    named = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     try:
-        with errors.one_line():
-            run(CONFIG.value, workdir)
+        with ending.at_once(), errors.one_line():
+            run_job(CONFIG.value, named)
     except SystemExit as ended:  # with 0: a signal came, and the run has saved
         sys.exit(128 + signal.SIGTERM if PREEMPTIBLE.value and not ended.code else ended.code)
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from instructgpt_jax import process
@@ -66,6 +67,9 @@ def run(
     begun, before = time.perf_counter(), read_seconds(path).get(TOGETHER, 0.0)
 
     def run_one(name: str) -> None:
+        if jax.process_count() > 1:  # what the first process wrote for the stage before is there
+            multihost_utils.sync_global_devices(f"pipeline {name}")
+            process.end_if_stopped()
         process.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
         started = time.perf_counter()
         try:

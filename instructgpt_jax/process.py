@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from instructgpt_jax.cluster import notices
+
 
 def say(text: str) -> None:
     """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
@@ -60,19 +62,23 @@ class Progress:
 
 
 _stop = threading.Event()  # SIGTERM or SIGINT has come, or a stage beside this one has failed
+_caught = False  # the handlers are in place
 
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[threading.Event]:
-    """Yields the event that SIGTERM and SIGINT set: every stage of this process then saves and ends.
+    """Yields the event that SIGTERM, SIGINT or a notice of Compute Engine sets: every stage then saves and ends.
 
-    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's.
+    Handlers belong to the main thread; in others, where a pipeline runs stages, the event is the main thread's. A job
+    of several processes catches signals from its beginning to its end: inside, the event is that one.
     """
-    if threading.current_thread() is not threading.main_thread():
+    global _caught
+    if _caught or threading.current_thread() is not threading.main_thread():
         yield _stop
         return
     _stop.clear()
-    previous = {}
+    _caught = True
+    previous, over = {}, threading.Event()
 
     def restore():
         for number, handler in previous.items():
@@ -83,21 +89,32 @@ def catching_signals() -> Iterator[threading.Event]:
         restore()
         say(f"received {signal.Signals(number).name}: saving after this step")
 
+    def on_notice(words: str):
+        _stop.set()
+        print(f"this machine will be taken ({words}): saving after this step", file=sys.stderr, flush=True)
+
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    if host := notices.server():
+        threading.Thread(target=notices.watch, args=(host, on_notice, over), name="notices", daemon=True).start()
     try:
         yield _stop
     finally:
+        over.set()
         restore()
+        _caught = False
         _stop.clear()
 
 
 def end_if_stopped() -> None:
-    """For stages that do not train, between parts of their work.
+    """For stages that do not train, between parts of their work. All processes of a job call it together.
 
     Raises:
-      SystemExit: with code 0, where a signal was caught or a stage beside this one has failed.
+      SystemExit: with code 0, where a signal was caught, in any process, or a stage beside this one has failed.
     """
-    if _stop.is_set():
+    stopped = _stop.is_set()
+    if jax.process_count() > 1:
+        stopped = multihost_utils.process_allgather(np.int32(stopped)).any()
+    if stopped:
         raise SystemExit(0)
 
 

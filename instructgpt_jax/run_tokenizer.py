@@ -5,7 +5,9 @@ import os
 import pathlib
 import tempfile
 
+import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from instructgpt_jax import process
@@ -98,9 +100,11 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
 
     `config.data.tokenizer` is a directory or Hub id, `train:SIZE` for a byte-level BPE of that size trained on
     `config.data.pretraining`, or empty for the one that comes with `init_from` of the stage's model or policy
-    (of an evaluation: of the reward model).
+    (of an evaluation: of the reward model). The first process of a job makes the copy, the others find it.
     """
     kept = epath.Path(workdir) / "tokenizer"
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("tokenizer")
     wanted = name_for(config)
     if not (kept / "tokenizer.json").exists():
         with tempfile.TemporaryDirectory() as made:
@@ -122,6 +126,8 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
             # tokenizer.json comes last: where it is, the others are.
             for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):
                 path.copy(kept / path.name, overwrite=True)
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
     tree = config.to_dict()
     tree["data"]["tokenizer"] = str(kept)
     return workdirs.frozen(tree)

@@ -108,7 +108,7 @@ def as_json(config: ConfigDict) -> dict[str, Any]:
 def compare(stored: dict, asked: dict) -> list[str]:
     """One line for each difference that makes `asked` another experiment than `stored` (see FIXED and FREE)."""
     sections = (*FIXED, str(asked.get("stage")))
-    stored, asked = (_flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
+    stored, asked = (flatten({key: tree[key] for key in sections if key in tree}) for tree in (stored, asked))
     then = {name: value for key, value in LATER.items() for name in fnmatch.filter(asked, key)}
     stored = then | stored
     names = [name for name in sorted(stored.keys() | asked.keys()) if name.split(".")[-1] not in FREE]
@@ -120,11 +120,12 @@ def compare(stored: dict, asked: dict) -> list[str]:
     ]
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their dotted names."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

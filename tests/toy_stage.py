@@ -38,6 +38,7 @@ def config(**overrides):
             log_every=1,
             eval_every=5,
             snapshot_every=0,
+            watch=dict(factor=10.0, seconds=60.0, copies_every=3),
             checkpoint=dict(every=4, keep_last=2, best_metric="", best_mode="min"),
         )
     )

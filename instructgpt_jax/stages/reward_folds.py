@@ -14,8 +14,10 @@ that part, so that every comparison is scored once by a model that never saw its
 import json
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -70,7 +72,7 @@ def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         "training_groups": interval([row[TRAINED] for row in rows]),
         "held_out_groups": interval([row[HELD_OUT] for row in rows]),
     }
-    workdirs.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    _write(workdir / REPORT, json.dumps(report, indent=2) + "\n")
     for name in ("training_groups", "held_out_groups"):
         found = report[name]
         process.say(f"reward: accuracy on {name}: {found['mean']:.3f} ± {found['standard_error']:.3f} (standard error)")
@@ -109,8 +111,8 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
 
     by_fold = [accuracy([row for row in scored if row["fold"] == fold]) for fold in range(count)]
     report = {"accuracy": accuracy(scored), "folds": by_fold}
-    workdirs.write_atomically(workdir / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
-    workdirs.write_atomically(workdir / REPORT, json.dumps(report, indent=2) + "\n")
+    _write(workdir / SCORES, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored))
+    _write(workdir / REPORT, json.dumps(report, indent=2) + "\n")
     for group, found in report["accuracy"].items():
         low, high = found["low"], found["high"]
         process.say(f"reward: accuracy on unseen prompts, {group}: {found['mean']:.3f} [{low:.3f}, {high:.3f}]")
@@ -122,6 +124,13 @@ def _train(config: ConfigDict, changes: dict, mesh: Mesh, folder: epath.Path) ->
     fold = ConfigDict(config.to_dict())
     fold.update_from_flattened_dict(changes | {"reward.folds": 0})
     loop.train(reward_stage.build, run_tokenizer.settled(fold, folder), mesh, folder)
+    if jax.process_count() > 1:  # its metrics are read next
+        multihost_utils.sync_global_devices(str(folder))
+
+
+def _write(path: epath.Path, text: str) -> None:
+    if jax.process_index() == 0:
+        workdirs.write_atomically(path, text)
 
 
 def completion_scores(

@@ -35,6 +35,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from instructgpt_jax import process
+from instructgpt_jax.cluster import ending
 from instructgpt_jax.sharding import path_name
 from instructgpt_jax.training.integrity import COMMITTED, STATE, damage, reason
 
@@ -129,6 +130,8 @@ class Checkpoints:
                 kept = {STATE: without_optimizer(state)}
                 ocp.save_checkpointables(path, kept, overwrite=True, custom_metadata=metadata)
         except (OSError, ValueError, RuntimeError) as error:
+            if peer := ending.lost(error):
+                raise peer from None
             raise OSError(f"the snapshot of step {step} could not be saved: {reason(error)}") from error
 
     def restore(self, abstract: PyTree) -> PyTree:
@@ -190,6 +193,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            if peer := ending.lost(error):  # the disk is not to blame
+                raise peer from None
             which = "checkpoints" if self._saving is None else f"the checkpoint of step {self._saving}"
             raise OSError(f"{which} could not be {what}: {reason(error, outer)}") from error
 

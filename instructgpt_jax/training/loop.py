@@ -2,11 +2,14 @@
 
 What a run promises:
   * Killed at any moment, it resumes to the same bits: parameters, optimiser, every line of metrics.jsonl but `perf/*`.
-  * SIGTERM and SIGINT save and exit 0, on all processes at the same step; a second signal ends at once.
+  * SIGTERM, SIGINT and a notice that the machine will be taken save and exit 0, on all processes at the same step; a
+    second signal ends at once.
   * A non-finite metric stops it, and no state is saved before its own step's metrics were read and found finite.
   * A complete run is skipped, and a workdir of another run is refused, or of the same one with other data.
   * A checkpoint that was damaged since it was saved is named, and the run goes on from the one before it.
   * What cannot be written ends it with one line: what, where, and the last good checkpoint.
+  * A step that takes far longer than the others is told, with where all threads are; copies of the state that differ
+    between processes end it.
 """
 
 import contextlib
@@ -15,13 +18,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, process
 from instructgpt_jax import workdir as workdirs
-from instructgpt_jax.training import checkpoint, ledger, metrics, resume, tracking
+from instructgpt_jax.cluster import agreeing
+from instructgpt_jax.training import checkpoint, copies, ledger, metrics, resume, tracking
+from instructgpt_jax.training.restart import Phases
+from instructgpt_jax.training.watchdog import Watchdog
 
 PyTree = Any
 
@@ -64,19 +72,23 @@ def train(
     build: Callable[[ConfigDict, Mesh], Stage], config: ConfigDict, mesh: Mesh, workdir: epath.PathLike
 ) -> PyTree:
     """Builds a stage and runs it; one that goes on is built with the architectures that it was begun with."""
+    phases = Phases()
     config = resume.recalled(config, workdir)
-    return run(build(config, mesh), config, workdir)
+    stage = build(config, mesh)
+    phases.end("data and networks")
+    return run(stage, config, workdir, phases)
 
 
-def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike) -> PyTree:
+def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike, phases: Phases | None = None) -> PyTree:
     """Trains a stage to its end in `workdir`, from wherever an earlier run there stopped.
 
     Args:
       stage: what to train.
       config: what it was built from, valid; read here are `stage, log, log_every, eval_every` (0 = only at the end),
-        `snapshot_every` (0 = never), `data.allow_changed` and `checkpoint`: dict(every, keep_last, best_metric,
-        best_mode).
+        `snapshot_every` (0 = never), `data.allow_changed`, `checkpoint`: dict(every, keep_last, best_metric,
+        best_mode) and `watch`: dict(factor, seconds, copies_every).
       workdir: local or gs:// directory.
+      phases: of this start, so far.
 
     Returns:
       The final state.
@@ -90,13 +102,15 @@ def run(stage: Stage, config: ConfigDict, workdir: epath.PathLike) -> PyTree:
     """
     workdir = epath.Path(workdir)
     try:
-        return _run(stage, workdirs.resolved(config, stage.models, stage.steps_per_epoch), workdir)
+        config = workdirs.resolved(config, stage.models, stage.steps_per_epoch)
+        return _run(stage, config, workdir, phases or Phases())
     except OSError as error:
         text = errors.describe(error) or error.strerror or str(error)
         raise OSError(f"{config.stage}: {text}; {_last_good(workdir)}") from error
 
 
-def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
+def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) -> PyTree:
+    agreeing.same("networks and data", {"config": config.to_dict(), "data": stage.read})
     resolved, c = workdirs.claim(config, workdir), config.checkpoint
     with contextlib.ExitStack() as stack:
         received = stack.enter_context(process.catching_signals())
@@ -111,6 +125,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
             step = checkpoints.latest
             saved = checkpoint.read_metadata(workdir, step)
             process.say(f"{config.stage}: restored step {step} from {workdir}")
+            phases.end("restore")
         if step >= stage.num_steps:
             process.say(f"{config.stage}: complete in {workdir} at step {step} of {stage.num_steps}, nothing to do")
             return state
@@ -119,36 +134,49 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
         resume.tell_data(stage.read, workdir)
         if not step:
             state = stage.init()
-        frozen = stage.frozen()
+        first, frozen = step + 1, stage.frozen()
+        phases.end("frozen networks" if step else "networks on the devices")
         data = stack.enter_context(contextlib.closing(stage.data(step)))
         tracked = stack.enter_context(tracking.run(config.log.wandb, workdir, resolved))
         writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage, tracked))
+        watch = config.watch
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stage, watch.factor, watch.seconds)))
+        copies_every = watch.copies_every if jax.process_count() > 1 else 0
+        bits_of, groups = copies.make_sums(state) if copies_every else (None, None)
         meter, spent = metrics.Meter(), ledger.Ledger(saved.get("spent"), step)
 
-        def settle(at: int, on_device: dict[str, jax.Array]) -> dict[str, float]:
-            """Reads the metrics of step `at`, refuses what is not finite, and logs."""
+        def settle(at: int, on_device: dict[str, jax.Array], bits: jax.Array | None) -> dict[str, float]:
+            """Reads the metrics of step `at`, refuses what is not finite or not the same everywhere, and logs."""
             on_host = metrics.to_host(on_device)
             spent.count(on_host)
             values = meter.step_done(on_host)
+            if at == first:
+                phases.end("first batch and step")
+                phases.tell(config.stage, at)
+            kept = f"the last good checkpoint in {workdir} is of step {checkpoints.latest or 'none'}"
             bad = metrics.find_nonfinite(values)
             if bad is not None:
-                kept = f"the last good checkpoint in {workdir} is of step {checkpoints.latest or 'none'}"
                 raise FloatingPointError(f"{config.stage}: {bad} is {values[bad]} at step {at}; {kept}")
+            where = copies.unequal(np.asarray(bits), groups) if bits is not None else ""
+            if where:
+                raise FloatingPointError(f"{config.stage}: the copies of the state {where} differ at step {at}; {kept}")
             if at % config.log_every == 0 or at == stage.num_steps:
                 values |= meter.rates()
                 writer.scalars(at, values)
                 writer.progress(at, values)
             return values
 
-        pending = None  # (step, metrics on device): read one step late, so that the device never waits for the host
+        pending = None  # what `settle` takes: read one step late, so that the device never waits for the host
         while step < stage.num_steps:
+            watchdog.begin("step", step + 1)
             state, on_device = stage.update(state, frozen, _next(data, step))
             step += 1
             if pending is not None:
                 settle(*pending)
-            pending = (step, on_device)
+            pending = (step, on_device, bits_of(state) if _due(step, copies_every) else None)
 
-            last, stopping = step == stage.num_steps, stop()
+            last = step == stage.num_steps
+            stopping = stop() | multihost_utils.reached_preemption_sync_point(step)
             evaluating = last or _due(step, config.eval_every)
             snapshotting = _due(step, config.snapshot_every)
             saving = last or stopping or _due(step, c.every)
@@ -157,6 +185,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path) -> PyTree:
 
             # Nothing of a step is kept before its metrics are known to be finite.
             values, pending = settle(*pending), None
+            watchdog.begin("evaluating or saving step", step)
             if last:
                 state = stage.finish(state, frozen)
             if evaluating:

@@ -59,6 +59,7 @@ TRAINING = {
     "checkpoint": {
         "every": integer(1), "keep_last": integer(1), "best_metric": TEXT, "best_mode": choice("min", "max"),
     },
+    "watch": {"factor": number(0), "seconds": POSITIVE, "copies_every": integer(0)},
 }  # fmt: skip
 ROWS = {
     "batch_size": integer(1), "num_epochs": integer(0), "num_steps": integer(0), "row_length": integer(2),

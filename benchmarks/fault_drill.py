@@ -1,0 +1,220 @@
+"""Faults of disks, files and numbers, again and again: what a run says, and whether it then ends with the same bits.
+
+    python benchmarks/fault_drill.py [--times=10] [--faults=full,readonly,truncated,halved,record,nan]
+
+full       the disk fills up during a save: a file system in memory of a size that does not hold the next checkpoint
+readonly   the folder of the checkpoints becomes read-only while the run goes on
+truncated  an array file of the newest checkpoint is cut short at a random place
+halved     half of the files of the newest checkpoint, drawn at random, are deleted
+record     a line of the training data is spoilt while the run is down
+nan        one gradient is not a number
+
+The run is the toy stage of tests/ (for `record` SFT of tests/tiny_supervised.py), with a checkpoint after every third
+of 12 steps. After the fault comes its repair (a larger disk, a writable one, the line put back), where the run does not
+help itself, and the same run again; every line but perf/* and every array must be those of a run without a fault. Disks
+need the right to mount (root). Prints a row a fault, and exits 1 where anything differs or more than one line was said.
+"""
+
+import argparse
+import functools
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import jax  # noqa: E402
+import tiny_supervised  # noqa: E402
+import toy_stage  # noqa: E402
+from saved_runs import arrays, lines  # noqa: E402
+
+from instructgpt_jax import errors, sharding  # noqa: E402
+from instructgpt_jax import workdir as workdirs  # noqa: E402
+from instructgpt_jax.stages import sft  # noqa: E402
+from instructgpt_jax.training import checkpoint, loop  # noqa: E402
+
+BAD = ("differs", "then", "ended", "not found", "the line")  # how what is told of a run begins that went wrong
+TOY = {"checkpoint.every": 3, "checkpoint.keep_last": 9, "eval_every": 4}
+
+
+def run(workdir: pathlib.Path, stage: str = "toy", world: pathlib.Path | None = None, **changes) -> str:
+    """A run to its end in this process; the one line that it ended with instead, '' = none."""
+    try:
+        if stage == "toy":
+            toy_stage.run(workdir, jax.devices()[:1], **TOY | changes)
+        else:
+            settings = tiny_supervised.config("sft", world)
+            mesh = sharding.make_mesh(settings.mesh.to_dict(), jax.devices()[:1])
+            with jax.set_mesh(mesh):
+                loop.train(sft.build, settings, mesh, workdir)
+    except SystemExit:
+        return "stopped by a signal"
+    except Exception as error:
+        told = errors.describe(error)
+        if told is None:
+            raise
+        return told
+    return ""
+
+
+def same(left: pathlib.Path, right: pathlib.Path) -> bool:
+    equal = jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), arrays(left), arrays(right))
+    logs = all(lines(left, name) == lines(right, name) for name in ("metrics.jsonl", "samples.jsonl"))
+    return logs and all(jax.tree.leaves(equal))
+
+
+def mount(*arguments: str | pathlib.Path) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def full(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
+    """The disk fills up while a checkpoint is written; then it is a larger one."""
+    workdir.mkdir()
+    pages = sum(-(-path.stat().st_size // 4096) for path in whole.rglob("*") if path.is_file())
+    mount("-t", "tmpfs", "-o", f"size={int(pages * rng.uniform(0.3, 0.9)) * 4}k", "tmpfs", workdir)
+    try:
+        return ended_and_again(workdir, whole, lambda: mount("-o", "remount,size=64m", workdir))
+    finally:
+        subprocess.run(["umount", workdir], check=True)
+
+
+def readonly(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
+    """The folder of the checkpoints becomes read-only before a random step, and is mended afterwards."""
+    folder = workdir / "checkpoints"
+
+    def lock():
+        mount("--bind", folder, folder)
+        while subprocess.run(["mount", "-o", "remount,bind,ro", folder], stderr=subprocess.DEVNULL).returncode:
+            time.sleep(0.05)  # a save is writing
+
+    with at_batch(rng.randint(2, 8), lock):
+        return ended_and_again(workdir, whole, lambda: subprocess.run(["umount", folder], check=True))
+
+
+def ended_and_again(workdir: pathlib.Path, whole: pathlib.Path, mend: Callable[[], object]) -> str:
+    """What the run said as it ended; the same run again, after it was mended, must be whole."""
+    try:
+        told = run(workdir)
+    finally:
+        mend()
+    if not told:
+        return "not found: the run did not end"
+    again = run(workdir)
+    return f"then {again}" if again else told if same(whole, workdir) else "differs"
+
+
+class at_batch:
+    """While it is entered, something happens before the batch of an index."""
+
+    def __init__(self, index: int, what: Callable[[], None]):
+        self._index, self._what, self._following = index, what, loop._next
+
+    def __enter__(self):
+        def following(data, index):
+            if index == self._index:
+                self._index = -1  # once
+                self._what()
+            return self._following(data, index)
+
+        loop._next = following
+
+    def __exit__(self, *_):
+        loop._next = self._following
+
+
+def damaged(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, halve: bool) -> str:
+    """Files of the newest checkpoint are cut or deleted; the run goes round it by itself."""
+    shutil.copytree(whole, workdir)
+    newest = workdir / "checkpoints" / str(checkpoint.steps(workdir)[-1])
+    found = sorted(path for path in newest.rglob("*") if path.is_file())
+    if halve:
+        for path in rng.sample(found, len(found) // 2):
+            path.unlink()
+    else:
+        path = rng.choice([path for path in found if path.parent.name == "d" and path.stat().st_size > 1])
+        with open(path, "r+b") as file:
+            file.truncate(rng.randrange(path.stat().st_size))
+    needed = checkpoint.newest(workdir)[1]
+    told = run(workdir)
+    if not needed and same(whole, workdir):
+        return "nothing that is read: complete as before"
+    return f"ended: {told}" if told else "goes on from the checkpoint before" if same(whole, workdir) else "differs"
+
+
+def go_down() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def record(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world: pathlib.Path) -> str:
+    """A line of the data is spoilt between two halves of a run."""
+    path = world / "demonstrations.jsonl"
+    good = path.read_text()
+    rows = good.splitlines(keepends=True)
+    number = rng.randrange(len(rows))
+    with at_batch(rng.randint(3, 5), go_down):
+        run(workdir, "sft", world)
+    cut = rows[number][: rng.randrange(1, len(rows[number]) - 2)] + "\n"
+    try:
+        path.write_text("".join([*rows[:number], cut, *rows[number + 1 :]]))
+        told = run(workdir, "sft", world)
+    finally:
+        path.write_text(good)
+    if f"demonstrations.jsonl:{number + 1}" not in told:
+        return f"the line is not named: {told}"
+    again = run(workdir, "sft", world)
+    return f"then {again}" if again else told if same(whole, workdir) else "differs"
+
+
+def nan(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
+    """The loss of one step is not a number, and with it its gradient."""
+    step = rng.randint(4, 12)
+    told = run(workdir, **{"toy.poison_step": step - 1})
+    if f"toy/loss is nan at step {step}" not in told:
+        return f"not found: {told}"
+    again = run(workdir, **{"toy.poison_step": -1})
+    return f"then {again}" if again else told if same(whole, workdir) else "differs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--faults", default="full,readonly,truncated,halved,record,nan")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, failed = random.Random(options.seed), 0
+    workdirs.FREE = (*workdirs.FREE, "poison_step")  # it is no part of the experiment
+    with tempfile.TemporaryDirectory() as made:
+        root = pathlib.Path(made)
+        world = tiny_supervised.make_world(root / "world")
+        for name, stage in (("toy", "toy"), ("sft", "sft")):
+            assert not run(root / name, stage, world)
+        faults = {
+            "full": full,
+            "readonly": readonly,
+            "truncated": functools.partial(damaged, halve=False),
+            "halved": functools.partial(damaged, halve=True),
+            "record": functools.partial(record, world=world),
+            "nan": nan,
+        }
+        print("| fault | times | equal to the bit afterwards | what the last one said |\n|---|---|---|---|")
+        for fault in options.faults.split(","):
+            good, bad = [], []
+            for number in range(options.times):
+                whole = root / ("sft" if fault == "record" else "toy")
+                told = faults[fault](root / f"{fault}{number}", whole, rng).replace(str(root), "DIR")
+                (bad if told.startswith(BAD) or "\n" in told else good).append(told)
+            failed += len(bad)
+            print(f"| {fault} | {options.times} | {len(good)} | {(bad or good)[-1]} |", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
