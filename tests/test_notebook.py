@@ -1,6 +1,6 @@
 """The notebooks, run from top to bottom with `:tiny`; with them the quickstart itself, from base model to report.
 
-They share the folder of their runs: what the first one has trained the others find complete.
+The longest of them is run: the others have the same cells, see below, and a first one that the test sets in its place.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ nbformat = pytest.importorskip("nbformat")
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).resolve().parents[1] / "launch").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+RUN = max(NOTEBOOKS, key=lambda path: len(json.loads(path.read_text())["cells"]))
 SETTINGS = {"HARDWARE": "cpu", "SIZE": ":tiny", "RECIPE": ":tiny", "TOPOLOGY": "cpu:1", "JAX_PLATFORMS": "cpu"}
 
 
@@ -46,17 +47,14 @@ def parameters(path):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """name -> the notebook after its run, and the folder of the runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    notebooks = {}
+    """The notebook after its run, and the folder of the runs."""
+    folder, notebook = tmp_path_factory.mktemp("runs"), read(RUN)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (SETTINGS | {"RUNS": str(folder), "XLA_FLAGS": compiling.SOON}).items():
             patch.setenv(name, value)
-        for path in NOTEBOOKS:
-            notebooks[path.stem] = notebook = read(path)
-            resources = {"metadata": {"path": str(path.parent)}}
-            nbclient.NotebookClient(notebook, timeout=3000, resources=resources).execute()
-    return notebooks, folder
+        resources = {"metadata": {"path": str(RUN.parent)}}
+        nbclient.NotebookClient(notebook, timeout=3000, resources=resources).execute()
+    return notebook, folder
 
 
 def outputs(notebook, kind):
@@ -68,10 +66,8 @@ def outputs(notebook, kind):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_shows_figures_the_tables_and_answers(ran, name):
-    notebooks, folder = ran
-    notebook = notebooks[name]
+def test_it_shows_figures_the_tables_and_answers(ran):
+    notebook, folder = ran
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     tables, figures = outputs(notebook, "text/markdown"), 0
     for run, text in zip(("quickstart_tiny", "instruct_tiny"), tables, strict=True):
@@ -86,13 +82,13 @@ def test_it_shows_figures_the_tables_and_answers(ran, name):
     assert len(outputs(notebook, "image/png")) == figures >= 8
     plan = json.loads((folder / "plan" / "plan.json").read_text())
     assert list(plan["stages"]) == ["ppo_ptx"] and "instruct_tiny on cpu:1" in printed
-    assert ("'fsdp': 1" in printed) == ("v5e8" in name)  # where the mesh is shown
+    assert "'fsdp': 1" in printed  # where the mesh is shown
 
 
 def test_the_model_answers(ran):
     _, folder = ran
     lines = (folder / "answers" / "samples.jsonl").read_text().splitlines()
-    assert [json.loads(line)["prompt"] for line in lines].count("How do I boil an egg?") == len(NOTEBOOKS)
+    assert [json.loads(line)["prompt"] for line in lines].count("How do I boil an egg?") == 1
 
 
 def test_the_recipe_has_its_model_cards(ran):

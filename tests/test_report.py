@@ -151,7 +151,7 @@ def test_what_the_page_is_made_from_is_installed_with_the_package():
     root = pathlib.Path(__file__).parents[1]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     files = [path for path in (root / "instructgpt_jax/report").iterdir() if path.suffix in (".jinja", ".css")]
-    assert len(files) == 2
+    assert len(files) == 3
     assert all(any(path.match(one) for one in patterns["instructgpt_jax.report"]) for path in files)
 
 

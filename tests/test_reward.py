@@ -428,7 +428,7 @@ def test_folds_train_without_their_groups_and_report_final_accuracies(world, tmp
     """The training itself replaced: what each fold is asked for, and what becomes of what it logs."""
     asked = {}
 
-    def run(stage, config, workdir):
+    def run(stage, config, workdir, phases):
         asked[workdir.name] = stage.reward.to_dict()
         place = int(workdir.name[-1])
         early, late = (

@@ -200,7 +200,8 @@ def _few_shot(one: Answered, c: ConfigDict) -> Iterator[tuple[str, dict]]:
     pairs = [(one.values[f"query_{n}"], one.values[f"response_{n}"]) for n in range(1, c.pairs + 1)]
     about = _about(one) | {"user": one.labeler.id, "written": "few_shot"}
     pairs = [pair for pair in pairs if any(pair)]
-    for line in prompts.few_shot(about | {"instruction": one.values["instruction"], "pairs": pairs}, c.example):
+    record = about | {"instruction": one.values["instruction"], "pairs": pairs}
+    for line in prompts.few_shot(record, c.example, shots=0, shot_sets=1):
         yield "demonstrations", line
         yield "prompts", {name: value for name, value in line.items() if name != "completion"}
 

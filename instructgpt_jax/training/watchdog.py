@@ -1,11 +1,11 @@
 """Says when a run stands still: what it is at, and where each of its threads is."""
 
 import collections
-import faulthandler
 import statistics
 import sys
 import threading
 import time
+import traceback
 
 import jax
 
@@ -62,5 +62,15 @@ class Watchdog:
     def _say(self, at: tuple[str, int, float], since: float, median: float) -> None:
         who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
         told = f"{self._stage}: {at[0]} {at[1]}{who} has taken {since:.0f} s, the median is {median:.1f} s; threads:"
-        print(told, file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        print(f"{told}\n{stacks()}", file=sys.stderr, flush=True)
+
+
+def stacks() -> str:
+    """Where each thread but the caller's is, the main thread first: faulthandler stops after a hundred of them."""
+    frames, main = sys._current_frames(), threading.main_thread()
+    threads = [main, *(thread for thread in threading.enumerate() if thread is not main)]
+    return "".join(
+        f"thread {thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
+        for thread in threads
+        if thread.ident in frames and thread is not threading.current_thread()
+    )
