@@ -3,13 +3,15 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
 
 from instructgpt_jax.cluster import last_line
 
-TOGETHER = 3  # seconds for the others to fail by the same error, and to say so
+TOGETHER = 10  # seconds for the others to fail by the same error, and to say so
+LINGER = 1.0  # seconds that the coordinator stays after them: with it the service goes, and ends who is still there
 
 
 def excepthook(kind: type, error: BaseException, trace) -> None:
@@ -61,3 +63,5 @@ def _wait_for_others() -> None:
 
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         distributed.global_state.client.wait_at_barrier("instructgpt_jax/end", TOGETHER * 1000)
+        if distributed.global_state.process_id == 0:
+            time.sleep(LINGER)
