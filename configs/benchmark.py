@@ -12,21 +12,21 @@ Hardware: the networks in bfloat16, one after another: one GPU.
 Expected: report/index.html. In the paper PPO costs accuracy on most tasks, and PPO-ptx less (figure 29).
 """
 
-from configs import common
+from configs import common, measured
 
 POLICIES = [
-    common.Policy("", "base", "GPT", "base", "1.3B"),
-    common.Policy("sft_1b3", "sft", "SFT", "sft", "1.3B"),
-    common.Policy("ppo_1b3", "ppo", "PPO", "ppo", "1.3B"),
-    common.Policy("ppo_ptx_1b3", "ppo_ptx", "PPO-ptx", "ppo_ptx", "1.3B"),
+    measured.Policy("", "base", "GPT", "base", "1.3B"),
+    measured.Policy("sft_1b3", "sft", "SFT", "sft", "1.3B"),
+    measured.Policy("ppo_1b3", "ppo", "PPO", "ppo", "1.3B"),
+    measured.Policy("ppo_ptx_1b3", "ppo_ptx", "PPO-ptx", "ppo_ptx", "1.3B"),
 ]
 
 
 def get_config(arg=""):
     given = [] if arg in ("", "tiny") else [one.rpartition("=") for one in arg.split(",")]
     names = [name or f"model{number}" for number, (name, _, _) in enumerate(given, 1)]
-    own = [common.Policy("", n, name or path, "base", "") for n, (name, _, path) in zip(names, given, strict=True)]
-    config = common.benchmark("The paper's benchmarks", own or POLICIES)
+    own = [measured.Policy("", n, name or path, "base", "") for n, (name, _, path) in zip(names, given, strict=True)]
+    config = measured.benchmark("The paper's benchmarks", own or POLICIES)
     for entry in config.models.values():
         entry.update({"init_from": entry.init_from.replace("{workdir}", "runs"), "dtype": "bfloat16"})
     if not own:

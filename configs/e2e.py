@@ -13,7 +13,7 @@ An eighth of the meaning representations is held out of every stage, by prompt. 
 learn from halves of the rankings that share no prompt.
 """
 
-from configs import common
+from configs import common, measured
 
 HELD_OUT = 0.12  # of the meaning representations
 CONTEXT = 384  # tokens
@@ -122,8 +122,8 @@ def policy(ptx_coef):
 def evaluation(trained):
     """The policies on the meaning representations that no stage has seen."""
     frozen = {"reward": "reward", "judge": "judge", "ref_policy": "rlhf_init"}
-    policies = common.policies("pretrain", "1.1M")
-    config = common.evaluation("E2E: descriptions of restaurants, from human rankings", frozen, policies)
+    policies = measured.policies("pretrain", "1.1M")
+    config = measured.evaluation("E2E: descriptions of restaurants, from human rankings", frozen, policies)
     config.data.max_prompt_tokens = PROMPT
     own = {
         "distributions": {"e2e": ("{demonstrations}",)},

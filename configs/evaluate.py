@@ -13,16 +13,16 @@ Hardware: the networks in bfloat16, without optimisers: one 80 GB GPU.
 Expected: report/index.html. In the paper 1.3B PPO-ptx wins 52 % against 175B SFT, where 1.3B SFT wins 35 %.
 """
 
-from configs import common
+from configs import common, measured
 
 POLICIES = (
-    common.Policy("sft_1b3", "sft", "SFT", "sft", "1.3B"),
-    common.Policy("ppo_ptx_1b3", "ppo_ptx", "PPO-ptx", "ppo_ptx", "1.3B"),
+    measured.Policy("sft_1b3", "sft", "SFT", "sft", "1.3B"),
+    measured.Policy("ppo_ptx_1b3", "ppo_ptx", "PPO-ptx", "ppo_ptx", "1.3B"),
 )
 
 
 def get_config(arg=""):
-    config = common.evaluation("Judged by people", {"reward": "reward_6b", "ref_policy": "rlhf_init_1b3"}, POLICIES)
+    config = measured.evaluation("Judged by people", {"reward": "reward_6b", "ref_policy": "rlhf_init_1b3"}, POLICIES)
     for entry in config.models.values():
         entry.update({"init_from": entry.init_from.replace("{workdir}", "runs"), "dtype": "bfloat16"})
     config.evaluate.update(

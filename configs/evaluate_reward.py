@@ -14,13 +14,13 @@ Expected: 0.5 is chance. "longer" is what the length alone gives; --config.evalu
           adds what a linear model of words gives.
 """
 
-from configs import common
+from configs import common, measured
 
 
 def get_config(arg=""):
     tiny = arg == "tiny"
     names = ("reward",) if tiny or not arg else tuple(arg.split(","))
-    config = common.reward_evaluation()
+    config = measured.reward_evaluation()
     for name in names:
         config.models[name] = common.network(init_from="runs/reward_6b" if name == "reward" else "", dtype="bfloat16")
     if tiny:

@@ -22,7 +22,7 @@ comparisons that share no prompt. Residual dropout is 0, for published models we
 
 from typing import NamedTuple
 
-from configs import common
+from configs import common, measured
 
 HELD_OUT = 0.1  # of the prompts
 
@@ -179,7 +179,7 @@ def on_adapters(config):
 
 def rewards(size):
     """Both reward models on the comparisons that neither has seen, source by source."""
-    config = common.reward_evaluation()
+    config = measured.reward_evaluation()
     for name in ("reward", "judge"):
         config.models[name] = common.network(init_from=f"{{workdir}}/{name}", dtype=size.dtype)
     config.evaluate_reward.update(
@@ -198,8 +198,8 @@ def rewards(size):
 def evaluation(size, trained):
     """The policies on prompts that no stage has seen."""
     frozen = {"reward": "reward", "judge": "judge", "ref_policy": "rlhf_init"}
-    policies = common.policies("base", "")
-    config = common.evaluation("InstructGPT from public preference data", frozen, policies)
+    policies = measured.policies("base", "")
+    config = measured.evaluation("InstructGPT from public preference data", frozen, policies)
     for entry in config.models.values():
         entry.dtype = size.dtype
     config.models.base.init_from = "{base}"
@@ -226,7 +226,7 @@ def evaluation(size, trained):
 
 def benchmark(size):
     """The policies on the paper's public tasks, as texts without a template: what they know, and what they say."""
-    config = common.benchmark("The paper's benchmarks", common.policies("base", ""))
+    config = measured.benchmark("The paper's benchmarks", measured.policies("base", ""))
     for entry in config.models.values():
         entry.dtype = size.dtype
     config.models.base.init_from = "{base}"

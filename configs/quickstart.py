@@ -10,7 +10,7 @@ Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
 
-from configs import common
+from configs import common, measured
 from instructgpt_jax import simulated
 
 SIZES = {  # layers, width, steps of pretraining, learning rate
@@ -43,13 +43,13 @@ def get_config(arg=""):
     if arg != "tiny":
         stages |= control()
     models = [
-        common.Policy("pretrain", "base", "GPT", "base", "small"),
-        common.Policy("pretrain", "prefix", "GPT (prompted)", "prefix", "small"),
-        common.Policy("pretrain_large", "base_large", "GPT", "base", "large"),
-        common.Policy("select", "sft", "SFT", "sft", "small"),
-        common.Policy("ppo", "ppo", "PPO", "ppo", "small"),
-        common.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
-        common.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
+        measured.Policy("pretrain", "base", "GPT", "base", "small"),
+        measured.Policy("pretrain", "prefix", "GPT (prompted)", "prefix", "small"),
+        measured.Policy("pretrain_large", "base_large", "GPT", "base", "large"),
+        measured.Policy("select", "sft", "SFT", "sft", "small"),
+        measured.Policy("ppo", "ppo", "PPO", "ppo", "small"),
+        measured.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
+        measured.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
     ]
     models = [model for model in models if model.stage in stages]
     if arg == "full":
@@ -198,7 +198,7 @@ def second_round():
     stages["round1/reward"] = ranking("sft", "round1/collect")
     stages["round1/reward"].data.comparisons += ("jsonl:{workdir}/collect/comparisons.jsonl",)
     stages["round1/ppo_ptx"] = policy("rlhf_init", "round1/reward", ptx_coef=PTX_COEF)
-    return stages, [common.Policy("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx", "small")]
+    return stages, [measured.Policy("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx", "small")]
 
 
 def sweeps():
@@ -207,11 +207,11 @@ def sweeps():
     for number, coef in enumerate((0.1, 0.3, 1.0), start=1):
         name = f"kl_{number}"
         stages[name] = policy("rlhf_init", "reward", ptx_coef=0.0, kl_coef=coef)
-        models.append(common.Policy(name, name, f"PPO, kl_coef {coef:g}", "ppo", "small"))
+        models.append(measured.Policy(name, name, f"PPO, kl_coef {coef:g}", "ppo", "small"))
     for number, coef in enumerate((1.0, 5.0, 100.0), start=1):
         name = f"ptx_{number}"
         stages[name] = policy("rlhf_init", "reward", ptx_coef=coef)
-        models.append(common.Policy(name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx", "small"))
+        models.append(measured.Policy(name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx", "small"))
     return stages, models
 
 
@@ -220,21 +220,21 @@ def larger(size):
     stages, models = {}, []
     if size != "large":
         stages[f"pretrain_{size}"] = pretraining(size)
-        models.append(common.Policy(f"pretrain_{size}", f"base_{size}", "GPT", "base", size))
+        models.append(measured.Policy(f"pretrain_{size}", f"base_{size}", "GPT", "base", size))
     stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
     stages[f"rlhf_init_{size}"] = rlhf_start(f"pretrain_{size}")
-    models.append(common.Policy(f"select_{size}", f"sft_{size}", "SFT", "sft", size))
+    models.append(measured.Policy(f"select_{size}", f"sft_{size}", "SFT", "sft", size))
     for name, label, coef in (("ppo", "PPO", 0.0), ("ppo_ptx", "PPO-ptx", PTX_COEF)):
         stages[f"{name}_{size}"] = policy(f"rlhf_init_{size}", "reward", ptx_coef=coef)
-        models.append(common.Policy(f"{name}_{size}", f"{name}_{size}", label, name, size))
+        models.append(measured.Policy(f"{name}_{size}", f"{name}_{size}", label, name, size))
     return stages, models
 
 
 def evaluation(stages, models):
     """Every policy on both distributions of prompts of users that training never saw."""
     frozen = {"reward": "reward", "ref_policy": "rlhf_init"}
-    config = common.evaluation("InstructGPT on a tiny world", frozen, models)
+    config = measured.evaluation("InstructGPT on a tiny world", frozen, models)
     config.data.pretraining = ("simulated:pretraining:test:3000",)
     config.data.max_prompt_tokens = 96
     own = {

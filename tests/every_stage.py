@@ -15,7 +15,7 @@ from ml_collections import config_dict
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import common
+from configs import common, measured
 from instructgpt_jax import simulated
 
 ANSWERS = {"max_prompt_length": 96, "response_length": 8, "batch_size": 16}
@@ -87,7 +87,7 @@ def get_config(folder=""):
     ):  # fmt: skip
         optimizer.update(adam)
     stages["evaluate"] = evaluation()
-    stages["rewards"] = common.reward_evaluation()
+    stages["rewards"] = measured.reward_evaluation()
     stages["rewards"].models.reward = common.network(init_from="{workdir}/reward")
     about = {"comparisons": ("simulated:comparisons:test:16",), "batch_size": 16, "row_length": 256}
     stages["rewards"].evaluate_reward.update(about | {"microbatch_rows": 8})
@@ -98,7 +98,7 @@ def get_config(folder=""):
     stages["export"].models.model = common.network(init_from="{workdir}/ppo")
     stages["export"].export = {"dtype": "float32"}
     if folder:
-        stages["benchmark"] = common.benchmark("test", [common.Policy("ppo", "ppo", "PPO", "ppo", "tiny")])
+        stages["benchmark"] = measured.benchmark("test", [measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny")])
         stages["benchmark"].benchmark.update({"tasks": (TASK,), "data_dir": folder, "limit": 8})
     config = common.pipeline(stages)
     config.tensor = config_dict.FieldReference(1)  # the mesh of all of them
@@ -109,11 +109,11 @@ def get_config(folder=""):
 
 def evaluation():
     policies = [
-        common.Policy("pretrain", "prefix", "GPT (prompted)", "prefix", "tiny"),
-        common.Policy("select", "sft", "SFT", "sft", "tiny"),
-        common.Policy("ppo", "ppo", "PPO", "ppo", "tiny"),
+        measured.Policy("pretrain", "prefix", "GPT (prompted)", "prefix", "tiny"),
+        measured.Policy("select", "sft", "SFT", "sft", "tiny"),
+        measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny"),
     ]
-    config = common.evaluation("every stage", {"reward": "reward", "ref_policy": "select"}, policies)
+    config = measured.evaluation("every stage", {"reward": "reward", "ref_policy": "select"}, policies)
     config.data.pretraining = ("simulated:pretraining:test:40",)
     config.data.max_prompt_tokens = 96
     config.evaluate.update(ANSWERS | ROWS | {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_chats import checkpoint
 
-from configs import common, ppo_1b3, reward_6b, sample, sft_1b3
+from configs import common, measured, ppo_1b3, reward_6b, sample, sft_1b3
 from instructgpt_jax import main
 from instructgpt_jax.data import build, encoding, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -162,7 +162,7 @@ def test_collect_writes_messages_that_the_reward_model_reads(policy, tmp_path):
 
 
 def test_evaluate_on_dialogues(policy, tmp_path, monkeypatch):
-    config = common.evaluation("talks", {"ref_policy": "x"}, [common.Policy("x", "sft", "SFT", "sft", "tiny")])
+    config = measured.evaluation("talks", {"ref_policy": "x"}, [measured.Policy("x", "sft", "SFT", "sft", "tiny")])
     for name in config.models:
         config.models[name] = common.network(init_from=str(policy))
     config.models.reward = common.network("tiny", **MODEL)  # fresh: it scores as well as any

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, measured
 from instructgpt_jax import main, models, reward
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import baselines, scorers
@@ -127,7 +127,7 @@ def world(tmp_path_factory):
 
 
 def _config(world, **changes):
-    config = common.reward_evaluation()
+    config = measured.reward_evaluation()
     config.mesh = dict(data=1, fsdp=1, tensor=1)
     for name, seed in (("ours", 1), ("theirs", 2)):
         config.models[name] = common.network(init_from=str(world / f"model{seed}"))
