@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import common, ppo_1b3, pretrain_tiny, sft_175b
+from configs import common, ppo_1b3, ppo_ptx_1b3, pretrain_tiny, sft_175b
 from instructgpt_jax import models, networks, sharding
 from instructgpt_jax.plan import answer, command, cost, flags, hlo, rings, search, shapes, topology
 from instructgpt_jax.plan.rings import Group
@@ -288,10 +288,12 @@ def test_sampling_is_known_by_the_functions_of_rollout():
 def test_programs_compile_for_tpus_that_are_not_here(tmp_path):
     """PPO on the chip that Colab has, and an update on two slices, whose gradients are summed inside each first."""
     pytest.importorskip("libtpu")
-    config = ppo_1b3.get_config("tiny")
+    config = ppo_ptx_1b3.get_config("tiny")
     told = command.run(config, "ppo", flags.Asked("v5e:1x1", out=str(tmp_path / "one")))["stages"]["ppo"]
     assert set(told["programs"]) == {"rollout", "experience", "learn", "validation"} and told["fits"]
     assert told["step"]["seconds"] > 0
+    notes = told["programs"]["learn"]["notes"]
+    assert not any("run once" in note for note in notes), notes  # the laps of every loop are known
     decode = told["programs"]["rollout"]["decode"]
     assert decode["milliseconds"] > decode["limit_milliseconds"] > 0
 

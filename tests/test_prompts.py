@@ -338,6 +338,17 @@ def test_stage_writes_the_sets_that_the_functions_give(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().err and (tmp_path / "report.json").stat().st_mtime_ns == before
 
 
+def test_stage_without_few_shot_instructions(tmp_path):
+    config = prompts_config.get_config("tiny")
+    config.data.prompts = ("simulated:prompts:20",)
+    config.prompts.few_shot = ()
+    main.run(config, str(tmp_path))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["few_shot"] == {"instructions": 0, "made": 0, "left": 0}
+    assert report["tables"]["lengths_of_demonstrations"] == {"prompt": {}, "demonstration": {}}
+    assert not (tmp_path / "few_shot.jsonl.gz").exists() and (tmp_path / "train.jsonl.gz").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -223,7 +223,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         "_token_logprobs_backward": response_chunks,
     }
     if text is not None:
-        laps["accumulate_gradients/policy_step.<locals>.ptx_loss"] = -(-options.batch_size // c.ptx_microbatch_rows)
+        laps["accumulate_gradients/language_model_loss"] = -(-options.batch_size // c.ptx_microbatch_rows)
         laps["_cross_entropy_forward"] = chunks(c.ptx_microbatch_rows * c.ptx_row_length / shards)
         ptx_tokens = options.batch_size * c.ptx_row_length * c.num_minibatches * c.inner_epochs
         flops += model_flops(nets["policy"].config, ptx_tokens, (c.ptx_row_length + 1) / 2, passes["policy"])

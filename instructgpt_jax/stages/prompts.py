@@ -5,7 +5,6 @@ Writes `train.jsonl.gz`, `valid.jsonl.gz` and `test.jsonl.gz` into the workdir, 
 few-shot instructions give; and in the end `report.json`: what each step dropped, and the paper's tables 6 and 8 to 11.
 """
 
-import itertools
 import json
 
 import jax
@@ -54,11 +53,9 @@ def _write(config: ConfigDict, folder: epath.Path) -> None:
         count_tokens=count_tokens,
         language_sample=c.language_sample,
     )
-    instructions = sources.load(tuple(c.few_shot), "few_shot", config.data.skip_bad, config.data.data_dir)
-    made = itertools.chain.from_iterable(
-        prompts.few_shot(record, c.example, c.shots, c.shot_sets) for record in instructions
-    )
-    made = list(made)
+    given = tuple(c.few_shot)
+    instructions = sources.load(given, "few_shot", config.data.skip_bad, config.data.data_dir) if given else []
+    made = [one for record in instructions for one in prompts.few_shot(record, c.example, c.shots, c.shot_sets)]
     demonstrations = prompts.drop_long(made, c.max_tokens, count_tokens)
     splits = {name: getattr(prepared, name) for name in prompts.SPLITS}
     report = prepared.report | {
