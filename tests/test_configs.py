@@ -200,7 +200,9 @@ def test_ppo_has_the_papers_numbers(name):
     assert {key: c[key] for key in PPO_FOR_ALL} == PPO_FOR_ALL and c.adaptive_kl.target == 0.0
     assert c.iterations == 500 and c.iterations * c.batch_size == 256_000
     assert c.batch_size // c.num_minibatches == 64 and c.iterations * c.num_minibatches == 4_000  # updates
-    assert c.ptx_coef == ptx_coef and 64 * c.ptx_ratio == 512  # sequences of a minibatch
+    assert c.num_epochs == 0  # 31,144 prompts, each about 8.2 times
+    assert c.ptx_coef == ptx_coef and 64 * c.ptx_ratio == 512  # sequences of a minibatch, 2.05 million in all
+    assert c.iterations * c.batch_size * c.ptx_ratio == 2_048_000
     assert c.max_prompt_length + c.response_length == c.ptx_row_length == 2048
     assert SWEPT[0] <= policy_lr <= (SWEPT[1] if ptx_coef else DIVERGED)
     assert not name.endswith("175b") or policy_lr in (2.55e-6, 3.74e-6)

@@ -369,6 +369,16 @@ def test_a_finding_follows_its_number_and_no_other(claim, path, mean, verdict):
         assert len(changed) == 1
 
 
+def test_head_to_head_with_public_tasks():
+    report = example()
+    against = {"flan_small": interval(0.78, 0.04), "t0_small": interval(0.5, 0.04)}
+    report["head_to_head"] = {"instruct": {"training": {"ppo_ptx_small": against}}}
+    found = {f.claim: (f.paper, f.here, f.verdict) for f in findings.findings(report)}
+    claim = "Head to head, PPO-ptx is preferred to"
+    assert found[f"{claim} FLAN"] == ("175B: 78 ± 4 %", "small: 78 ± 4 %", findings.HOLDS)
+    assert found[f"{claim} T0"] == ("175B: 79 ± 4 %", "small: 50 ± 4 %", findings.FAILS)
+
+
 def test_tax_is_against_the_start_of_ppo_where_that_is_known():
     report = example()
     report["language"]["ref_policy"] = {"pretraining_loss": interval(1.5, 0.01)}
