@@ -285,7 +285,8 @@ def test_public_tasks_stand_beside_the_models_of_their_size():
     drawn = {round(float(x), 6) for line in ax.lines for x in line.get_xdata()}
     for name in ("base_small", "flan_small", "t0_small"):
         rated = report["results"]["instruct"][name]["likert"]["training"]
-        assert {round(rated[key], 6) for key in ("low", "high")} <= drawn
+        assert {round(rated[key], 6) for key in ("mean", "low", "high")} <= drawn
+    assert ax.get_xlim() == (0.9, 7.1)
     report["models"] = {name: m for name, m in report["models"].items() if m["method"] not in ("flan", "t0")}
     for rows in report["results"].values():
         del rows["flan_small"], rows["t0_small"]

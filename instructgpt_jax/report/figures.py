@@ -101,15 +101,14 @@ def _beside_public_tasks(report: dict, distribution: str, group: str) -> Iterato
     sizes = {model["size"] for model in models.values() if model["method"] in ("flan", "t0")}
     names = [name for name, model in models.items() if model["size"] in sizes and model["method"] != "control"]
     values = {name: found[name]["likert"][group] for name in names if group in found[name].get("likert", {})}
-    if not sizes & {models[name]["size"] for name in values if models[name]["method"] in ("flan", "t0")}:
+    if not any(models[name]["method"] in ("flan", "t0") for name in values):
         return
     where = f"{words.name(distribution, words.DISTRIBUTIONS)}, {words.name(group, words.GROUPS)}"
     caption = (
         "Mean rating of the responses from 1 (worst) to 7 (best) beside FLAN and T0, which were fine-tuned on closed "
-        "tasks worded as instructions and not on what users ask for: the form of the paper's figure 5. "
-        f"{BARS.replace('Bars', 'Thin bars')}"
+        f"tasks worded as instructions and not on what users ask for: what the paper's figure 5 shows. {BARS}"
     )
-    panel = _models(report, where, values, Scale("mean rating, 1 to 7", limits=(0.9, 7.1)), bars=True)
+    panel = _models(report, where, values, Scale("mean rating, 1 to 7", limits=(0.9, 7.1)))
     yield Figure("figure5_likert_flan_t0", "FLAN and T0: public tasks as instructions", caption, [panel])
 
 
