@@ -148,7 +148,10 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     for method, what, rate in (("base", "GPT", "24 %"), ("prefix", "prompted GPT", "41 %")):
         claim, paper = f"The smallest PPO-ptx beats the largest {what}", f"175B {what} → 1.3B PPO-ptx: {rate} → 52 %"
         yield claim, paper, found.small_and_large(method), _above, _arrow
-    for method, what, rate in (("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %")):  # section 1
+    for method, what, rate in (  # section 1
+        ("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %"), ("flan", "FLAN", "78 ± 4 %"),
+        ("t0", "T0", "79 ± 4 %"),
+    ):  # fmt: skip
         claim = f"Head to head, PPO-ptx is preferred to {what}"
         yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), _above, lambda a, b: words.percent(b)
     claim = "The pretraining mix costs no preference: PPO and PPO-ptx within 5 points"
