@@ -83,6 +83,8 @@ def config(runs, **changes):
         "prefix": {"candidates": simulated.prefixes()[:2], "prompts": ("simulated:prompts:valid:4",), "max_length": 64},
         "overoptimisation": {"runs": {"sft": f"{runs}/sft"}, "prompts": ("simulated:prompts:valid:4",)},
         "curves": {"sft": f"{runs}/sft"},
+        "prompt_sets": "",
+        "folds": "",
         "batch_size": 8,
         "max_prompt_length": 96,
         "response_length": 8,
@@ -422,7 +424,8 @@ def test_head_to_head_says_what_each_panel_says():
         ({"prefix__candidates": ()}, "config.evaluate.prefix.candidates and max_length must be set"),
         ({"prefix__prompts": ()}, "config.evaluate.prefix.prompts must name at least one source, got ()"),
         ({"tasks__cloze": ("cloze",)}, "config.evaluate.tasks.cloze: a data source must be jsonl:GLOB"),
-        ({"distributions__gpt": ("jsonl:x",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
+        ({"distributions__gpt": ("hf:x:y",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
+        ({"folds": 3}, "config.evaluate.folds must be a string, got 3"),
         ({"row_length": 100}, "config.evaluate.row_length must hold"),
         ({"max_prompt_length": 0}, "config.evaluate.max_prompt_length must be an integer of at least 1, got 0"),
     ],
@@ -446,6 +449,10 @@ def test_bad_models_and_records(runs, tmp_path):
     settings.models.reward = common.network(init_from=f"{runs}/sft")
     with pytest.raises(ValueError, match="^config.models.reward must be a reward model, got a language model from"):
         main.run(settings, str(tmp_path / "a"))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What is love?"}\n')
+    foreign = {"evaluate__distributions": {"instruct": (f"jsonl:{tmp_path}/prompts.jsonl",)}}
+    with pytest.raises(ValueError, match="must have prompts of the simulated world in distributions.instruct, got 'Wh"):
+        main.run(config(runs, **foreign), str(tmp_path / "d"))
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 2}\n')
     with pytest.raises(ValueError, match="tasks.jsonl:1: answer must be a number from 0 to 1, got 2"):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))

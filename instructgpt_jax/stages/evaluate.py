@@ -69,7 +69,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     frozen = {name: net for name, net in nets.items() if name in FROZEN}
     examiner = Examiner(config, tokenizer, frozen, mesh)
 
-    report = describe(config, nets, data)
+    report = describe(config, nets, data) | data.earlier
     prefix = report["prefix"] = parts.get("prefix", lambda: choose_prefix(config, nets, examiner, data))
     report["reward_model"] = parts.get("reward_model", lambda: examine_reward_model(config, examiner, data))
     answers = answer(config, nets, examiner, data, prefix, mesh, parts)
