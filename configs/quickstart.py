@@ -319,5 +319,5 @@ def shrink(stages):
             )
     stages["prompts"].data.prompts = ("simulated:prompts:800",)
     stages["folds"].data.comparisons = ("jsonl:{workdir}/collect/comparisons.jsonl",)
-    stages["folds"].reward.update({"folds": 2, "fold_seeds": 2, "num_steps": 2})
+    stages["folds"].reward.update({"folds": 2, "fold_seeds": 2, "num_steps": 0})
     stages["select"].rollout.wave = 16

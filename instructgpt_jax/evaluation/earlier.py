@@ -24,7 +24,7 @@ def read(prompt_sets: str, folds: str) -> dict[str, dict]:
         report = _json("config.evaluate.prompt_sets", prompt_sets, PROMPT_SETS, "tables")
         found["prompt_sets"] = {key: report[key] for key in SHOWN if key in report}
     if folds:
-        found["folds"] = _folds(_json("config.evaluate.folds", folds, FOLDS, "held_out_groups"))
+        found["folds"] = _folds(_json("config.evaluate.folds", folds, FOLDS, "difference"))
     return found
 
 

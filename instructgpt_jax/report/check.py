@@ -53,6 +53,8 @@ FORM = {
     "results?": {"*": {"*": ROW}},
     "head_to_head?": {"*": {"*": {"*": {"*": _interval}}}},
     "prompt_sets?": {
+        "read": _number,
+        "users": _number,
         "steps": [{"step": _text, "dropped": _number, "left": _number}],
         "tables": {
             "sizes": {"*": {"*": _number}},
