@@ -13,7 +13,7 @@ class Policy(NamedTuple):
     stage: str  # of the pipeline, where its weights are
     name: str  # in the report's files
     label: str  # in its figures
-    method: str  # base, prefix (a base model with a few-shot prefix), sft, ppo, ppo_ptx or control
+    method: str  # base, prefix (a base model with a few-shot prefix), sft, ppo, ppo_ptx, flan, t0 or control
     size: str
 
 

@@ -53,6 +53,8 @@ def get_config(arg=""):
         measured.Policy("select", "sft", "SFT", "sft", "small"),
         measured.Policy("ppo", "ppo", "PPO", "ppo", "small"),
         measured.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
+        measured.Policy("select_flan", "flan", "FLAN", "flan", "small"),
+        measured.Policy("select_t0", "t0", "T0", "t0", "small"),
         measured.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
     ]
     models = [model for model in models if model.stage in stages]
@@ -78,6 +80,9 @@ def small():
     stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF)  # the longest of the three goes first
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
     stages["select"] = selection("sft", "reward")
+    for name in ("flan", "t0"):  # last: they fill what the others leave idle
+        stages[name] = public_tasks("pretrain", name)
+        stages[f"select_{name}"] = selection(name, "reward")
     return stages
 
 
@@ -144,6 +149,15 @@ def rlhf_start(base):
     # The paper has 2 epochs, which are 146 updates here: too few to answer with.
     config = fine_tuning(base, batch_size=32, num_epochs=12, pretraining_fraction=0.1)
     config.sft.optimizer.update({"algorithm": "muon", "lr": 3e-3})  # as good a start as 16 epochs of Adam
+    return config
+
+
+def public_tasks(base, name):
+    """A baseline of section 3.5, FLAN or T0: each example once, the snapshot chosen by score."""
+    config = fine_tuning(base, batch_size=32, num_epochs=1, pretraining_fraction=0.0)
+    config.data.demonstrations = (f"simulated:{name}:train:8000",)
+    config.sft.optimizer.update({"algorithm": "muon", "lr": 3e-3})
+    config.eval_every = config.snapshot_every = 60
     return config
 
 
@@ -310,14 +324,15 @@ def shrink(stages):
         common.shrink(stage, TINY)
         if stage.stage == "pretrain":
             stage.models.model.update({"num_layers": 2, "width": 64, "mlp_width": 128})
+        if stage.stage == "select":
+            stage.rollout.wave = 16
         if stage.stage == "evaluate":
             continue
         for kind, size in {"pretraining": 2000, "demonstrations": 300, "comparisons": 100}.items():
             stage.data[kind] = tuple(
-                f"simulated:{kind}:train:{size}" if source.startswith("simulated:") else source
+                f"simulated:{source.split(':')[1]}:train:{size}" if source.startswith("simulated:") else source
                 for source in stage.data[kind]
             )
     stages["prompts"].data.prompts = ("simulated:prompts:800",)
     stages["folds"].data.comparisons = ("jsonl:{workdir}/collect/comparisons.jsonl",)
     stages["folds"].reward.update({"folds": 2, "fold_seeds": 2, "num_steps": 0})
-    stages["select"].rollout.wave = 16

@@ -2,13 +2,16 @@
 
 import math
 
-LEVELS = {"base": 0.08, "prefix": 0.21, "sft": 0.5, "ppo": 0.72, "ppo_ptx": 0.7, "control": 0.47}
+LEVELS = {"base": 0.08, "prefix": 0.21, "sft": 0.5, "ppo": 0.72, "ppo_ptx": 0.7, "flan": 0.19, "t0": 0.18}
+LEVELS |= {"control": 0.47}
 LABELS = {
     "base": "GPT",
     "prefix": "GPT (prompted)",
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "flan": "FLAN",
+    "t0": "T0",
     "control": "PPO, shuffled rankings",
 }
 
@@ -29,7 +32,7 @@ def example() -> dict:
         distribution: {name: row(quality[name] - 0.04 * n, name == "sft_small") for name in models}
         for n, distribution in enumerate(("instruct", "gpt"))
     }
-    losses = {"base": 1.62, "sft": 1.71, "ppo": 1.8, "ppo_ptx": 1.64, "control": 1.66}
+    losses = {"base": 1.62, "sft": 1.71, "ppo": 1.8, "ppo_ptx": 1.64, "flan": 1.7, "t0": 1.69, "control": 1.66}
     plain = [name for name, model in models.items() if model["method"] != "prefix"]
     language = {
         name: {

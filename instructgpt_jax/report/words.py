@@ -10,6 +10,8 @@ METHODS = {
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "flan": "FLAN",
+    "t0": "T0",
     "control": "PPO, shuffled rankings",
 }
 DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts", "other": "other prompts"}

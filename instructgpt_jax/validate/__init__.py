@@ -13,6 +13,7 @@ from instructgpt_jax.validate import labeling, prompts
 from instructgpt_jax.validate.adapter import check_adapter
 from instructgpt_jax.validate.evaluation import (
     BENCHMARK,
+    METHODS,
     check_benchmark,
     check_evaluation,
     check_reward_evaluation,
@@ -101,7 +102,7 @@ SECTIONS = {
     },
     "evaluate": ANSWERS | {
         "models": Each({
-            "label": TEXT, "method": choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control"), "size": TEXT,
+            "label": TEXT, "method": METHODS, "size": TEXT,
             "model": TEXT, "prefix": FLAG,
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.validate.rules import FLAG, POSITIVE, TEXT, TEXTS, Each, Rule, choice, integer, number
 
-METHODS = choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control")
+METHODS = choice("base", "prefix", "sft", "ppo", "ppo_ptx", "flan", "t0", "control")
 PERSPECTIVE = "perspective"  # as a grader: the API instead of a model
 BENCHMARK = {
     "title": TEXT, "models": Each({"label": TEXT, "method": METHODS, "size": TEXT, "model": TEXT}), "order": TEXTS,
