@@ -75,6 +75,8 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
         "prefix": {"candidates": (), "prompts": (), "max_length": 0},  # few-shot; the best on the prompts is taken
         "overoptimisation": {"runs": {}, "prompts": ()},  # name -> workdir with snapshots
         "curves": {},  # name -> workdir
+        "prompt_sets": "",  # workdir of a stage `prompts` whose tables the report shows; "" = none
+        "folds": "",  # workdir of a stage `reward` with folds of labelers, likewise
         "parallel": 2,  # policies at once, on a CPU
         "batch_size": 64,
         "max_prompt_length": 1024,

@@ -75,6 +75,15 @@ def example() -> dict:
                 {"step": s, "kl": s / 3.0, "score": s / 10, "gold": 1 - (s - 20) ** 2 / 400} for s in range(0, 31, 5)
             ]
         },
+        "folds": {
+            "folds": 5,
+            "seeds": 3,
+            "training_groups": interval(0.724, 0.004, 5),
+            "held_out_groups": interval(0.696, 0.009, 5),
+            "difference": interval(-0.028, 0.007, 5),
+            "rows": [],
+        },
+        "prompt_sets": prompt_sets(),
         "prefix": {
             "candidates": [{"text": "Hello.\n\n", "score": -1.5}, {"text": "Q: 1?\nA: 1.", "score": -0.5}],
             "chosen": 1,
@@ -91,6 +100,29 @@ def example() -> dict:
             for n in range(10)
         ],
         "perf": {"seconds": {"ppo": 150.0, "evaluate": 61.2}, "versions": {"jax": "0.10.2"}, "device": "1 x cpu"},
+    }
+
+
+def prompt_sets() -> dict:
+    """What stage `prompts` writes: three sets, two use cases, demonstrations of one source."""
+
+    def lengths(mean: float) -> dict:
+        return {"count": 1234, "mean": mean, "std": 2.5, "min": 1, "25%": 7, "50%": 9, "75%": 12, "max": 96}
+
+    return {
+        "read": 18_000,
+        "users": 1500,
+        "steps": [
+            {"step": "long common prefix", "dropped": 7927, "left": 10_073},
+            {"step": "over 200 a user", "dropped": 801, "left": 9272},
+        ],
+        "tables": {
+            "sizes": {"train": {"customer": 5000, "total": 5819}, "valid": {"total": 718}, "test": {"total": 2371}},
+            "prompts_per_user": {"train": 6.01, "valid": 31.55},
+            "lengths": {"train": lengths(16.6), "valid": lengths(18.6)},
+            "lengths_by_use_case": {"open_qa": lengths(8.9), "": lengths(13.0)},
+            "lengths_of_demonstrations": {"prompt": {"customer": lengths(15.3)}, "demonstration": {"": lengths(3.8)}},
+        },
     }
 
 

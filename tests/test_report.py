@@ -27,6 +27,8 @@ SECTIONS = {  # key of the report -> sections that the page has with it and the 
     "reward_model": ["paper", "reward"],
     "curves": ["training"],
     "overoptimisation": ["overoptimisation"],
+    "folds": ["paper", "reward"],
+    "prompt_sets": ["prompts"],
     "prefix": ["prefix"],
     "samples": ["samples"],
 }
@@ -212,6 +214,21 @@ def test_numbers_of_the_page_are_those_of_the_report(written):
     assert seen == 2 * 11 * (2 + 2 + 5 + 9) + 3 * 10
 
 
+def test_tables_of_the_prompts_and_of_the_folds(written):
+    tables = {(table[0][1], len(table)): table for table in written[2].tables if len(table[0]) > 1}
+    assert tables["long common prefix", 3][1:] == [["left out", "7,927", "801"], ["left", "10,073", "9,272"]]
+    sets = tables["train", 12]
+    assert sets[0] == ["", "train", "valid", "test"] and sets[1] == ["prompts, customer", "5,000", "–", "–"]
+    assert sets[2:4] == [["prompts", "5,819", "718", "2,371"], ["prompts per user", "6.01", "31.6", "–"]]
+    assert sets[4:7] == [["count", "1,234", "1,234", "–"], ["mean", "16.6", "18.6", "–"], ["std", "2.50", "2.50", "–"]]
+    assert tables["open qa", 9][0] == ["", "open qa", "none named"] and tables["open qa", 9][-1] == ["max", "96", "96"]
+    assert tables["prompt, customer", 9][0] == ["", "prompt, customer", "demonstration"]
+    folds = tables["this run", 4]
+    assert folds[0] == ["", "this run", "the paper"]
+    assert folds[1][1:] == ["72.4|72.0 to 72.8", "72.4|72.0 to 72.8"] and folds[2][1:] == ["69.6|68.7 to 70.5"] * 2
+    assert folds[3][1:] == ["−2.8|−3.5 to −2.1", "–"] or folds[3][1:] == ["-2.8|-3.5 to -2.1", "–"]
+
+
 def same(cell: str, value: dict | float, scale: float) -> None:
     """`mean|low to high` is the value to the last digit that is shown, and at least two digits are."""
     shown = cell.replace("−", "-").replace("|", " to ").split(" to ")
@@ -354,11 +371,15 @@ def test_findings_hold_where_the_numbers_say_so():
         ("The reward model is", "reward_model accuracy training", 0.8, findings.FAILS),
         ("It is no more accurate", "reward_model accuracy heldout", 0.72, findings.UNCLEAR),
         ("It is no more accurate", "reward_model accuracy heldout", 0.8, findings.FAILS),
+        ("It is no more accurate", "folds held_out_groups", 0.73, findings.UNCLEAR),
+        ("It is no more accurate", "folds held_out_groups", 0.8, findings.FAILS),
         ("With shuffled", "results instruct control_small win_rate training", 0.6, findings.FAILS),
     ],
 )
 def test_a_finding_follows_its_number_and_no_other(claim, path, mean, verdict):
     report = example()
+    if "heldout" in path:  # what the finding is of where there are no folds
+        del report["folds"]
     *place, last = path.split()
     at = report
     for key in place:

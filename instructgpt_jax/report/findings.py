@@ -72,7 +72,7 @@ class _View:
         self.table = report.get("head_to_head", {}).get(distribution, {}).get(self.group, {})
         language = report.get("language", {})
         self.losses = {name: row["pretraining_loss"] for name, row in language.items() if "pretraining_loss" in row}
-        self.reward = report.get("reward_model", {})
+        self.reward, self.folds = report.get("reward_model", {}), report.get("folds", {})
 
     def values(self, quantity: str, key: str) -> dict[str, dict]:
         """The intervals of the models that have this one."""
@@ -189,8 +189,10 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
         both = [("", accuracy["training"], shared)]
         claim = "The reward model is as accurate as labelers agree, within 5 points"
         yield claim, "72.4 ± 0.4 % and 72.6 ± 1.5 %", both, _near, _both
-    if "training" in accuracy and "heldout" in accuracy:
-        both = [("", accuracy["training"], accuracy["heldout"])]
+    folds = found.folds
+    seen = ("training_groups", "held_out_groups") if folds else ("training", "heldout")
+    if all(name in (folds or accuracy) for name in seen):
+        both = [("", *((folds or accuracy)[name] for name in seen))]
         claim, paper = "It is no more accurate on labelers it never saw", "72.4 ± 0.4 % → 69.6 ± 0.9 %"
         yield claim, paper, both, _not_above, _arrow
     claim = "With shuffled rankings nothing is gained over SFT"

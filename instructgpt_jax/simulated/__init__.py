@@ -50,6 +50,7 @@ from instructgpt_jax.simulated.labeling import (
     prefer,
     rank,
     rate,
+    value,
 )
 from instructgpt_jax.simulated.streams import HEADER, SIZES, SPLIT, completions, prefixes, records
 from instructgpt_jax.simulated.tasks import CLOSED, FEW_SHOT_EXAMPLE, USE_CASES, parse
@@ -58,5 +59,5 @@ from instructgpt_jax.simulated.writing import write
 __all__ = [
     "CLOSED", "FEW_SHOT_EXAMPLE", "GROUPS", "HEADER", "SIZES", "SPLIT", "USE_CASES", "Agreement", "Facts", "Features",
     "Labeler", "agreement", "completions", "draw_labelers", "facts", "features", "gold_score", "labelers", "parse",
-    "prefer", "prefixes", "rank", "rate", "records", "write",
+    "prefer", "prefixes", "rank", "rate", "records", "value", "write",
 ]  # fmt: skip
