@@ -2,6 +2,7 @@
 
 --config=tests/every_stage.py            all but `benchmark`
 --config=tests/every_stage.py:FOLDER     also that, on the records that `write_benchmark` has put into FOLDER
+--config=tests/every_stage.py:short      pretraining, SFT and a longer PPO-ptx alone, with a fresh reward model
 
 A network is wide enough for a tensor axis of four; every batch is a multiple of eight.
 """
@@ -96,9 +97,18 @@ def get_config(folder=""):
     stages["sample"].sample = common.sampling(8) | {"prompts": ("the cat", "a dog"), "file": "", "batch_size": 8}
     stages["export"] = common.config("export")
     stages["export"].models.model = common.network(init_from="{workdir}/ppo")
-    stages["export"].export = {"dtype": "float32"}
-    if folder:
-        stages["benchmark"] = measured.benchmark("test", [measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny")])
+    stages["export"].export = common.export() | {"dtype": "float32"}
+    if folder == "short":
+        stages = {name: stages[name] for name in ("pretrain", "sft", "ppo")}
+        stages["ppo"].models.policy = common.network(init_from="{workdir}/sft")
+        stages["ppo"].models.reward = common.network("tiny", **TINY)
+        stages["ppo"].ppo.iterations = 8
+    elif folder:
+        asked = [
+            measured.Policy("select", "sft", "SFT", "sft", "tiny"),
+            measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny"),
+        ]
+        stages["benchmark"] = measured.benchmark("test", asked)
         stages["benchmark"].benchmark.update({"tasks": (TASK,), "data_dir": folder, "limit": 8})
     config = common.pipeline(stages)
     config.tensor = config_dict.FieldReference(1)  # the mesh of all of them

@@ -113,7 +113,8 @@ def test_a_pair_goes_on_after_one_of_it_was_killed(runs):
 def test_all_say_who_hangs(runs):
     """The one that is not in a program is the one that holds up the others; nothing has been ended."""
     for number, said in enumerate(runs.hanging):
-        assert re.search(rf"ppo: step \d in process {number} has taken \d+ s, the median is .* s; threads:\n", said), said
+        told = rf"ppo: step \d in process {number} has taken \d+ s, the median is .* s; threads:\n"
+        assert re.search(told, said), said
         assert "thread MainThread:" in said and ("in hold_up" in said) == (number == 1) and "error: " not in said, said
 
 
