@@ -12,8 +12,9 @@ kill    kill -9 of a random process at a random moment of a stage: the others en
 term    SIGTERM to a random process: all save the same step and exit 0; the same command again: equal to the bit
 mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own: equal to rounding
 
-`--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--short` takes pretraining, SFT
-and PPO-ptx alone; `--benchmark=FOLDER` adds the stage `benchmark` (extra `eval`), its records are written into FOLDER.
+`--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=short` takes pretraining,
+SFT and PPO-ptx alone, `--part=measured` pretraining, collect and evaluate; `--benchmark=FOLDER` adds the stage
+`benchmark` (extra `eval`), its records are written into FOLDER.
 A run that has not ended after `--patience` seconds counts as one that hangs, and as a difference. Every case is written
 into DIR/cases.jsonl; what is there already is not run again. Prints a line a case, and the table in the end; exits 1
 where anything differs.
@@ -319,18 +320,19 @@ def main() -> None:
     parser.add_argument("--stages", default="sft,reward,ppo", help="that are disturbed")
     parser.add_argument("--times", type=int, default=1, help="that each of them is")
     parser.add_argument("--blows", type=int, default=1, help="in a row, each time")
-    parser.add_argument("--short", action="store_true", help="pretraining, SFT and PPO-ptx alone")
+    parser.add_argument("--part", default="all", choices=("all", "short", "measured"), help="of the pipeline")
     parser.add_argument("--benchmark", default="", help="folder for records: the stage `benchmark` too")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which a run counts as hanging")
     parser.add_argument("--first", type=float, default=20, help="seconds in which a job joins and compiles")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    root, argument = pathlib.Path(options.workdir).resolve(), "short" if options.short else ""
+    root, argument = pathlib.Path(options.workdir).resolve(), options.part
     root.mkdir(parents=True, exist_ok=True)
     if options.benchmark:
-        argument = str(pathlib.Path(options.benchmark).resolve())
-        pathlib.Path(argument).mkdir(parents=True, exist_ok=True)
-        every_stage.write_benchmark(pathlib.Path(argument))
+        folder = pathlib.Path(options.benchmark).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        every_stage.write_benchmark(folder)
+        argument += f",{folder}"
     plan = Plan(argument, options.patience, options.first, options.blows, options.seed)
     kept = root / "cases.jsonl"
     known = [Case(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
