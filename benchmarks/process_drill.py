@@ -12,9 +12,9 @@ kill    kill -9 of a random process at a random moment of a stage: the others en
 term    SIGTERM to a random process: all save the same step and exit 0; the same command again: equal to the bit
 mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own: equal to rounding
 
-`--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=short` takes pretraining,
-SFT and PPO-ptx alone, `--part=measured` pretraining, collect and evaluate; `--benchmark=FOLDER` adds the stage
-`benchmark` (extra `eval`), its records are written into FOLDER.
+`--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=pretrain` takes that
+stage alone, `--part=short` pretraining, SFT and PPO-ptx, `--part=measured` pretraining, collect and evaluate.
+`--benchmark=FOLDER` adds the stage `benchmark` (extra `eval`), its records are written into FOLDER.
 A run that has not ended after `--patience` seconds counts as one that hangs, and as a difference. Every case is written
 into DIR/cases.jsonl; what is there already is not run again. Prints a line a case, and the table in the end; exits 1
 where anything differs.
@@ -49,6 +49,7 @@ from instructgpt_jax.training import checkpoint  # noqa: E402
 
 CONFIG = "tests/every_stage.py"
 MOMENTS = {"evaluate": 6, "benchmark": 1}  # of a stage's work, see `done`, after the last of which it is disturbed
+PARTS = ("all", "pretrain", "short", "measured")
 JOIN = 60  # seconds that a process waits for the others
 RELATIVE, ABSOLUTE = 2e-3, 2e-4  # "to rounding", over all stages one after the other
 CLOCK = ("perf", "seconds", "command", "config", "versions", "workdir", "hash")  # keys that need not be the same
@@ -265,18 +266,23 @@ def _unlike(left, right, exact: bool) -> tuple[float, bool]:
 def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, number: int) -> Case:
     """A stage that is disturbed and started again, after the stages before it as the undisturbed cell has them.
 
-    What the runs have said and written stays only where something is wrong.
+    What the runs have said and written stays only where something is wrong. A drill that was ended goes on after the
+    last blow that it has noted.
     """
     name = f"{whole.name} {stage} {fault} {number}"
-    copy, rng = whole.with_name(name.replace(" ", "_")), random.Random(f"{plan.seed} {name}")
-    remove(copy)
-    shutil.copytree(whole, copy, ignore=lambda folder, _: {stage, "complete"} if folder == str(whole) else ())
-    kind, other = signal.SIGKILL if fault == "kill" else signal.SIGTERM, fault == "mesh"
-    blows, wrong = [], []
-    while len(blows) < plan.blows and (blow := strike(plan, cell, copy, stage, kind, rng)) is not None:
+    copy, kind = whole.with_name(name.replace(" ", "_")), signal.SIGKILL if fault == "kill" else signal.SIGTERM
+    noted, other = copy / "blows.json", fault == "mesh"
+    if not noted.exists():
+        remove(copy)
+        shutil.copytree(whole, copy, ignore=lambda folder, _: {stage, "complete"} if folder == str(whole) else ())
+    blows = [Blow(*one) for one in json.loads(noted.read_text())] if noted.exists() else []
+    while len(blows) < plan.blows:
+        rng = random.Random(f"{plan.seed} {name} {len(blows)}")
+        if (blow := strike(plan, cell, copy, stage, kind, rng)) is None:
+            break
         blows.append(blow)
-        wrong += blow.wrong
-    begin = time.monotonic()
+        noted.write_text(json.dumps(blows))
+    wrong, begin = sum((blow.wrong for blow in blows), []), time.monotonic()
     wrong += finish(plan, Cell(1, 1) if other else cell, copy, stage)
     again = round(time.monotonic() - begin, 1)
     wrong += compare(whole, copy, not other, stage)[0]
@@ -320,12 +326,13 @@ def main() -> None:
     parser.add_argument("--stages", default="sft,reward,ppo", help="that are disturbed")
     parser.add_argument("--times", type=int, default=1, help="that each of them is")
     parser.add_argument("--blows", type=int, default=1, help="in a row, each time")
-    parser.add_argument("--part", default="all", choices=("all", "short", "measured"), help="of the pipeline")
+    parser.add_argument("--part", default="all", choices=PARTS, help="of the pipeline")
     parser.add_argument("--benchmark", default="", help="folder for records: the stage `benchmark` too")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which a run counts as hanging")
     parser.add_argument("--first", type=float, default=20, help="seconds in which a job joins and compiles")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
     root, argument = pathlib.Path(options.workdir).resolve(), options.part
     root.mkdir(parents=True, exist_ok=True)
     if options.benchmark:

@@ -2,6 +2,7 @@
 
 --config=tests/every_stage.py                     all but `benchmark`
 --config=tests/every_stage.py:all,FOLDER          also that, on the records that `write_benchmark` has put into FOLDER
+--config=tests/every_stage.py:pretrain            that stage alone, longer
 --config=tests/every_stage.py:short               pretraining, SFT and a longer PPO-ptx alone, with a fresh reward model
 --config=tests/every_stage.py:measured[,FOLDER]   pretraining, and what measures its model with a fresh reward model
 
@@ -121,6 +122,9 @@ def get_config(argument=""):
                 elif entry.init_from:
                     entry.init_from = "{workdir}/pretrain"
         stages["evaluate"].evaluate.curves = {"pretrain": "{workdir}/pretrain"}
+    if part == "pretrain":
+        stages = {part: stages[part]}
+        stages[part].pretrain.num_steps, stages[part].eval_every = 40, 0
     config = common.pipeline(stages)
     config.tensor = config_dict.FieldReference(1)  # the mesh of all of them
     for stage in stages.values():
