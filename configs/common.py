@@ -133,7 +133,8 @@ def rankings(lr: float, batch_size: int) -> ConfigDict:
             "head_l2": 0.02,  # ... with this penalty
             "bias_examples": 2048,  # demonstrations that get mean score 0
             "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1) ...
-            "fold_by": "group",  # ... or, with "prompt", of the prompts
+            "fold_by": "group",  # ... or, with "labeler", of the labelers in equal parts, with "prompt" of the prompts
+            "fold_seeds": 1,  # models of each fold of people
             "held_out_groups": (),
             "optimizer": optimizer(lr, "cosine"),
         }
@@ -163,7 +164,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
         "num_minibatches": 8,  # of 64
         "inner_epochs": 1,
         "row_length": 2048,
-        "microbatch_rows": 8,
+        "microbatch_rows": 16,  # the last of a minibatch is filled up with empty rows
         "kl_coef": 0.02,
         "adaptive_kl": {"target": 0.0, "horizon": 10_000},  # off
         "gamma": 1.0,
@@ -177,7 +178,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
         "ptx_coef": ptx_coef,
         "ptx_ratio": 8,  # pretraining sequences an episode
         "ptx_row_length": 2048,
-        "ptx_microbatch_rows": 8,
+        "ptx_microbatch_rows": 64,  # of 512, always full: the more at once, the fewer times weights are gathered
         "ema_decay": 0.992,
         "old_logprobs": "auto",
         "eval_batches": 1,
