@@ -3,6 +3,7 @@
 All processes are forks of one that has imported the program.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -80,6 +81,8 @@ def run(process: Process) -> None:
     except Exception:  # as at the end of a program: multiprocessing would write the trace itself
         sys.excepthook(*sys.exc_info())
         raise SystemExit(1) from None
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out: there a process waits for the others of its job
 
 
 @contextlib.contextmanager
