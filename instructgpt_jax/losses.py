@@ -25,7 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructgpt_jax.models import flash
 from instructgpt_jax.sharding import BATCH, constrain
+
+
+def chunk_of(vocabulary: int, platform: str) -> int:
+    """Tokens of a chunk: as many as have 1 GiB of float32 logits on a device, at least 512 and at most 8,192.
+
+    A chunk moves 12 V D bytes, mostly of the float32 gradient of the unembedding, beside 6 c V D FLOPs of products: c
+    should be many times the FLOPs that a device does in the time of a byte, 166 on a v5p, 560 on a v6e. A CPU gains
+    nothing by more than 512, and loses where they leave its caches (docs/performance.md).
+    >>> [chunk_of(2**bits, "tpu") for bits in (9, 16, 18, 20)], chunk_of(2**16, "cpu")
+    ([8192, 4096, 1024, 512], 512)
+    """
+    return 512 if platform == "cpu" else min(max(2**30 // (4 * vocabulary), 512), 8192)
 
 
 class _Plan(NamedTuple):
@@ -217,7 +230,7 @@ def token_logprobs(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     temperature: float = 1.0,
-    chunk: int = 512,
+    chunk: int | None = None,
     limit: int | None = None,
     with_entropy: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -234,7 +247,7 @@ def token_logprobs(
       bias: (V,), of the logits.
       mask: (B, T), 0 = not wanted: no work is done for the token, its result is 0. All are wanted by default.
       temperature: divides the logits; > 0.
-      chunk: tokens of one batch shard whose logits exist at a time.
+      chunk: tokens of one batch shard whose logits exist at a time; None = `chunk_of` the vocabulary.
       limit: the most tokens that the mask can hold, where that is known to be fewer than B x T: no room is made for
         more. With more than this the result is wrong.
       with_entropy: also returns the entropy of each distribution in nats, for logging: it passes no gradient.
@@ -246,6 +259,7 @@ def token_logprobs(
     if mask is None:
         mask = jnp.ones(targets.shape, jnp.int32)
     chex.assert_equal_shape((targets, mask))
+    chunk = chunk or chunk_of(len(unembedding), flash.platform())
     logprobs, entropy = _token_logprobs(
         hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, limit, with_entropy
     )
@@ -300,7 +314,7 @@ def cross_entropy(
     *,
     vocab_size: int,
     bias: jax.Array | None = None,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> jax.Array:
     """- sum over tokens of weight * log softmax(hidden . unembedding + bias)[target], a float32 scalar.
 
@@ -314,10 +328,11 @@ def cross_entropy(
       weights: (B, T), e.g. 1 on loss tokens.
       vocab_size: columns of the distribution.
       bias: (V,), of the logits.
-      chunk: tokens of one batch shard whose logits exist at a time.
+      chunk: tokens of one batch shard whose logits exist at a time; None = `chunk_of` the vocabulary.
     """
     _check(hidden, unembedding, bias, targets, vocab_size)
     chex.assert_equal_shape((targets, weights))
+    chunk = chunk or chunk_of(len(unembedding), flash.platform())
     return _cross_entropy(hidden, unembedding, bias, targets, weights.astype(jnp.float32), vocab_size, chunk)
 
 

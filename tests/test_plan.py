@@ -248,6 +248,9 @@ def test_mends_take_from_what_takes_the_most():
         return search.mends(config, one, name, 8)
 
     assert mends("cache", "rollout")[0] == {"rollout.wave": 64}
+    assert mends("cache", "rollout")[-1] == {"rollout.cache": "int8"}
+    config.ppo.old_logprobs = "sampling"  # which int8 does not allow
+    assert {"rollout.cache": "int8"} not in mends("cache", "rollout")
     assert mends(answer.REST, "learn")[:2] == [{"ppo.microbatch_rows": 8}, {"models.policy.remat": "full"}]
     assert mends("value moments", "learn")[0] == {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, ppo, responses, run_tokenizer
 from instructgpt_jax.data import datasets, feeding
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -181,6 +182,7 @@ def algorithm_of(
         allowed=allowed,
         seed=config.seed,
         wave=config.rollout.wave or None,
+        cache=config.rollout.cache,
     )
 
 
@@ -222,7 +224,7 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, config.rollout.wave)
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, **config.rollout.to_dict())
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
 
@@ -247,7 +249,19 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         adapted = frozen if nets["policy"].base or nets["value"].base else None  # else it is not asked for
         episodes, logprobs = rollout(state.policy.params, batch, state.step, adapted)
         experience, metrics = phases.experience(state, frozen, episodes, logprobs)
-        return phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
+        checked = {}
+        if c.distribution_every and (int(state.step) + 1) % c.distribution_every == 0:
+            checked = {"rollout/distribution_gap": check(state.policy.params, adapted, episodes)}
+        state, metrics = phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
+        return state, metrics | checked
+
+    @jax.jit
+    def check(params, frozen, episodes):
+        some = jax.tree.map(lambda x: x[: c.microbatch_rows], episodes)
+        given = c.row_length, c.temperature, algorithm.allowed, algorithm.cache
+        return ep.distribution_gap(
+            algorithm.policy, ppo.whole(algorithm.policy, params, frozen, "policy"), some, *given
+        )
 
     def evaluate(state, frozen):
         if not data.valid or not c.eval_batches:
