@@ -100,7 +100,7 @@ def measure_head(steps: int) -> None:
         step = jax.jit(jax.value_and_grad(lambda h, u: loss(h, u, targets, jnp.ones((b, T))), argnums=(0, 1)))
         return lambda: jax.block_until_ready(step(hidden, table))
 
-    sizes = (512, losses.chunk_of(V, "gpu"))
+    sizes = (512, losses.chunk_of(V, "NVIDIA H200"))
     times = {size: [] for size in sizes}
     for index, (size, run) in itertools.product(range(steps + 1), [(size, head(size)) for size in sizes]):
         wall, processor = time.perf_counter(), time.process_time()

@@ -29,16 +29,15 @@ from instructgpt_jax.models import flash
 from instructgpt_jax.sharding import BATCH, constrain
 
 
-def chunk_of(vocabulary: int, platform: str) -> int:
-    """Tokens of a chunk: as many as have 1 GiB of float32 logits on a device, at least 512 and at most 8,192.
+def chunk_of(vocabulary: int, kind: str) -> int:
+    """Tokens of a chunk, by the vocabulary and the kind of device: those of 1 GiB of float32 logits, 512 to 8,192.
 
-    A chunk moves 12 V D bytes, mostly of the float32 gradient of the unembedding, beside 6 c V D FLOPs of products: c
-    should be many times the FLOPs that a device does in the time of a byte, 166 on a v5p, 560 on a v6e. A CPU gains
-    nothing by more than 512, and loses where they leave its caches (docs/performance.md).
-    >>> [chunk_of(2**bits, "tpu") for bits in (9, 16, 18, 20)], chunk_of(2**16, "cpu")
-    ([8192, 4096, 1024, 512], 512)
+    A chunk moves 12 V D bytes, mostly the gradient of the unembedding, beside 6 c V D FLOPs: c must be many times what
+    a device does in the time of a byte, 560 on a v6e. On CPUs, and TPUs before it, 512 is enough (docs/performance.md).
     """
-    return 512 if platform == "cpu" else min(max(2**30 // (4 * vocabulary), 512), 8192)
+    if kind.startswith(("cpu", "TPU v2", "TPU v3", "TPU v4", "TPU v5")):
+        return 512
+    return min(max(2**30 // (4 * vocabulary), 512), 8192)
 
 
 class _Plan(NamedTuple):
@@ -259,7 +258,7 @@ def token_logprobs(
     if mask is None:
         mask = jnp.ones(targets.shape, jnp.int32)
     chex.assert_equal_shape((targets, mask))
-    chunk = chunk or chunk_of(len(unembedding), flash.platform())
+    chunk = chunk or chunk_of(len(unembedding), flash.device_kind())
     logprobs, entropy = _token_logprobs(
         hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, limit, with_entropy
     )
@@ -332,7 +331,7 @@ def cross_entropy(
     """
     _check(hidden, unembedding, bias, targets, vocab_size)
     chex.assert_equal_shape((targets, weights))
-    chunk = chunk or chunk_of(len(unembedding), flash.platform())
+    chunk = chunk or chunk_of(len(unembedding), flash.device_kind())
     return _cross_entropy(hidden, unembedding, bias, targets, weights.astype(jnp.float32), vocab_size, chunk)
 
 

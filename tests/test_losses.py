@@ -191,10 +191,10 @@ def test_vocab_size_must_fit():
 
 
 def test_chunks_by_the_size_of_the_vocabulary(monkeypatch):
-    """1 GiB of float32 logits, not under 512 tokens and not over 8,192, where nobody says otherwise; on a CPU 512."""
+    """1 GiB of float32 logits, not under 512 tokens and not over 8,192; 512 where more gains nothing."""
     sizes = [100, 32_000, 50_304, 151_936, 2**19, 10**6]
-    assert [losses.chunk_of(size, "gpu") for size in sizes] == [8192, 8192, 5336, 1766, 512, 512]
-    assert {losses.chunk_of(size, "cpu") for size in sizes} == {512}
+    assert [losses.chunk_of(size, "NVIDIA H200") for size in sizes] == [8192, 8192, 5336, 1766, 512, 512]
+    assert {losses.chunk_of(size, kind) for size in sizes for kind in ("cpu", "TPU v5", "TPU v5 lite")} == {512}
     hidden, unembedding, _, targets, weights = example()
     asked = []
     monkeypatch.setattr(losses, "chunk_of", lambda *given: asked.append(given) or 5)

@@ -117,7 +117,7 @@ def model_flops(network: ModelConfig, tokens: float, context: float, passes: flo
 
 def chunks(network: ModelConfig, mesh: Mesh, tokens: float) -> int:
     """Laps of a loop over the vocabulary, for so many tokens of a shard."""
-    return max(1, -(-int(tokens) // losses.chunk_of(network.padded_vocab_size, mesh.devices.flat[0].platform)))
+    return max(1, -(-int(tokens) // losses.chunk_of(network.padded_vocab_size, mesh.devices.flat[0].device_kind)))
 
 
 def _fixed(function, *arguments) -> Callable[[int | None], tuple[Any, tuple]]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -160,6 +160,18 @@ def compile_phases(algorithm: ppo.Algorithm, shardings: ppo.PPOState | None = No
     )
 
 
+def distribution_gap(algorithm: ppo.Algorithm, params: Any, frozen: dict | None, episodes: ep.Episodes) -> jax.Array:
+    """() float32 of the first episodes, as many as a microbatch has rows, see episodes.distribution_gap.
+
+    Args:
+      params, frozen: see ppo.rollout.
+    """
+    c, some = algorithm.config, jax.tree.map(lambda x: x[: algorithm.config.microbatch_rows], episodes)
+    params = ppo.whole(algorithm.policy, params, frozen, "policy")
+    given = c.row_length, c.temperature, algorithm.allowed, algorithm.cache
+    return ep.distribution_gap(algorithm.policy, params, some, *given)
+
+
 def algorithm_of(
     config: ConfigDict, nets: dict[str, Network], end_ids: tuple[int, ...], allowed: np.ndarray | None
 ) -> ppo.Algorithm:
@@ -224,9 +236,12 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, **config.rollout.to_dict())
+    sampling = config.rollout.wave, config.rollout.cache
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, *sampling)
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
+
+    check = jax.jit(functools.partial(distribution_gap, algorithm), out_shardings=replicated(mesh))
 
     def init():
         parameters = nets["policy"].load(), nets["value"].load()
@@ -254,14 +269,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
             checked = {"rollout/distribution_gap": check(state.policy.params, adapted, episodes)}
         state, metrics = phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
         return state, metrics | checked
-
-    @jax.jit
-    def check(params, frozen, episodes):
-        some = jax.tree.map(lambda x: x[: c.microbatch_rows], episodes)
-        given = c.row_length, c.temperature, algorithm.allowed, algorithm.cache
-        return ep.distribution_gap(
-            algorithm.policy, ppo.whole(algorithm.policy, params, frozen, "policy"), some, *given
-        )
 
     def evaluate(state, frozen):
         if not data.valid or not c.eval_batches:
