@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import layout
+from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax.models import adapters, attention, flash, quantised, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
@@ -19,6 +20,8 @@ from instructgpt_jax.models.quantised import Store
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
 
 CHUNK = 64  # columns of a prompt that `replay` runs at once
+
+SHARDING = P(BATCH, None, "tensor", None, None)  # of keys and values
 
 
 class Cache(NamedTuple):
@@ -113,7 +116,10 @@ def _laid(x):
     if flash.platform() != "tpu" or x.ndim < 5:  # scales are small
         return x
     order = (1, 3, 2, 0, 4) if x.shape[-1] % 128 == 0 else (1, 3, 2, 4, 0)
-    return layout.with_layout_constraint(x, layout.Layout(order))
+    lay = functools.partial(layout.with_layout_constraint, layouts=layout.Layout(order))
+    if jax.sharding.get_abstract_mesh().empty:
+        return lay(x)
+    return jax.shard_map(lay, in_specs=SHARDING, out_specs=SHARDING, check_vma=False)(x)  # else it is gathered first
 
 
 def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
@@ -179,7 +185,7 @@ def init_cache(config: ModelConfig, batch: int, length: int, kind: str = "full")
 
 def _split(x: jax.Array) -> jax.Array:
     """Keys, values or scales (B, l, M, S, …) of a cache, over the mesh."""
-    return constrain(x, *(BATCH, None, "tensor", None, None)[: x.ndim])
+    return constrain(x, *SHARDING[: x.ndim])
 
 
 def sampling_params(config: ModelConfig, params: dict) -> dict:
