@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax import episodes, models, ppo, rollout, sharding
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.models import ModelConfig, attention, quantised
+from instructgpt_jax.models import ModelConfig, attention, stores
 
 SMALL = dict(vocab_size=60, num_layers=2, width=16, num_heads=4, mlp_width=32, max_length=32)
 SHAPES = {
@@ -41,13 +41,13 @@ def rows_of(prompts, lengths, responses):
 
 def test_eight_bits():
     x = jax.random.normal(jax.random.key(0), (3, 4, 5, 8)).at[1, 2, 3].set(0.0)
-    stored = quantised.quantise(x)
+    stored = stores.quantise(x)
     assert stored.numbers.dtype == jnp.int8 and stored.scales.dtype == jnp.float32
     assert stored.numbers.shape == x.shape and stored.scales.shape == x.shape[:-1]
     again = stored.numbers * stored.scales[..., None]
     np.testing.assert_allclose(again, rounded(x), atol=1e-6)
     assert not np.asarray(again[1, 2, 3]).any() and np.abs(stored.numbers).max() == 127
-    assert quantised.quantise(x.astype(jnp.bfloat16)).scales.dtype == jnp.float32
+    assert stores.quantise(x.astype(jnp.bfloat16)).scales.dtype == jnp.float32
 
 
 @functools.partial(jax.jit, static_argnames=("name", "wave", "answers", "cache"))
@@ -120,7 +120,7 @@ def test_a_cache_of_another_kind():
 def test_it_takes_less_memory():
     config = SHAPES["rotary"].replace(width=512, dtype="bfloat16")  # heads of 128
     sizes = {}
-    for kind in quantised.KINDS:
+    for kind in stores.KINDS:
         shapes = jax.eval_shape(functools.partial(models.init_cache, config, 4, 100, kind))
         sizes[kind] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.keys, shapes.values)))
     assert sizes["int8"] / sizes["full"] == (128 + 4) / 256

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from instructgpt_jax.models import quantised
-from instructgpt_jax.models.quantised import Quantised, Store
+from instructgpt_jax.models import stores
+from instructgpt_jax.models.stores import Quantised, Store
 
 FEWEST, ALIGNED = 128, 16  # columns of a cache that are read at least, and a divisor
 EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
@@ -166,7 +166,7 @@ def attend_to_cache(
       mask: (B, T, n) bool, of the n columns that are read.
       layer, start: () int32; the first of these columns.
     """
-    key, value = (quantised.read(x, layer, start, mask.shape[2]) for x in (key, value))
+    key, value = (stores.read(x, layer, start, mask.shape[2]) for x in (key, value))
     return attend(query, key, value, mask, scale)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from jax.experimental import layout
 from jax.sharding import PartitionSpec as P
 
-from instructgpt_jax.models import adapters, attention, flash, quantised, transformer
+from instructgpt_jax.models import adapters, attention, flash, stores, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
-from instructgpt_jax.models.quantised import Store
+from instructgpt_jax.models.stores import Store
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
 
 CHUNK = 64  # columns of a prompt that `replay` runs at once
@@ -175,10 +175,10 @@ def replay(
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, kind: str = "full") -> Cache:
-    """An empty cache for `batch` sequences of at most `length` tokens; `kind` is one of quantised.KINDS."""
+    """An empty cache for `batch` sequences of at most `length` tokens; `kind` is one of stores.KINDS."""
     shape = (config.num_kv_heads, length, config.head_width)
     empty = tuple(
-        jax.tree.map(_split, quantised.empty(kind, (batch, layers, *shape), config.dtype)) for layers in _groups(config)
+        jax.tree.map(_split, stores.empty(kind, (batch, layers, *shape), config.dtype)) for layers in _groups(config)
     )
     return Cache(empty, empty, constrain(jnp.full((batch, length), EMPTY, jnp.int32), BATCH, None))
 

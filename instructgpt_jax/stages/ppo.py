@@ -240,7 +240,6 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
     sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, *sampling)
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
-
     check = jax.jit(functools.partial(distribution_gap, algorithm), out_shardings=replicated(mesh))
 
     def init():

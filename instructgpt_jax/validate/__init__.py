@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
-from instructgpt_jax.models import quantised
+from instructgpt_jax.models import stores
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling, prompts
 from instructgpt_jax.validate.adapter import check_adapter
@@ -174,7 +174,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     rules |= TRAINING if stage in TRAINED else {}
     rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
-    rules |= {"rollout": {"wave": integer(0), "cache": choice(*quantised.KINDS)}} if stage in ("ppo", "select") else {}
+    rules |= {"rollout": {"wave": integer(0), "cache": choice(*stores.KINDS)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():
         check(config, name, rule, "config")
     _check_networks(config)
