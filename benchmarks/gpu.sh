@@ -56,12 +56,17 @@ card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/n
 if [[ $tiny ]]; then
     measure "PPO, DeepSpeed-Chat" 240 ppo.py --deepspeed --iterations=1 --shrink=256
     measure rollout 240 rollout.py --size=tiny --prompts=18 --slots=8 --shrink=16 --repeats=1
+    measure "rollout, 8-bit cache" 240 rollout.py --size=tiny --prompts=8 --slots=4 --shrink=16 --repeats=1 \
+        --workloads=fixed --forms=slots,int8
     measure "training MFU" 60 model.py --parts=mfu --steps=1
     measure attention 120 attention.py --sizes=tiny --rows=2 --tokens=64 --remat=full --steps=1
 else
-    measure "PPO, DeepSpeed-Chat" 190 ppo.py --deepspeed --iterations=1
-    measure rollout 190 rollout.py --size=gpt3-1.3b --dtype=bfloat16 --slots=64 --repeats=1 --workloads=paper
+    measure "PPO, DeepSpeed-Chat" 160 ppo.py --deepspeed --iterations=1
+    measure rollout 130 rollout.py --size=gpt3-1.3b --dtype=bfloat16 --slots=64 --repeats=1 --workloads=paper
+    measure "rollout, 8-bit cache" 80 rollout.py --size=gpt3-1.3b --dtype=bfloat16 --slots=64 --prompts=64 --repeats=1 \
+        --workloads=fixed --forms=slots,int8
     measure "training MFU" 40 model.py --parts=mfu --steps=3
-    measure attention 60 attention.py --sizes=gpt3-1.3b --remat=dots --steps=3
+    measure "the head" 20 model.py --parts=head --steps=3
+    measure attention 50 attention.py --sizes=gpt3-1.3b --remat=dots --steps=3
 fi
 exit "$missing"

@@ -1,16 +1,20 @@
 """Speed of the 124M GPT-2 shape beside transformers + torch, of decoding, and on a GPU the MFU of the 1.3B shape.
 
     pip install torch transformers
-    python benchmarks/model.py [--steps=5] [--parts=step,decode,mfu]
+    python benchmarks/model.py [--steps=5] [--parts=step,head,decode,mfu]
 
 `step`: forward and backward of 8 x 128 tokens in float32 on the CPU, through the loss that pretraining and SFT train
 on, alternating with GPT2LMHeadModel on the same tokens; medians, and the ratio, which alone counts on a busy machine.
+`head`: forward and backward of the loss over the vocabulary alone, by chunks of 512 tokens and as `losses.chunk_of` has
+it for GPUs and TPUs, alternating; float32 on a CPU, bfloat16 of the 1.3B shape on a GPU.
 `decode`: 64 tokens for each of 16 sequences after prompts of 64, beside the time it takes to read the weights once.
 `mfu`: forward and backward of the 1.3B shape, bfloat16, rows of 2,048; skipped where there is no GPU.
 """
 
 import argparse
+import functools
 import importlib.util
+import itertools
 import statistics
 import sys
 import time
@@ -19,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructgpt_jax import models
+from instructgpt_jax import losses, models
 from instructgpt_jax.rollout import generate
 from instructgpt_jax.training.supervised import language_model_loss
 
@@ -83,6 +87,34 @@ def measure_step(steps: int) -> None:
     print(f"step    ratio  {statistics.median(ratios):6.2f} (median of the pairs; at least 1.3 wanted)", flush=True)
 
 
+def measure_head(steps: int) -> None:
+    gpu = jax.default_backend() == "gpu"
+    config = models.SIZES["gpt3-1.3b"].replace(dtype="bfloat16") if gpu else GPT2
+    V, D, (b, T) = config.padded_vocab_size, config.width, (8, 2_048) if gpu else (4, 256)
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, table = jax.random.normal(keys[0], (b, T, D), config.dtype), 0.02 * jax.random.normal(keys[1], (V, D))
+    targets = jax.random.randint(keys[2], (b, T), 0, config.vocab_size)
+
+    def head(chunk):
+        loss = functools.partial(losses.cross_entropy, vocab_size=config.vocab_size, chunk=chunk)
+        step = jax.jit(jax.value_and_grad(lambda h, u: loss(h, u, targets, jnp.ones((b, T))), argnums=(0, 1)))
+        return lambda: jax.block_until_ready(step(hidden, table))
+
+    sizes = (512, losses.chunk_of(V, "NVIDIA H200"))
+    times = {size: [] for size in sizes}
+    for index, (size, run) in itertools.product(range(steps + 1), [(size, head(size)) for size in sizes]):
+        wall, processor = time.perf_counter(), time.process_time()
+        run()
+        if index:
+            times[size].append((time.perf_counter() - wall, time.process_time() - processor))
+    for size in sizes:
+        wall, processor = (statistics.median(column) for column in zip(*times[size], strict=True))
+        print(f"head    {b} x {T} tokens of {V:,}, chunks of {size:,}: {wall:.3f} s, {processor:.2f} s of processor")
+    pairs = np.array(times[sizes[0]]) / np.array(times[sizes[1]])
+    wall, processor = np.median(pairs, axis=0)
+    print(f"head    ratio  {wall:.2f}, of processor {processor:.2f} (512 to the larger)", flush=True)
+
+
 def measure_decode(steps: int) -> None:
     params = fresh(GPT2)
     prompts = random_rows(GPT2, 16, 64)["tokens"]
@@ -114,7 +146,7 @@ def measure_mfu(steps: int) -> None:
     print(f"{flops / elapsed / 1e12:.0f} TFLOP/s, MFU {flops / elapsed / PEAK_FLOPS:.1%} of {PEAK_FLOPS / 1e12:.0f}")
 
 
-PARTS = {"step": measure_step, "decode": measure_decode, "mfu": measure_mfu}
+PARTS = {"step": measure_step, "head": measure_head, "decode": measure_decode, "mfu": measure_mfu}
 
 
 def main() -> None:
@@ -124,7 +156,7 @@ def main() -> None:
     flags = parser.parse_args()
     parts = flags.parts.split(",")
     if "step" in parts and importlib.util.find_spec("torch") is None:
-        sys.exit("error: --parts=step must have torch to measure beside: pip install torch, or --parts=decode,mfu")
+        sys.exit("error: --parts=step must have torch to measure beside: pip install torch, or --parts=head,decode,mfu")
     for part in parts:
         PARTS[part](flags.steps)
 

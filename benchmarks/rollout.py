@@ -7,7 +7,8 @@ Three workloads: `fixed`, prompts and answers of 256 tokens; `paper`, prompts wi
 answers that end at lognormal lengths (mean 90, sigma 0.9, at most 1,024); `answers`, nine such answers to each of a
 ninth of these prompts. `--shrink` divides all lengths. Two forms do each: `slots`, this project's, and `waves`, how it
 sampled before: as many prompts as there are slots, in order of length, all of which wait for the longest answer;
-attention over every column; each answer to a prompt reads it again. Both sample the same tokens, but for rounding.
+attention over every column; each answer to a prompt reads it again. Both sample the same tokens, but for rounding. A
+third form, `--forms=slots,int8`, is slots with keys and values in 8 bits. Ratios are to the first form.
 
 `slots x steps` is counted per live token, beside its floor: the longest answer or the work divided by the slots,
 whichever is more. `columns` are those of the cache that attention reads per live one. Both are counted in a run of one
@@ -73,10 +74,10 @@ def work(name: str, count: int, shrink: int, vocab: int) -> Work:
     return Work(prompts, lengths.astype(np.int32), answers, limits.astype(np.int32), limit)
 
 
-def slots_form(config: ModelConfig, slots: int, w: Work):
+def slots_form(config: ModelConfig, slots: int, w: Work, cache: str = "full"):
     def run(params, prompts, lengths, limits):
         given = config, params, prompts, lengths, w.longest, 0
-        return rollout.generate(*given, wave=slots, answers=w.answers, limits=limits)
+        return rollout.generate(*given, wave=slots, answers=w.answers, limits=limits, cache=cache)
 
     return run
 
@@ -104,7 +105,7 @@ def waves_form(config: ModelConfig, slots: int, w: Work):
     return run
 
 
-FORMS = {"waves": waves_form, "slots": slots_form}
+FORMS = {"waves": waves_form, "slots": slots_form, "int8": functools.partial(slots_form, cache="int8")}
 
 
 class Counter:
@@ -124,7 +125,7 @@ class Counter:
 
 def with_form(form: str, slots: int, function):
     """function(); as `waves` with whole caches read, the prompts of a wave read together, and no smaller pool."""
-    if form == "slots":
+    if form != "waves":
         return function()
     sizes = {"PREFILL_CHUNK": 128, "TRAY": slots, "TAIL": 10**9, "READS": 1, "PREFILL_READS": 1}
     with unittest.mock.patch.multiple(rollout, **sizes):
@@ -159,27 +160,28 @@ def seconds(function) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: ModelConfig, w: Work, slots: int, repeats: int, speed: float) -> dict[str, float]:
+def measure(config: ModelConfig, w: Work, slots: int, repeats: int, speed: float, forms: list[str]) -> dict[str, float]:
     """Prints a line for each form; returns their seconds."""
     params = jax.jit(lambda key: models.init(config, key))(jax.random.key(0))
     arguments = params, w.prompts, w.lengths, w.limits
     build = lambda form: jax.jit(FORMS[form](config, slots, w)).lower(*arguments).compile()  # noqa: E731
     programs = {}
-    for form in FORMS:
+    for form in forms:
         start = time.perf_counter()
         programs[form] = with_form(form, slots, functools.partial(build, form))
         print(f"  {form}: compiled in {time.perf_counter() - start:.1f} s", flush=True)
     results = {form: jax.block_until_ready(program(*arguments)) for form, program in programs.items()}
-    times = {form: [] for form in FORMS}
+    times = {form: [] for form in forms}
     for _ in range(repeats):  # in turn: another program may take the machine for a while
         for form, program in programs.items():
             times[form].append(seconds(lambda: jax.block_until_ready(program(*arguments))))  # noqa: B023
     tokens = int(w.limits.sum())
     item = jnp.dtype(config.dtype).itemsize
     weights = sum(x.size for x in jax.tree.leaves(params)) * item
-    column = 2 * config.num_layers * config.num_kv_heads * config.head_width * item
-    limit = (w.floor(slots) * weights + w.live_columns() * column) / speed
     for form, program in programs.items():
+        head = config.head_width + 4 if form == "int8" else config.head_width * item  # bytes of a key: with its scale
+        columns = w.live_columns() * 2 * config.num_layers * config.num_kv_heads * head
+        limit = (w.floor(slots) * weights + columns) / speed
         count, best = counted(form, slots, w), min(times[form])
         print(
             f"  {form}: {best:8.2f} s, {tokens / best:9,.0f} live tokens/s, limit {limit:.2f} s; slots x steps "
@@ -188,8 +190,11 @@ def measure(config: ModelConfig, w: Work, slots: int, repeats: int, speed: float
             f"{program.memory_analysis().temp_size_in_bytes / 1e6:,.0f} MB",
             flush=True,
         )
-    same = (np.asarray(results["waves"].tokens) == np.asarray(results["slots"].tokens)).all(axis=1)
-    print(f"  slots {min(times['waves']) / min(times['slots']):.2f} x waves; same tokens {same.mean():.1%} of answers")
+    first, *others = forms
+    for form in others:
+        same = (np.asarray(results[first].tokens) == np.asarray(results[form].tokens)).all(axis=1)
+        faster = min(times[first]) / min(times[form])
+        print(f"  {form} {faster:.2f} x {first}; same tokens {same.mean():.1%} of answers")
     return {form: min(values) for form, values in times.items()}
 
 
@@ -202,6 +207,7 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=1, help="divides lengths")
     parser.add_argument("--workloads", default="fixed,paper,answers")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--forms", default="waves,slots", help=f"of {', '.join(FORMS)}")
     flags = parser.parse_args()
     config = (SMALL if flags.size == "small" else models.SIZES[flags.size]).replace(
         dtype=flags.dtype, max_length=max(4096 // flags.shrink, 512)
@@ -213,7 +219,8 @@ def main() -> None:
     )
     for name in flags.workloads.split(","):
         print(name)
-        measure(config, work(name, flags.prompts, flags.shrink, config.vocab_size), flags.slots, flags.repeats, speed)
+        w = work(name, flags.prompts, flags.shrink, config.vocab_size)
+        measure(config, w, flags.slots, flags.repeats, speed, flags.forms.split(","))
 
 
 if __name__ == "__main__":

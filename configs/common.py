@@ -153,7 +153,10 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
     settings.checkpoint.every = 10
     settings.models.ref_policy = network()  # empty: a frozen copy of the policy that PPO starts from
     settings.models.value = network()  # empty: starts from the reward model
-    settings.rollout = {"wave": 128}  # slots that answer, each a prompt at a time: bounds the cache; 0 = all that fit
+    settings.rollout = {
+        "wave": 128,  # slots that answer, each a prompt at a time: bounds the cache; 0 = all that fit
+        "cache": "full",  # keys and values as computed; or int8: half the memory, not quite the policy that trains
+    }
     settings.ppo = {
         "iterations": 500,  # 256,000 episodes
         "batch_size": 512,
@@ -181,6 +184,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
         "ptx_microbatch_rows": 64,  # of 512, always full: the more at once, the fewer times weights are gathered
         "ema_decay": 0.992,
         "old_logprobs": "auto",
+        "distribution_every": 0,  # iterations between checks of rollout/distribution_gap; 0 = never
         "eval_batches": 1,
         "num_samples": 8,
         # Warm-up from a tenth over 10 iterations of 8 updates, then constant.
@@ -270,7 +274,7 @@ def prompt_sets() -> ConfigDict:
 def selection() -> ConfigDict:
     """The choice among the snapshots of a run; the paper does not say how answers are drawn: as in PPO."""
     settings = config("select")
-    settings.rollout = {"wave": 64}
+    settings.rollout = {"wave": 64, "cache": "full"}
     settings.select = sampling(1024) | {
         "by": "score",  # or loss
         "batch_size": 512,

@@ -119,21 +119,22 @@ def unpack(packed: Packed, values: jax.Array, episodes: Episodes, microbatch: ja
     """Gathers per-token results of some rows back to responses.
 
     Args:
-      values: (m, b, T), one value a token for m microbatches, `microbatch` the first.
+      values: (m, b, T, …), one value or array a token for m microbatches, `microbatch` the first.
 
     Returns:
-      (B, R) the value at the column that predicts each response token, and a (B, R) bool mask: response tokens of the
-      episodes that lie in these rows. Values outside the mask are 0.
+      (B, R, …) the value at the column that predicts each response token, and a (B, R) bool mask: response tokens of
+      the episodes that lie in these rows. Values outside the mask are 0.
     """
-    m, b, T = values.shape
+    m, b, T, *rest = values.shape
     R = episodes.responses.shape[1]
     row = packed.row - microbatch * b
     here = (row >= 0) & (row < m * b)
     column = (packed.column + episodes.prompt_lengths - 1)[:, None] + jnp.arange(R)
     mask = here[:, None] & episodes.response_mask
-    flat = constrain(values.reshape(m * b, T), None, None)  # few numbers; rows and episodes lie on different devices
+    # Few numbers; rows and episodes lie on different devices.
+    flat = constrain(values.reshape(m * b, T, *rest), None, None, *[None] * len(rest))
     gathered = flat[jnp.clip(row, 0, m * b - 1)[:, None], jnp.minimum(column, T - 1)]
-    return jnp.where(mask, gathered, 0), mask
+    return jnp.where(mask.reshape(*mask.shape, *[1] * len(rest)), gathered, 0), mask
 
 
 def forward(function: Callable[[dict], Any], packed: Packed, trip_count: jax.Array):
@@ -194,6 +195,43 @@ def forward_episodes(head: Callable[[dict], jax.Array], episodes: Episodes, pack
     """
     values = forward(head, packed, _trips(packed))
     return unpack(packed, values, episodes)[0]
+
+
+def distribution_gap(
+    config: ModelConfig,
+    params: dict,
+    episodes: Episodes,
+    row_length: int,
+    temperature: float,
+    allowed: np.ndarray | None,
+    cache: str,
+) -> jax.Array:
+    """() float32: the largest total variation between the distributions of sampling and of scoring.
+
+    max over response tokens of 1/2 sum over v of |p(v) - q(v)|: p by decoding with keys and values, one token after the
+    other, q by the pass over packed rows from which a policy is trained. 0 = the same, 1 = nothing in common.
+
+    Args:
+      params: as trained.
+      episodes: B, which are one microbatch of B rows.
+      temperature, allowed: of both distributions, see `row_logprobs`.
+      cache: of sampling, see rollout.generate.
+    """
+    prompts, lengths, responses, mask = episodes
+    packed = pack(episodes, row_length, len(prompts))
+    states = lambda rows: models.hidden(config, params, rows["tokens"], rows["positions"], rows["segments"])  # noqa: E731
+    scored = forward_episodes(states, episodes, packed)  # (B, R, D)
+    decoding = models.sampling_params(config, params)
+
+    def probabilities(params, hidden):
+        logits = models.project(config, params, hidden) / temperature
+        return jax.nn.softmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf))
+
+    def each(t, hidden, largest):
+        variation = jnp.abs(probabilities(decoding, hidden) - probabilities(params, scored[:, t])).sum(axis=-1) / 2
+        return jnp.maximum(largest, jnp.where(mask[:, t], variation, 0.0).max())
+
+    return models.replay(config, decoding, prompts, lengths, responses, cache, each, jnp.float32(0))
 
 
 def scores(config: ModelConfig, params: dict, episodes: Episodes, packed: Packed) -> jax.Array:

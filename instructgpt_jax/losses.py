@@ -25,7 +25,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from instructgpt_jax.models import flash
 from instructgpt_jax.sharding import BATCH, constrain
+
+
+def chunk_of(vocabulary: int, kind: str) -> int:
+    """Tokens of a chunk, by the vocabulary and the kind of device: those of 1 GiB of float32 logits, 512 to 8,192.
+
+    A chunk moves 12 V D bytes, mostly the gradient of the unembedding, beside 6 c V D FLOPs: c must be many times what
+    a device does in the time of a byte, 560 on a v6e. On CPUs, and TPUs before it, 512 is enough (docs/performance.md).
+    """
+    if kind.startswith(("cpu", "TPU v2", "TPU v3", "TPU v4", "TPU v5")):
+        return 512
+    return min(max(2**30 // (4 * vocabulary), 512), 8192)
 
 
 class _Plan(NamedTuple):
@@ -217,7 +229,7 @@ def token_logprobs(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     temperature: float = 1.0,
-    chunk: int = 512,
+    chunk: int | None = None,
     limit: int | None = None,
     with_entropy: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -234,7 +246,7 @@ def token_logprobs(
       bias: (V,), of the logits.
       mask: (B, T), 0 = not wanted: no work is done for the token, its result is 0. All are wanted by default.
       temperature: divides the logits; > 0.
-      chunk: tokens of one batch shard whose logits exist at a time.
+      chunk: tokens of one batch shard whose logits exist at a time; None = `chunk_of` the vocabulary.
       limit: the most tokens that the mask can hold, where that is known to be fewer than B x T: no room is made for
         more. With more than this the result is wrong.
       with_entropy: also returns the entropy of each distribution in nats, for logging: it passes no gradient.
@@ -246,6 +258,7 @@ def token_logprobs(
     if mask is None:
         mask = jnp.ones(targets.shape, jnp.int32)
     chex.assert_equal_shape((targets, mask))
+    chunk = chunk or chunk_of(len(unembedding), flash.device_kind())
     logprobs, entropy = _token_logprobs(
         hidden, unembedding, bias, targets, mask, vocab_size, temperature, chunk, limit, with_entropy
     )
@@ -300,7 +313,7 @@ def cross_entropy(
     *,
     vocab_size: int,
     bias: jax.Array | None = None,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> jax.Array:
     """- sum over tokens of weight * log softmax(hidden . unembedding + bias)[target], a float32 scalar.
 
@@ -314,10 +327,11 @@ def cross_entropy(
       weights: (B, T), e.g. 1 on loss tokens.
       vocab_size: columns of the distribution.
       bias: (V,), of the logits.
-      chunk: tokens of one batch shard whose logits exist at a time.
+      chunk: tokens of one batch shard whose logits exist at a time; None = `chunk_of` the vocabulary.
     """
     _check(hidden, unembedding, bias, targets, vocab_size)
     chex.assert_equal_shape((targets, weights))
+    chunk = chunk or chunk_of(len(unembedding), flash.device_kind())
     return _cross_entropy(hidden, unembedding, bias, targets, weights.astype(jnp.float32), vocab_size, chunk)
 
 

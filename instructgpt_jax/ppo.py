@@ -65,6 +65,7 @@ class Algorithm(NamedTuple):
     eos_id: the token that ends a response, or several, any of which does; None = none does.
     seed: of sampling and of the minibatches.
     wave: sequences decoded at once.
+    cache: how sampling keeps keys and values, see rollout.generate.
     allowed: (V,) bool, the ids that may be sampled, see rollout.generate; None = all. Policy and reference are
       distributions over these in sampling, KL and policy loss alike; the pretraining term, as pretraining, over all.
     """
@@ -79,6 +80,7 @@ class Algorithm(NamedTuple):
     seed: int
     wave: int | None
     allowed: np.ndarray | None = None
+    cache: str = "full"
 
 
 class Experience(NamedTuple):
@@ -147,6 +149,7 @@ def rollout(
         iteration=iteration,
         wave=ppo.wave,
         allowed=ppo.allowed,
+        cache=ppo.cache,
     )
     return Episodes(prompts, lengths, tokens, mask), logprobs
 
@@ -339,8 +342,10 @@ def samples_are_old(ppo: Algorithm) -> bool:
     In float32 decoding and training agree to rounding, and a forward pass is saved. In bfloat16 they do not, nor where
     the products of float32 numbers are rounded (GPUs and TPUs, unless jax_default_matmul_precision says otherwise):
     PPO's ratio must be 1 before the first update, so the old log-probabilities come from the program that computes
-    the new.
+    the new. With keys and values in 8 bits they always do.
     """
+    if ppo.cache != "full":
+        return False
     if ppo.config.old_logprobs == "auto":
         exact = jax.default_backend() == "cpu" or jax.config.jax_default_matmul_precision in ("float32", "highest")
         return exact and ppo.policy.dtype == "float32"

@@ -41,6 +41,7 @@ class Sampler(NamedTuple):
     top_k: int
     top_p: float
     wave: int
+    cache: str = "full"
 
 
 class Answers(NamedTuple):
@@ -72,17 +73,17 @@ class Response(NamedTuple):
 
 
 def sampler_of(
-    network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int = 0
+    network: ModelConfig, tokenizer: Tokenizer, options: ConfigDict, seed: int, wave: int = 0, cache: str = "full"
 ) -> Sampler:
     """The Sampler of a section of the configuration.
 
     Args:
       network: of the policy.
       options: `response_length` and `temperature`, and `top_k` and `top_p` but for PPO, which samples from all tokens.
-      seed, wave: see Sampler.
+      seed, wave, cache: see Sampler.
     """
     chosen = options.response_length, options.temperature, options.get("top_k", 0), options.get("top_p", 1.0)
-    return Sampler(network.replace(remat="none"), tokenizer, seed, *chosen, wave)  # remat is of backward passes
+    return Sampler(network.replace(remat="none"), tokenizer, seed, *chosen, wave, cache)  # remat is of backward passes
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -161,6 +162,7 @@ def answer_batch(
         wave=sampler.wave or None,
         allowed=sampler.tokenizer.allowed(sampler.network.vocab_size),
         answers=counts,
+        cache=sampler.cache,
     )
     if not isinstance(counts, int):
         owners = jnp.repeat(jnp.arange(len(prompts)), counts, total_repeat_length=len(index))

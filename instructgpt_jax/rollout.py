@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.models import Cache, ModelConfig, adapters, attention, sample
-from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constrain, constrain_params
+from instructgpt_jax.models import Cache, ModelConfig, attention, sample
+from instructgpt_jax.sharding import BATCH, batch_shards, constrain
 
 PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
 TRAY = 8  # prompts that go through it together: an eighth of the pool, and at least so many
@@ -61,6 +61,7 @@ class Run(NamedTuple):
     max_new_tokens: R.
     choose: (hidden states (b, D), rows of the rollout (b,), positions (b,)) -> tokens, logprobs (b,).
     ended: tokens (b,) -> (b,) bool.
+    cache: how keys and values are kept, see generate.
     shards: of the batch on the mesh; slots and tray are split among them, and a prompt stays on its shard.
     """
 
@@ -76,6 +77,7 @@ class Run(NamedTuple):
     max_new_tokens: int
     choose: Callable
     ended: Callable
+    cache: str
     shards: int
 
 
@@ -135,6 +137,7 @@ def generate(
     allowed: np.ndarray | None = None,
     answers: int | jax.Array = 1,
     limits: jax.Array | None = None,
+    cache: str = "full",
 ) -> Rollout:
     """Samples responses to prompts.
 
@@ -156,12 +159,13 @@ def generate(
       answers: K, responses to each prompt, which is read once for all of them; or (P,) int32, how many to which, all
         of them at most as many as `episodes` has rows.
       limits: (B,) int32 in [1, R], the tokens that each response may have; None = R.
+      cache: `full` keeps keys and values as they are computed, `int8` in 8 bits with a scale for each token and head.
 
     Returns:
       B = P · K responses, those to one prompt one after another; rows that no prompt has are empty.
 
     Raises:
-      ValueError: an empty range, or a context too short.
+      ValueError: an empty range, a context too short, or a cache of another kind.
     """
     chex.assert_rank([prompts, lengths], [2, 1])
     if allowed is not None:
@@ -185,11 +189,7 @@ def generate(
     episodes = jnp.arange(P * answers) if episodes is None else episodes
     counts = jnp.broadcast_to(answers, P)
     prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
-    if config.dtype == "float32" and adapters.has_adapter(params):
-        # Once for all tokens. In bfloat16 the sum would round to the base wherever the change is below 1/256 of it:
-        # there the adapter stays beside its kernel.
-        params = adapters.merged(params)
-    params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
+    params = models.sampling_params(config, params)
 
     def choose(hidden, rows, positions):
         logits = models.project(config, params, hidden)
@@ -207,7 +207,7 @@ def generate(
     limits = _whole(jnp.full(B, max_new_tokens) if limits is None else jnp.asarray(limits))
     queue = prompts, lengths, counts, owners, order, asked.sum(), limits
     slots = B if wave is None else min(wave, _up(B, shards))
-    return _run(Run(config, params, *queue, max_new_tokens, choose, ended, shards), slots)
+    return _run(Run(config, params, *queue, max_new_tokens, choose, ended, cache, shards), slots)
 
 
 def _run(run: Run, slots: int) -> Rollout:
@@ -217,7 +217,7 @@ def _run(run: Run, slots: int) -> Rollout:
     refills = B > slots or D > 1  # some may wait for a slot
     tray = min(_up(P, D), _up(max(TRAY, -(-slots // TRAY)), D))
     free, empty = jnp.zeros(slots, jnp.int32), jnp.zeros(tray, jnp.int32)
-    cache = functools.partial(models.init_cache, run.config)
+    cache = functools.partial(models.init_cache, run.config, kind=run.cache)
     state = Sampling(
         Pool(cache(slots, width + R + SPARE), *_whole((jnp.int32(width), free, free - 1, free))),
         Tray(cache(tray, width + SPARE), *_whole((empty, empty))),

@@ -18,12 +18,13 @@ FIXED = ("stage", "seed", "models", "data", "rollout")
 # is the copy in the workdir), the step of labelling, and who judges the answers. All else (mesh, logging, checkpoints,
 # evaluation) may change freely.
 FREE = (
-    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "wave", "remat", "attention",
-    "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export", "skip_answers",
-    "rankings", "ratings", "preferences",
+    "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "distribution_every", "wave", "remat",
+    "attention", "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
+    "skip_answers", "rankings", "ratings", "preferences",
 )  # fmt: skip
 LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then
     "evaluate.answers_per_prompt": 1,
+    "rollout.cache": "full",
     "evaluate.prompt_sets": "",
     "evaluate.folds": "",
     "reward.fold_seeds": 1,

@@ -64,6 +64,7 @@ def get_config(folder):
         dict(
             iterations=12, batch_size=8, num_minibatches=2, max_prompt_length=8, response_length=8, row_length=16,
             microbatch_rows=4, ptx_ratio=2, ptx_row_length=32, ptx_microbatch_rows=8, num_samples=2,
+            distribution_every=5,
         )
     )  # fmt: skip
     config.ppo.adaptive_kl.update(dict(target=0.01, horizon=40))

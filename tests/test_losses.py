@@ -190,6 +190,27 @@ def test_vocab_size_must_fit():
         losses.token_logprobs(hidden, unembedding, targets, vocab_size=33)
 
 
+def test_chunks_by_the_size_of_the_vocabulary(monkeypatch):
+    """1 GiB of float32 logits, not under 512 tokens and not over 8,192; 512 where more gains nothing."""
+    sizes = [100, 32_000, 50_304, 151_936, 2**19, 10**6]
+    assert [losses.chunk_of(size, "NVIDIA H200") for size in sizes] == [8192, 8192, 5336, 1766, 512, 512]
+    assert {losses.chunk_of(size, kind) for size in sizes for kind in ("cpu", "TPU v5", "TPU v5 lite")} == {512}
+    hidden, unembedding, _, targets, weights = example()
+    asked = []
+    monkeypatch.setattr(losses, "chunk_of", lambda *given: asked.append(given) or 5)
+    for chunk in (5, None):
+        options = dict(vocab_size=V, chunk=chunk)
+        several = (
+            lambda h, o=options: losses.token_logprobs(h, unembedding, targets, **o),
+            lambda h, o=options: losses.cross_entropy(h, unembedding, targets, weights, **o),
+        )
+        asked += [str(jax.make_jaxpr(one)(hidden)) for one in several]
+    said = [x for x in asked if isinstance(x, tuple)]
+    assert said == [(PADDED, "cpu")] * 2
+    texts = [x for x in asked if isinstance(x, str)]
+    assert len(texts) == 4 and texts[:2] == texts[2:]
+
+
 def test_full_logits_never_exist():
     """No array of the compiled programs holds as many numbers as (B, T, V)."""
     rows, columns, width, vocabulary = 4, 64, 16, 1000

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common, ppo_1b3, ppo_ptx_1b3, pretrain_tiny, sft_175b
 from instructgpt_jax import models, networks, sharding
-from instructgpt_jax.plan import answer, command, cost, flags, hlo, rings, search, shapes, topology
+from instructgpt_jax.plan import answer, command, cost, flags, hlo, programs, rings, search, shapes, topology
 from instructgpt_jax.plan.rings import Group
 from instructgpt_jax.plan.topology import Chip
 
@@ -248,8 +248,19 @@ def test_mends_take_from_what_takes_the_most():
         return search.mends(config, one, name, 8)
 
     assert mends("cache", "rollout")[0] == {"rollout.wave": 64}
+    assert mends("cache", "rollout")[-1] == {"rollout.cache": "int8"}
+    config.ppo.old_logprobs = "sampling"  # which int8 does not allow
+    assert {"rollout.cache": "int8"} not in mends("cache", "rollout")
     assert mends(answer.REST, "learn")[:2] == [{"ppo.microbatch_rows": 8}, {"models.policy.remat": "full"}]
     assert mends("value moments", "learn")[0] == {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+
+
+def test_a_cache_in_8_bits_has_its_scales_with_it():
+    mesh, sizes = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1}), {}
+    for cache in ("full", "int8"):
+        network = models.SIZES["gpt3-6.7b"].replace(dtype="bfloat16")  # heads of 128
+        sizes[cache] = programs.cache_bytes(programs.Sampled(network, 8, 100, 10, 50.0, cache), mesh)
+    assert sizes["full"] == 2 * 32 * 100 * 4096 * 2 and sizes["int8"] / sizes["full"] == 132 / 256
 
 
 def test_depths_are_extrapolated():

@@ -276,6 +276,8 @@ def test_killed_and_stopped_runs_end_the_same(world, whole):
     lines = [line for line in read(whole) if "objective/kl" in line]
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert all(line["policy/ratio_first"] <= 1e-5 and line["rollout/logprob_gap"] <= 1e-5 for line in lines)
+    gaps = {line["step"]: line["rollout/distribution_gap"] for line in lines if "rollout/distribution_gap" in line}
+    assert gaps.keys() == {5, 10} and all(0 <= gap <= 2e-6 for gap in gaps.values())
     coefficients = [line["objective/kl_coef"] for line in lines]
     assert len(set(coefficients)) == 12 and lines[0]["objective/kl"] == pytest.approx(0.0, abs=1e-5)
     assert lines[-1]["objective/kl_k3"] > 0

@@ -72,6 +72,8 @@ def test_keys():
         ("ppo", "ppo.missing_eos_score", "low", "a number, or None, got 'low'"),
         ("ppo", "ppo.num_epochs", 3, "0 (prompts repeat, config.ppo.iterations ends the run), got 3"),
         ("ppo", "rollout.wave", -1, "an integer of at least 0, got -1"),
+        ("ppo", "rollout.cache", "fp4", "one of ('full', 'int8'), got 'fp4'"),
+        ("ppo", "ppo.distribution_every", -1, "an integer of at least 0, got -1"),
         ("select", "select.top_p", 0.0, "a number above 0 and at most 1, got 0.0"),
         ("select", "select.by", "luck", "one of ('score', 'loss'), got 'luck'"),
     ],
@@ -109,6 +111,10 @@ def test_batches_of_episodes():
     refused("ppo", f"config.ppo.batch_size / config.ppo.num_minibatches must be {shards}, got 4",
             shards=8, ppo__num_minibatches=8)  # fmt: skip
     refused("ppo", f"config.rollout.wave must be {shards}, got 4", shards=8, rollout__wave=4)
+    refused("ppo", "config.ppo.old_logprobs must be 'auto' or 'forward' for config.rollout.cache='int8', ",
+            rollout__cache="int8", ppo__old_logprobs="sampling")  # fmt: skip
+    refused("ppo", "config.ppo.distribution_every must be a multiple of config.log_every = 2, got 3",
+            log_every=2, ppo__distribution_every=3)  # fmt: skip
     refused("ppo", f"config.ppo.microbatch_rows must be {shards}, got 4", shards=8, ppo__microbatch_rows=4)
     refused("ppo", f"config.ppo.ptx_microbatch_rows must be {shards}, got 4",
             shards=8, ppo__ptx_microbatch_rows=4)  # fmt: skip

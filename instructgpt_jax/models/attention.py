@@ -9,6 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax.models import stores
+from instructgpt_jax.models.stores import Quantised, Store
+
 FEWEST, ALIGNED = 128, 16  # columns of a cache that are read at least, and a divisor
 EMPTY = 2**30  # the position of a cache slot without a token: after every query, hence never seen
 
@@ -107,8 +110,8 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool) -> j
 
 def attend(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key: jax.Array | Quantised,
+    value: jax.Array | Quantised,
     mask: jax.Array,
     scale: float,
     dropout_rate: float = 0.0,
@@ -118,29 +121,39 @@ def attend(
 
     Args:
       query: (B, N, T, H). Heads stand before tokens so that a cache is read in place.
-      key, value: (B, M, S, H); head n reads key/value head n // (N/M).
+      key, value: (B, M, S, H), or these in 8 bits; head n reads key/value head n // (N/M).
       mask: (B, T, S) bool, who sees whom. A query that sees nothing (padding) returns an unspecified finite value.
       scale: multiplies q·k.
 
     Returns:
-      (B, N, T, H), in the dtype of `value`.
+      (B, N, T, H), in the dtype of `value`, or of `query` where that is in 8 bits.
     """
     B, N, T, H = query.shape
+    # A scale is one number for a whole key or value, so that it goes beside the product, and 8-bit numbers into it: in
+    # 16 bits they are exact.
+    (key, key_scales), (value, value_scales) = (_taken_apart(x, query.dtype) for x in (key, value))
     M = key.shape[1]
     query = query.reshape(B, M, N // M, T, H)
     scores = jnp.einsum("bmgth,bmsh->bmgts", query, key, preferred_element_type=jnp.float32) * scale
+    scores = scores if key_scales is None else scores * key_scales[:, :, None, None]
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
     if dropout_key is not None and dropout_rate > 0:
         keep = jax.random.bernoulli(dropout_key, 1 - dropout_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - dropout_rate), 0.0)
+    weights = weights if value_scales is None else weights * value_scales[:, :, None, None]
     return jnp.einsum("bmgts,bmsh->bmgth", weights.astype(value.dtype), value).reshape(B, N, T, H)
+
+
+def _taken_apart(x: jax.Array | Quantised, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """Numbers (B, M, S, H) that go into a product, and their scales (B, M, S)."""
+    return (x.numbers.astype(dtype), x.scales) if isinstance(x, Quantised) else (x, None)
 
 
 def attend_to_cache(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key: Store,
+    value: Store,
     mask: jax.Array,
     scale: float,
     layer: jax.Array,
@@ -153,9 +166,8 @@ def attend_to_cache(
       mask: (B, T, n) bool, of the n columns that are read.
       layer, start: () int32; the first of these columns.
     """
-    shape = (key.shape[0], 1, key.shape[2], mask.shape[2], key.shape[4])
-    cut = lambda x: jax.lax.dynamic_slice(x, (0, layer, 0, start, 0), shape)[:, 0]  # noqa: E731
-    return attend(query, cut(key), cut(value), mask, scale)
+    key, value = (stores.read(x, layer, start, mask.shape[2]) for x in (key, value))
+    return attend(query, key, value, mask, scale)
 
 
 def read_sizes(columns: int, most: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import functools
 import itertools
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,10 +13,13 @@ import numpy as np
 from jax.experimental import layout
 from jax.sharding import PartitionSpec as P
 
-from instructgpt_jax.models import attention, flash, transformer
+from instructgpt_jax.models import adapters, attention, flash, stores, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
-from instructgpt_jax.sharding import BATCH, constrain
+from instructgpt_jax.models.stores import Store
+from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, constrain, constrain_params
+
+CHUNK = 64  # columns of a prompt that `replay` runs at once
 
 SHARDING = P(BATCH, None, "tensor", None, None)  # of keys and values
 
@@ -24,12 +27,12 @@ SHARDING = P(BATCH, None, "tensor", None, None)  # of keys and values
 class Cache(NamedTuple):
     """Keys and values of the tokens so far, one slot a sequence.
 
-    keys, values: a tuple over the groups of layers (see `unstack`), each (B, l, M, S, H).
+    keys, values: a tuple over the groups of layers (see `unstack`), each (B, l, M, S, H), as computed or in 8 bits.
     positions: (B, S) int32, the position of each slot's column; EMPTY where it holds no token.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
+    keys: tuple[Store, ...]
+    values: tuple[Store, ...]
     positions: jax.Array
 
     def emptied(self) -> "Cache":
@@ -50,13 +53,14 @@ class Cache(NamedTuple):
         D, S, copied = len(slots), self.positions.shape[1], lengths >= 0
 
         def copy(back, mine, theirs, slot, place, copied):
-            """A chunk that begins `back` columns before the end."""
-            (_, l, M, _, H), start = mine.shape, column - back
-            block = jax.lax.dynamic_slice(theirs, (place[0], 0, 0, theirs.shape[3] - back, 0), (1, l, M, chunk, H))
+            """A chunk that begins `back` columns before the end; of scales, which have no H, too."""
+            (_, l, M, _, *H), start = mine.shape, column - back
+            at = lambda sequence, first: (sequence[0], 0, 0, first, *[0] * len(H))  # noqa: E731
+            block = jax.lax.dynamic_slice(theirs, at(place, theirs.shape[3] - back), (1, l, M, chunk, *H))
             if D > 1:
-                old = jax.lax.dynamic_slice(mine, (slot[0], 0, 0, start, 0), (1, l, M, chunk, H))
+                old = jax.lax.dynamic_slice(mine, at(slot, start), (1, l, M, chunk, *H))
                 block = jnp.where(copied[0], block, old)
-            return jax.lax.dynamic_update_slice(mine, block, (slot[0], 0, 0, start, 0))
+            return jax.lax.dynamic_update_slice(mine, block, at(slot, start))
 
         def copy_chunk(i, arrays):
             function = functools.partial(copy, (i + 1) * chunk)
@@ -109,7 +113,7 @@ def _laid(x):
     Left alone the compiler lays out the loops that copy sequences by the order of the axes, and copies the whole cache
     before and after each of them. B goes to the lanes where H does not fill them.
     """
-    if flash.platform() != "tpu":
+    if flash.platform() != "tpu" or x.ndim < 5:  # scales are small
         return x
     order = (1, 3, 2, 0, 4) if x.shape[-1] % 128 == 0 else (1, 3, 2, 4, 0)
     lay = functools.partial(layout.with_layout_constraint, layouts=layout.Layout(order))
@@ -126,15 +130,71 @@ def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
     return result.reshape(-1, *result.shape[2:])
 
 
-def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
-    """An empty cache for `batch` sequences of at most `length` tokens."""
+def replay(
+    config: ModelConfig,
+    params: dict,
+    prompts: jax.Array,
+    lengths: jax.Array,
+    responses: jax.Array,
+    kind: str,
+    each: Callable[[jax.Array, jax.Array, Any], Any],
+    carry: Any,
+) -> Any:
+    """Goes through responses that are known as sampling does: prompts by chunks, then a token at a time.
+
+    Args:
+      params: from `sampling_params`.
+      prompts, lengths: (B, Q) and (B,) int32.
+      responses: (B, R) int32.
+      kind: of the cache, see `init_cache`.
+      each: (t, hidden states (B, D) of which response token t is drawn, carry) -> carry.
+      carry: the first.
+
+    Returns:
+      The last carry.
+    """
+    (B, Q), R, C = prompts.shape, responses.shape[1], min(CHUNK, prompts.shape[1])
+    width = -(-max(Q - 1, 1) // C) * C  # prompts end here, without their last token
+    whole = lambda x: constrain(x, BATCH, None)  # noqa: E731
+
+    def chunk(i, cache):
+        positions = jnp.maximum(i * C + jnp.arange(C) - width + lengths[:, None] - 1, -1)
+        tokens = jnp.take_along_axis(prompts, jnp.maximum(positions, 0), axis=1)
+        return extend(config, params, cache, whole(tokens), whole(positions), i * C)[1]
+
+    cache = jax.lax.fori_loop(0, width // C, chunk, init_cache(config, B, width + R, kind))
+    given = jnp.concatenate([jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1), responses[:, :-1]], axis=1)
+
+    def step(t, state):
+        carry, cache = state
+        tokens = jax.lax.dynamic_slice_in_dim(given, t, 1, axis=1)
+        y, cache = extend(config, params, cache, whole(tokens), whole(lengths[:, None] - 1 + t), width + t)
+        return each(t, y[:, 0], carry), cache
+
+    return jax.lax.fori_loop(0, R, step, (carry, cache))[0]
+
+
+def init_cache(config: ModelConfig, batch: int, length: int, kind: str = "full") -> Cache:
+    """An empty cache for `batch` sequences of at most `length` tokens; `kind` is one of stores.KINDS."""
     shape = (config.num_kv_heads, length, config.head_width)
-    empty = tuple(_split(jnp.zeros((batch, layers, *shape), config.dtype)) for layers in _groups(config))
+    empty = tuple(
+        jax.tree.map(_split, stores.empty(kind, (batch, layers, *shape), config.dtype)) for layers in _groups(config)
+    )
     return Cache(empty, empty, constrain(jnp.full((batch, length), EMPTY, jnp.int32), BATCH, None))
 
 
 def _split(x: jax.Array) -> jax.Array:
-    return constrain(x, *SHARDING)
+    """Keys, values or scales (B, l, M, S, …) of a cache, over the mesh."""
+    return constrain(x, *SHARDING[: x.ndim])
+
+
+def sampling_params(config: ModelConfig, params: dict) -> dict:
+    """Parameters as they are trained, brought into the form and the layout in which sampling reads them."""
+    if config.dtype == "float32" and adapters.has_adapter(params):
+        # Once for all tokens. In bfloat16 the sum would round to the base wherever the change is below 1/256 of it:
+        # there the adapter stays beside its kernel.
+        params = adapters.merged(params)
+    return unstack(config, constrain_params(transformer.cast(params, config.dtype), ROLLOUT_RULES))
 
 
 def unstack(config: ModelConfig, params: dict) -> dict:
@@ -202,7 +262,7 @@ def extend(
 
     groups, first = [], 0
     for blocks, keys, values in zip(params["blocks"], cache.keys, cache.values, strict=True):
-        count = keys.shape[1]
+        count = jax.tree.leaves(keys)[0].shape[1]
         windows = jnp.array(config.layer_windows[first : first + count], jnp.int32)
         (x, *past), _ = jax.lax.scan(layer, (x, keys, values), (blocks, windows, jnp.arange(count)))
         groups, first = [*groups, past], first + count

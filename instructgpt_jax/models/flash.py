@@ -61,10 +61,20 @@ def saved_by_the_kernel(primitive, *_, **parameters) -> bool:
 
 def platform() -> str:
     """'cpu', 'gpu' or 'tpu': of the mesh in use, which may describe devices that are not here, or of this process."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else getattr(mesh, "abstract_device", None)
+    device = _described()
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+    """What JAX calls the devices of the mesh in use, or of this process: 'TPU v6 lite', 'NVIDIA H200', 'cpu'."""
+    return (_described() or jax.devices()[0]).device_kind
+
+
+def _described():
+    """The device that the mesh in use describes, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else getattr(mesh, "abstract_device", None)
 
 
 def choose(config: ModelConfig, layout: Layout, dropout: bool) -> str:

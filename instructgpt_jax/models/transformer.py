@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax.models import adapters, attention, flash, heads
+from instructgpt_jax.models import adapters, attention, flash, heads, stores
 from instructgpt_jax.models.adapters import dropout
 from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
@@ -100,9 +100,7 @@ class Attention(nn.Module):
         query, key, value = checkpoint_name((query, key, value), "light")
         if cache is not None:
             keys, values, index, column = cache
-            write = lambda x, new: jax.lax.dynamic_update_slice(  # noqa: E731
-                x, new[:, None].astype(x.dtype), (0, index, 0, column, 0)
-            )
+            write = functools.partial(stores.write, layer=index, column=column)
             cache = key, value = write(keys, key), write(values, value)
         scale = c.head_width**-0.5 if c.attention_scale is None else c.attention_scale
         drop = layer.dropout_key if layer.dropout_key is None else jax.random.fold_in(layer.dropout_key, 0)

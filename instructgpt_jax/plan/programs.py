@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import models, networks, ppo, responses, rollout
+from instructgpt_jax import losses, models, networks, ppo, responses, rollout
 from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig, attention
@@ -26,7 +26,6 @@ from instructgpt_jax.training.loop import Stage
 
 SUPERVISED = ("pretrain", "sft", "reward")
 STAGES = (*SUPERVISED, "ppo", "select", "collect", "evaluate")  # that run a large program
-CHUNK = 512  # tokens of a shard whose logits exist at a time: the default of losses.cross_entropy
 LAP = "_run.<locals>.loop.<locals>.lap"  # of rollout.py: the function that wrote the loops of sampling
 SHALLOW = (2, 4)  # layers that a deep network's sampling is compiled with where they stand one by one: not on TPUs
 
@@ -37,6 +36,7 @@ class Sampled(NamedTuple):
     network: of the policy.
     slots: decoded at once. columns: of the cache. steps: tokens decoded one after another in a call.
     filled: columns that hold a token, on average over the steps.
+    cache: how keys and values are kept, see rollout.generate.
     """
 
     network: ModelConfig
@@ -44,6 +44,7 @@ class Sampled(NamedTuple):
     columns: int
     steps: int
     filled: float
+    cache: str = "full"
 
 
 class Packed(NamedTuple):
@@ -114,9 +115,9 @@ def model_flops(network: ModelConfig, tokens: float, context: float, passes: flo
     return passes * tokens * network.flops_per_token(context)
 
 
-def chunks(tokens: float) -> int:
+def chunks(network: ModelConfig, mesh: Mesh, tokens: float) -> int:
     """Laps of a loop over the vocabulary, for so many tokens of a shard."""
-    return max(1, -(-int(tokens) // CHUNK))
+    return max(1, -(-int(tokens) // losses.chunk_of(network.padded_vocab_size, mesh.devices.flat[0].device_kind)))
 
 
 def _fixed(function, *arguments) -> Callable[[int | None], tuple[Any, tuple]]:
@@ -157,7 +158,7 @@ def _supervised(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
     # A row for each example, and for each prompt with its completions.
     used = -(-c.batch_size // c.microbatch_rows)
     per_shard = c.microbatch_rows * c.row_length / batch_shards(mesh)
-    laps = {"accumulate_gradients": used, "_cross_entropy_forward": chunks(per_shard)}
+    laps = {"accumulate_gradients": used, "_cross_entropy_forward": chunks(net.config, mesh, per_shard)}
     passes, base = net.config.training_passes, {"base": arguments[1]} if net.base else {}
     flops = model_flops(net.config, c.batch_size * c.row_length, (c.row_length + 1) / 2, passes)
     program = Program(
@@ -212,7 +213,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     )
     episodes, logprobs, experience, metrics = map(spread, (episodes, logprobs, experience, metrics))
     waves, slots = _waves(B, config.rollout.wave)
-    response_chunks = chunks(rows / shards * R)
+    response_chunks = chunks(nets["policy"].config, mesh, rows / shards * R)
     minibatch = B // c.num_minibatches
     passes = {name: nets[name].config.training_passes for name in ppo.BASES}
     flops = sum(of(name, count * c.inner_epochs) for name, count in passes.items())
@@ -226,7 +227,8 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     }
     if text is not None:
         laps["accumulate_gradients/language_model_loss"] = -(-options.batch_size // c.ptx_microbatch_rows)
-        laps["_cross_entropy_forward"] = chunks(c.ptx_microbatch_rows * c.ptx_row_length / shards)
+        ptx_per_shard = c.ptx_microbatch_rows * c.ptx_row_length / shards
+        laps["_cross_entropy_forward"] = chunks(nets["policy"].config, mesh, ptx_per_shard)
         ptx_tokens = options.batch_size * c.ptx_row_length * c.num_minibatches * c.inner_epochs
         flops += model_flops(nets["policy"].config, ptx_tokens, (c.ptx_row_length + 1) / 2, passes["policy"])
 
@@ -254,7 +256,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     validations = c.eval_batches / config.eval_every if config.eval_every > 0 else 0
     programs = {
         "rollout": Program(sample, resident, 1, of("policy", 1), sampling,
-                           sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R, Q + R / 2)),
+                           sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R, Q + R / 2, algorithm.cache)),
         "experience": Program(_fixed(phases.experience, state, frozen, episodes, logprobs), resident, 1,
                               scoring + of("value", 1), reading, packed=packed),
         "learn": Program(_fixed(phases.learn, state, experience, text, metrics, *adapted), resident, 1, flops, laps,
@@ -308,7 +310,7 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
     turns = 1 if stage == "select" else responses.TURNS
     rows = -(-c.batch_size // batch_shards(mesh)) * batch_shards(mesh)
     B, Q, R = turns * rows, c.max_prompt_length, c.response_length
-    wave = config.rollout.wave if stage == "select" else rows
+    wave, cache = (config.rollout.wave, config.rollout.cache) if stage == "select" else (rows, "full")
     batch = shapes.prompts(B, Q, mesh)
     programs, seen = {}, set()
     waves, slots = _waves(B, wave)
@@ -322,7 +324,7 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
         def answer(layers, net=net.config):
             cut = net if layers is None else net.replace(num_layers=layers)
             params = networks.abstract(cut, mesh)
-            sampler = responses.sampler_of(cut, ids, c, config.seed, slots)
+            sampler = responses.sampler_of(cut, ids, c, config.seed, slots, cache)
             given = params, batch["prompts"], batch["prompt_lengths"], batch["index"]
             iteration = jax.ShapeDtypeStruct((), np.int32)
             counts = (batch["prompt_lengths"],) if turns > 1 else ()
@@ -335,7 +337,7 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
             1,
             model_flops(net.config, B * (Q + R), (Q + R + 1) / 2, 1),
             _sampling_laps(net.config, B, Q, R, slots, waves, mesh),
-            sampled=Sampled(net.config, slots, Q + R, waves * R, Q + R / 2),
+            sampled=Sampled(net.config, slots, Q + R, waves * R, Q + R / 2, cache),
         )
     for name in judges:
         if heads[name] != "scalar":
@@ -365,9 +367,10 @@ def _score(network: ModelConfig, row_length: int, microbatch_rows: int, params, 
 def cache_bytes(sampled: Sampled, mesh: Mesh) -> float:
     """Bytes of keys and values on a device: slots over the batch shards, heads over `tensor`."""
     n = sampled.network
-    values = 2 * n.num_layers * sampled.slots * sampled.columns * n.num_kv_heads * n.head_width
+    size = n.head_width * jnp.dtype(n.dtype).itemsize if sampled.cache == "full" else n.head_width + 4  # and a scale
+    values = 2 * n.num_layers * sampled.slots * sampled.columns * n.num_kv_heads * size
     heads = mesh.shape["tensor"] if n.num_kv_heads % mesh.shape["tensor"] == 0 else 1
-    return values * jnp.dtype(n.dtype).itemsize / (batch_shards(mesh) * heads)
+    return values / (batch_shards(mesh) * heads)
 
 
 def weight_bytes(sampled: Sampled, mesh: Mesh) -> float:

@@ -1,8 +1,9 @@
 """Where a plan does not fit: the nearest setting that does.
 
 Each try mends what takes the most in the largest program. Activations: fewer rows of a microbatch, then more remat.
-A cache: fewer slots. Arrays of the state: parameters over more devices (`data` to `fsdp`), then over `tensor`. After a
-mend what did not fit is compiled again, after one of the mesh all programs are.
+A cache: fewer slots, and last 8 bits, which change what is sampled. Arrays of the state: parameters over more devices
+(`data` to `fsdp`), then over `tensor`. After a mend what did not fit is compiled again, after one of the mesh all
+programs are.
 """
 
 from typing import Any
@@ -83,9 +84,12 @@ def mends(config: ConfigDict, one: Answer, name: str, devices: int) -> list[dict
     wave = config.get("rollout", {}).get("wave", 0) or section.batch_size
     if "rollout" in config and wave > shards and wave // 2 % shards == 0:
         slots = [{"rollout.wave": wave // 2}]
+    smaller = []
+    if config.get("rollout", {}).get("cache", "int8") == "full" and section.get("old_logprobs", "") != "sampling":
+        smaller = [{"rollout.cache": "int8"}]
     blame = max(one.memory, key=one.memory.get)
     if blame == "cache":
-        return [*slots, *sharded]
+        return [*slots, *sharded, *smaller]
     if blame == REST:
         return [*fewer, *more, *(slots if name in ("rollout",) else []), *sharded]
     return [*sharded, *fewer, *more, *slots]

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from instructgpt_jax import episodes as ep
 from instructgpt_jax import networks, ppo, responses, run_tokenizer
 from instructgpt_jax.data import datasets, feeding
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -159,6 +160,18 @@ def compile_phases(algorithm: ppo.Algorithm, shardings: ppo.PPOState | None = No
     )
 
 
+def distribution_gap(algorithm: ppo.Algorithm, params: Any, frozen: dict | None, episodes: ep.Episodes) -> jax.Array:
+    """() float32 of the first episodes, as many as a microbatch has rows, see episodes.distribution_gap.
+
+    Args:
+      params, frozen: see ppo.rollout.
+    """
+    c, some = algorithm.config, jax.tree.map(lambda x: x[: algorithm.config.microbatch_rows], episodes)
+    params = ppo.whole(algorithm.policy, params, frozen, "policy")
+    given = c.row_length, c.temperature, algorithm.allowed, algorithm.cache
+    return ep.distribution_gap(algorithm.policy, params, some, *given)
+
+
 def algorithm_of(
     config: ConfigDict, nets: dict[str, Network], end_ids: tuple[int, ...], allowed: np.ndarray | None
 ) -> ppo.Algorithm:
@@ -181,6 +194,7 @@ def algorithm_of(
         allowed=allowed,
         seed=config.seed,
         wave=config.rollout.wave or None,
+        cache=config.rollout.cache,
     )
 
 
@@ -222,9 +236,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
 
     start = functools.partial(ppo.start, algorithm)
     phases = compile_phases(algorithm, shardings)
-    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, config.rollout.wave)
+    sampling = config.rollout.wave, config.rollout.cache
+    sampler = responses.sampler_of(algorithm.policy, data.tokenizer, c, config.seed, *sampling)
     # Whole on every device, so that every process can read them.
     measure = jax.jit(functools.partial(ppo.measure, algorithm), out_shardings=replicated(mesh))
+    check = jax.jit(functools.partial(distribution_gap, algorithm), out_shardings=replicated(mesh))
 
     def init():
         parameters = nets["policy"].load(), nets["value"].load()
@@ -247,7 +263,11 @@ def build(config: ConfigDict, mesh: Mesh) -> Stage:
         adapted = frozen if nets["policy"].base or nets["value"].base else None  # else it is not asked for
         episodes, logprobs = rollout(state.policy.params, batch, state.step, adapted)
         experience, metrics = phases.experience(state, frozen, episodes, logprobs)
-        return phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
+        checked = {}
+        if c.distribution_every and (int(state.step) + 1) % c.distribution_every == 0:
+            checked = {"rollout/distribution_gap": check(state.policy.params, adapted, episodes)}
+        state, metrics = phases.learn(state, experience, batch.get("pretraining"), metrics, adapted)
+        return state, metrics | checked
 
     def evaluate(state, frozen):
         if not data.valid or not c.eval_batches:

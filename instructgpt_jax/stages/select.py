@@ -97,7 +97,8 @@ class Scorer:
             raise ValueError(f"config.data.prompts must have validation prompts (config.data.valid_fraction={share})")
         self.reward, self.read = reward, self._data.read
         networks.tell_trained_on("select", config.models.model.init_from, self._data.valid_records)
-        self._sampler = responses.sampler_of(policy, self._data.tokenizer, c, config.seed, config.rollout.wave)
+        sampling = config.rollout.wave, config.rollout.cache
+        self._sampler = responses.sampler_of(policy, self._data.tokenizer, c, config.seed, *sampling)
         self._reward, self._reward_params = reward.config, networks.freeze(reward)
 
     def score(self, params: dict) -> tuple[dict, list[dict]]:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax.data import sources
+from instructgpt_jax.models import stores
 from instructgpt_jax.sharding import batch_shards
 from instructgpt_jax.validate import labeling, prompts
 from instructgpt_jax.validate.adapter import check_adapter
@@ -93,7 +94,8 @@ SECTIONS = {
         "whiten_advantages": choice("batch", "minibatch", "none"), "whiten_rewards": FLAG, "score_clip": number(0),
         "missing_eos_score": optional(number()), "ptx_coef": number(0), "ptx_ratio": integer(1),
         "ptx_row_length": integer(2), "ptx_microbatch_rows": integer(1), "ema_decay": SHARE,
-        "old_logprobs": choice("auto", "sampling", "forward"), "eval_batches": integer(0), "num_samples": integer(0),
+        "old_logprobs": choice("auto", "sampling", "forward"), "distribution_every": integer(0),
+        "eval_batches": integer(0), "num_samples": integer(0),
         "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,
     },
     "select": ANSWERS | {
@@ -172,7 +174,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     rules |= TRAINING if stage in TRAINED else {}
     rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}
-    rules |= {"rollout": {"wave": integer(0)}} if stage in ("ppo", "select") else {}
+    rules |= {"rollout": {"wave": integer(0), "cache": choice(*stores.KINDS)}} if stage in ("ppo", "select") else {}
     for name, rule in rules.items():
         check(config, name, rule, "config")
     _check_networks(config)
@@ -335,6 +337,13 @@ def _check_episodes(config: ConfigDict, stage: str, mesh: Mesh) -> None:
     _divides(f"{path}.batch_size", section.batch_size, name, shards)
     if stage != "evaluate" and config.rollout.wave:
         _divides("config.rollout.wave", config.rollout.wave, name, shards)
+    if stage == "ppo" and config.rollout.cache != "full" and section.old_logprobs == "sampling":
+        raise ValueError(
+            f"config.ppo.old_logprobs must be 'auto' or 'forward' for config.rollout.cache={config.rollout.cache!r}, "
+            "which samples from another distribution than the one that trains, got 'sampling'"
+        )
+    if stage == "ppo" and section.distribution_every:  # else what was found would not be logged
+        _divides(f"{path}.distribution_every", section.distribution_every, "config.log_every", config.log_every)
     if stage == "ppo":
         _divides(f"{path}.batch_size", section.batch_size, f"{path}.num_minibatches", section.num_minibatches)
         minibatch = section.batch_size // section.num_minibatches
