@@ -139,6 +139,8 @@ GOLDEN = {
     "cloze": "444b0afca0048ec4",
     "story": "ef5f905ec471c3a5",
     "reading": "2c77bd668507b953",
+    "flan": "de1c2e09a39a1d1f",
+    "t0": "ff61f1cd9f2e5fb8",
 }
 
 

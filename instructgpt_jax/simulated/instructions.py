@@ -14,7 +14,7 @@ _OPTIONS = "\nOPTIONS:\n"
 SETS = {  # collection -> kind of task -> its templates, in the slots of tasks.INSTRUCT
     "flan": {
         "reading": (
-            "{text}\n\nBased on the text above, {q}\n",
+            "{text}\n\nBased on the text above: {q}\n",
             "Answer this question about the text: {q}\n\n{text}\n",
             "{text}\nQuestion: {q}\nAnswer:",
         ),
@@ -37,7 +37,7 @@ SETS = {  # collection -> kind of task -> its templates, in the slots of tasks.I
     "t0": {
         "reading": (
             "I read this: {text} Can you tell me: {q}\n",
-            "Read this text and tell me, {q}\n{text}\n",
+            "Read this text and tell me: {q}\n{text}\n",
             "Given the text: {text} What is the answer to: {q}\n",
         ),
         "summary": ("{text} Can you say this in one sentence?\n", "I read this: {text} Can you make it short?\n"),
