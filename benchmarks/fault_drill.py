@@ -1,6 +1,6 @@
 """Faults of disks, files and numbers, again and again: what a run says, and whether it then ends with the same bits.
 
-    python benchmarks/fault_drill.py [--times=10] [--faults=full,readonly,truncated,halved,record,nan]
+    python benchmarks/fault_drill.py [--times=10] [--faults=full,readonly,truncated,halved,record,nan,hang,frozen]
 
 full       the disk fills up during a save: a file system in memory of a size that does not hold the next checkpoint
 readonly   the folder of the checkpoints becomes read-only while the run goes on
@@ -8,11 +8,15 @@ truncated  an array file of the newest checkpoint is cut short at a random place
 halved     half of the files of the newest checkpoint, drawn at random, are deleted
 record     a line of the training data is spoilt while the run is down
 nan        one gradient is not a number
+hang       one of two processes stands still before a batch, and its heartbeats go on: the watchdog of each says so, and
+           that of the one says where it stands; nobody ends until somebody kills that one, then the other one does
+frozen     one of two processes is stopped by SIGSTOP, as on a machine that is dead: the other one ends by itself
 
-The run is the toy stage of tests/ (for `record` SFT of tests/tiny_supervised.py), with a checkpoint after every third
-of 12 steps. After the fault comes its repair (a larger disk, a writable one, the line put back), where the run does not
-help itself, and the same run again; every line but perf/* and every array must be those of a run without a fault. Disks
-need the right to mount (root). Prints a row a fault, and exits 1 where anything differs or more than one line was said.
+The run is the toy stage of tests/ (for the last two and `record` SFT of tests/tiny_supervised.py), with a checkpoint
+after every third of 12 steps. After the fault comes its repair (a larger disk, a writable one, the line put back),
+where the run does not help itself, and the same run again; every line but perf/* and every array must be those of a
+run without a fault. Disks need the right to mount (root). Prints a row a fault, and exits 1 where anything differs or
+more than one line was said.
 """
 
 import argparse
@@ -32,6 +36,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import jax  # noqa: E402
+import jobs  # noqa: E402
 import tiny_supervised  # noqa: E402
 import toy_stage  # noqa: E402
 from saved_runs import arrays, lines  # noqa: E402
@@ -42,6 +47,8 @@ from instructgpt_jax.stages import sft  # noqa: E402
 from instructgpt_jax.training import checkpoint, loop  # noqa: E402
 
 BAD = ("differs", "then", "ended", "not found", "the line")  # how what is told of a run begins that went wrong
+PATIENCE = 600  # seconds for a job of two processes, on a loaded machine
+SILENT = 10  # seconds without a heartbeat after which a process counts as lost
 TOY = {"checkpoint.every": 3, "checkpoint.keep_last": 9, "eval_every": 4}
 
 
@@ -170,7 +177,7 @@ def record(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world
     if f"demonstrations.jsonl:{number + 1}" not in told:
         return f"the line is not named: {told}"
     again = run(workdir, "sft", world)
-    return f"then {again}" if again else told if same(whole, workdir) else "differs"
+    return f"then {again}" if again else " ".join(told.split()) if same(whole, workdir) else "differs"  # a list of one
 
 
 def nan(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
@@ -183,10 +190,58 @@ def nan(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
     return f"then {again}" if again else told if same(whole, workdir) else "differs"
 
 
+def pair(workdir: pathlib.Path, world: pathlib.Path, changes: dict[int, dict] | None = None):
+    """A job of two processes with a device each."""
+    settings = {"mesh.fsdp": 2, "watch.seconds": 1.0, "watch.factor": 3.0}
+    asked = [f"--config=tests/tiny_supervised.py:sft,{world}", f"--workdir={workdir}", f"--heartbeat_seconds={SILENT}"]
+    return jobs.running(asked + [f"--config.{key}={value}" for key, value in settings.items()], workdir, 2, 2, changes)
+
+
+def pair_to_the_end(workdir: pathlib.Path, world: pathlib.Path) -> str:
+    with pair(workdir, world) as processes:
+        codes = [jobs.code(process, PATIENCE) for process in processes]
+    return f"exit codes {codes}: {jobs.said(workdir)}" if codes != [0, 0] else ""
+
+
+def peer(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world: pathlib.Path, frozen: bool) -> str:
+    """A process stands still; the same command again must be whole."""
+    victim, until = rng.randrange(2), time.monotonic() + PATIENCE
+    other = 1 - victim
+    changes = {n: {"slow": 1.0} for n in range(2)} if frozen else {victim: {"held": 5}}  # 5 steps are known by then
+
+    def due():
+        if frozen:
+            return len(lines(workdir)) > 2
+        return all(" has taken " in jobs.said(workdir, n) for n in range(2))
+
+    with pair(workdir, world, changes) as processes:
+        while not (pathlib.Path(f"{workdir}_1.log").exists() and (workdir / "metrics.jsonl").exists() and due()):
+            if time.monotonic() > until or not all(process.is_alive() for process in processes):
+                return f"not found: {jobs.said(workdir)}"
+            time.sleep(0.05)
+        hanging = [jobs.said(workdir, n) for n in range(2)]
+        if not frozen and (any("error: " in text for text in hanging) or "in hold_up" in hanging[other]):
+            return f"not found: {hanging}"
+        if not frozen and "in hold_up" not in hanging[victim]:
+            return f"not found: where it stands: {hanging[victim]}"
+        os.kill(processes[victim].pid, signal.SIGSTOP if frozen else signal.SIGKILL)
+        begin = time.monotonic()
+        code = jobs.code(processes[other], PATIENCE)
+        seconds = time.monotonic() - begin
+    told = jobs.said(workdir, other, "error: ")[len(hanging[other]) :].splitlines()
+    if not code or sum(line.startswith("error: ") for line in told) != 1 or any("Traceback" in line for line in told):
+        return f"ended with {code}: {told}"
+    again = pair_to_the_end(workdir, world)
+    if again or not same(whole, workdir):
+        return f"then {again}" if again else "differs"
+    words = [line for line in hanging[victim].splitlines() if " has taken " in line and not frozen]
+    return " … ".join(words[:1] + [f"{line}, {seconds:.0f} s later" for line in told if line.startswith("error: ")])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--faults", default="full,readonly,truncated,halved,record,nan")
+    parser.add_argument("--faults", default="full,readonly,truncated,halved,record,nan,hang,frozen")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, failed = random.Random(options.seed), 0
@@ -196,6 +251,8 @@ def main() -> None:
         world = tiny_supervised.make_world(root / "world")
         for name, stage in (("toy", "toy"), ("sft", "sft")):
             assert not run(root / name, stage, world)
+        if {"hang", "frozen"} & set(options.faults.split(",")):
+            assert not pair_to_the_end(root / "pair", world)
         faults = {
             "full": full,
             "readonly": readonly,
@@ -203,16 +260,20 @@ def main() -> None:
             "halved": functools.partial(damaged, halve=True),
             "record": functools.partial(record, world=world),
             "nan": nan,
+            "hang": functools.partial(peer, world=world, frozen=False),
+            "frozen": functools.partial(peer, world=world, frozen=True),
         }
-        print("| fault | times | equal to the bit afterwards | what the last one said |\n|---|---|---|---|")
+        print("| fault | times | equal to the bit afterwards | what was said |\n|---|---|---|---|")
         for fault in options.faults.split(","):
             good, bad = [], []
             for number in range(options.times):
-                whole = root / ("sft" if fault == "record" else "toy")
+                whole = root / {"record": "sft", "hang": "pair", "frozen": "pair"}.get(fault, "toy")
                 told = faults[fault](root / f"{fault}{number}", whole, rng).replace(str(root), "DIR")
                 (bad if told.startswith(BAD) or "\n" in told else good).append(told)
             failed += len(bad)
-            print(f"| {fault} | {options.times} | {len(good)} | {(bad or good)[-1]} |", flush=True)
+            kinds = [f"{(bad or good).count(told)} times: {told}" for told in sorted({*bad, *good})]
+            said = "; ".join(kinds) if fault in ("truncated", "halved") else (bad or good)[-1]
+            print(f"| {fault} | {options.times} | {len(good)} | {said} |", flush=True)
     sys.exit(1 if failed else 0)
 
 

@@ -1,7 +1,7 @@
 """Every stage by several processes of one job, undisturbed and disturbed, against one process of eight devices.
 
     python benchmarks/process_drill.py --workdir=DIR [--cells=2in,2across,4in,4across] [--faults=kill,term,mesh]
-                                       [--stages=sft,reward,ppo] [--times=1]
+                                       [--stages=sft,reward,ppo,collect,evaluate] [--times=1]
 
 The pipeline of tests/every_stage.py on fake devices of a CPU, two to a process; they talk over the loopback interface.
 A cell is a number of processes, and where the tensor axis lies: `in` each process, or `across` two of them.
@@ -12,17 +12,25 @@ kill    kill -9 of a random process at a random moment of a stage: the others en
 term    SIGTERM to a random process: all save the same step and exit 0; the same command again: equal to the bit
 mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own: equal to rounding
 
-What is there already in DIR is not run again. Prints a line a row, and the table in the end; exits 1 with differences.
+`--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=pretrain` takes that
+stage alone, `--part=short` pretraining, SFT and PPO-ptx, `--part=measured` pretraining, collect and evaluate.
+`--benchmark=FOLDER` adds the stage `benchmark` (extra `eval`), its records are written into FOLDER.
+A run that has not ended after `--patience` seconds counts as one that hangs, and as a difference. Every case is written
+into DIR/cases.jsonl; what is there already is not run again. Prints a line a case, and the table in the end; exits 1
+where anything differs.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
+import statistics
 import sys
 import time
 from typing import NamedTuple
@@ -30,6 +38,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import every_stage  # noqa: E402
 import jax  # noqa: E402
 import jobs  # noqa: E402
 import numpy as np  # noqa: E402
@@ -39,7 +48,9 @@ from saved_runs import arrays  # noqa: E402
 from instructgpt_jax.training import checkpoint  # noqa: E402
 
 CONFIG = "tests/every_stage.py"
-PATIENCE = 1800  # seconds for a run
+MOMENTS = {"evaluate": 6, "benchmark": 1}  # of a stage's work, see `done`, after the last of which it is disturbed
+PARTS = ("all", "pretrain", "short", "measured")
+JOIN = 60  # seconds that a process waits for the others
 RELATIVE, ABSOLUTE = 2e-3, 2e-4  # "to rounding", over all stages one after the other
 CLOCK = ("perf", "seconds", "command", "config", "versions", "workdir", "hash")  # keys that need not be the same
 
@@ -58,53 +69,125 @@ class Cell(NamedTuple):
 CELLS = {"2in": Cell(2, 2), "2across": Cell(2, 4), "4in": Cell(4, 2), "4across": Cell(4, 4)}
 
 
-def start(cell: Cell, workdir: pathlib.Path, only: str, benchmark: pathlib.Path | None, slow: float = 0.0):
-    """A job of a cell on the pipeline, or on one stage of it; `slow` seconds for each batch."""
-    argument = f":{benchmark}" if benchmark else ""
-    asked = [f"--config={CONFIG}{argument}", f"--workdir={workdir}", f"--config.tensor={cell.tensor}"]
-    asked += [f"--config.only={only}", "--join_seconds=60"]
+class Plan(NamedTuple):
+    """What a drill is asked.
+
+    argument: of the configuration.
+    patience: seconds after which a run counts as one that hangs.
+    first: seconds in which the processes join and compile.
+    blows: signals before the run to the end.
+    seed: of the moments.
+    """
+
+    argument: str
+    patience: float
+    first: float
+    blows: int
+    seed: int
+
+
+class Case(NamedTuple):
+    """One disturbed stage.
+
+    name: cell, stage, fault and a number.
+    wrong: what differs, or is not as documented.
+    blows: what each signal was, for people.
+    ended: seconds after each of them until all had ended.
+    again: seconds of the run to the end.
+    went_on: jobs that were started after a blow and made a step at least.
+    phases: what the last run says about its start, '' = it made no step.
+    """
+
+    name: str
+    wrong: list[str]
+    blows: list[str]
+    ended: list[float]
+    again: float
+    went_on: int
+    phases: str
+
+
+def start(plan: Plan, cell: Cell, workdir: pathlib.Path, only: str, slow: float = 0.0):
+    """A job of a cell on the pipeline, or on one stage of it; `slow` seconds for each batch or part."""
+    asked = [f"--config={CONFIG}:{plan.argument}", f"--workdir={workdir}", f"--config.tensor={cell.tensor}"]
+    asked += [f"--config.only={only}", f"--join_seconds={JOIN}"]
     changes = {number: {"slow": slow} for number in range(cell.processes)}
     return jobs.running(asked, workdir, cell.processes, cell.devices, changes)
 
 
-def finish(cell: Cell, workdir: pathlib.Path, only: str = "", benchmark: pathlib.Path | None = None) -> None:
-    """Runs to the end."""
-    with start(cell, workdir, only, benchmark) as processes:
-        codes = [jobs.code(process, PATIENCE) for process in processes]
-    if any(codes):
-        sys.exit(f"{workdir} ended with {codes}:\n" + jobs.said(workdir)[-4000:])
+def finish(plan: Plan, cell: Cell, workdir: pathlib.Path, only: str = "") -> list[str]:
+    """Runs to the end: what went wrong, where it did not get there."""
+    with start(plan, cell, workdir, only) as processes:
+        codes = ended(plan, processes)
+    if None in codes:
+        return [f"the run hung, exit codes {codes}"]
+    return [f"the run ended with {codes}: {jobs.said(workdir)[-2000:]}"] if any(codes) else []
 
 
-def lines(workdir: pathlib.Path, stage: str) -> int:
-    path = workdir / stage / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def ended(plan: Plan, processes: list) -> list[int | None]:
+    """Exit codes; None of those that have not ended in time."""
+    until = time.monotonic() + plan.patience
+    return [jobs.code(process, max(0.0, until - time.monotonic())) for process in processes]
 
 
-def disturbed(cell: Cell, workdir: pathlib.Path, stage: str, number: int, rng: random.Random):
-    """Ends a stage early by a signal to a random process: what is told, seconds until the last one had ended, codes.
+def done(workdir: pathlib.Path, stage: str, since: float = 0.0) -> int:
+    """What of a stage's work is done: lines of metrics, parts of an evaluation, lines of progress of the others.
 
-    A kill comes as often at any moment of the first 20 s, in which the processes join and compile, as after a line of
-    metrics; SIGTERM comes after a line, from where on it saves.
+    Args:
+      since: time before which lines of metrics do not count: the next run has not taken out yet what it makes anew.
     """
-    target, victim, begin = rng.randint(1, 2), rng.randrange(cell.processes), time.monotonic()
-    moment = rng.uniform(0, 20) if number == signal.SIGKILL and rng.random() < 0.5 else math.inf
-    with start(cell, workdir, stage, None, slow=1.0) as processes:
-        while lines(workdir, stage) < target and time.monotonic() - begin < moment:
+    folder, log = workdir / stage, pathlib.Path(f"{workdir}_0.log")
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        return metrics.read_bytes().count(b"\n") if metrics.stat().st_mtime >= since else 0
+    if (folder / "parts").exists():
+        return len(list((folder / "parts").glob("*.json")))
+    return len(re.findall(rf"^{stage} \d+/\d+ ", log.read_text(), re.MULTILINE)) if log.exists() else 0
+
+
+class Blow(NamedTuple):
+    """A signal: for people, seconds until all had ended, what was wrong, and whether the job had made a step."""
+
+    text: str
+    seconds: float
+    wrong: list[str]
+    went_on: bool
+
+
+def strike(plan: Plan, cell: Cell, workdir: pathlib.Path, stage: str, number: int, rng: random.Random) -> Blow | None:
+    """Ends a stage early by a signal to a random process; None where the stage was complete before.
+
+    A kill comes as often at any moment of the first seconds, in which the processes join and compile, as after a line
+    of metrics; SIGTERM comes after a line, from where on it saves.
+    """
+    saved = checkpoint.newest(workdir / stage)[0] or 0 if (workdir / stage / "checkpoints").exists() else 0
+    target, victim = saved + rng.randint(1, MOMENTS.get(stage, 3)), rng.randrange(cell.processes)
+    moment = rng.uniform(0, plan.first) if number == signal.SIGKILL and rng.random() < 0.5 else plan.patience
+    begin, since = time.monotonic(), time.time()
+    with start(plan, cell, workdir, stage, slow=1.0) as processes:
+        while done(workdir, stage, since) < target and time.monotonic() - begin < moment:
             if not all(process.is_alive() for process in processes):
-                sys.exit(f"{workdir} ended by itself:\n" + jobs.said(workdir)[-4000:])
+                codes = ended(plan, processes)
+                said = jobs.said(workdir)[-2000:]
+                return Blow("none", 0.0, [f"ended by itself with {codes}: {said}"], False) if any(codes) else None
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.2))
-        when = f"line {lines(workdir, stage)}"
+        age, reached = time.monotonic() - begin, done(workdir, stage, since)
         processes[victim].is_alive() and os.kill(processes[victim].pid, number)
         begin = time.monotonic()
-        codes = [jobs.code(process, PATIENCE) for process in processes]
-        seconds = time.monotonic() - begin
-    others = [n for n in range(cell.processes) if n != victim]
-    told = [jobs.said(workdir, n, "error: " if number == signal.SIGKILL else "").splitlines() for n in others]
-    if number == signal.SIGKILL and all(codes):
-        wrong = [text for text in told if sum(line.startswith("error: ") for line in text) != 1 or "Traceback" in text]
-        return f"process {victim} after {when}" + f"; {len(wrong)} not in one line" * bool(wrong), seconds, codes
-    return f"process {victim} after {when}", seconds, codes
+        codes = ended(plan, processes)
+        seconds = round(time.monotonic() - begin, 1)
+    went_on = reached > saved
+    text = f"process {victim} after " + (f"line {reached}" if went_on else f"{age:.0f} s, before its first line")
+    if moment == plan.patience <= age:
+        return Blow(text, seconds, [f"hung: no line {target} in {age:.0f} s"], went_on)
+    if None in codes:
+        return Blow(text, seconds, [f"hung after the signal, exit codes {codes}"], went_on)
+    if number == signal.SIGTERM:
+        return Blow(text, seconds, [f"exit codes {codes}"] if any(codes) else [], went_on)
+    told = [jobs.said(workdir, n, "error: ").splitlines() for n in range(cell.processes) if n != victim and codes[n]]
+    bad = [lines for lines in told if sum(x.startswith("error: ") for x in lines) != 1 or "Traceback" in "".join(lines)]
+    return Blow(text, seconds, [f"not one line: {bad[0][-5:]}"] if bad else [], went_on)
 
 
 def numbers(node, path: str = "") -> dict[str, object]:
@@ -180,24 +263,59 @@ def _unlike(left, right, exact: bool) -> tuple[float, bool]:
     return 0.0, left == right
 
 
-def drill(cell: Cell, whole: pathlib.Path, stage: str, fault: str, rng: random.Random) -> tuple[list[str], str]:
+def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, number: int) -> Case:
     """A stage that is disturbed and started again, after the stages before it as the undisturbed cell has them.
 
-    Returns:
-      What differs, and a text for the table.
+    What the runs have said and written stays only where something is wrong. A drill that was ended goes on after the
+    last blow that it has noted.
     """
-    copy = whole.with_name(f"{whole.name}_{stage}_{fault}")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(whole, copy, ignore=lambda folder, _: {stage, "complete"} if folder == str(whole) else ())
-    killed, other = fault == "kill", fault == "mesh"
-    text, seconds, codes = disturbed(cell, copy, stage, signal.SIGKILL if killed else signal.SIGTERM, rng)
-    wrong = [f"exit codes {codes}"] if any(codes) and not killed else []
-    saved = checkpoint.newest(copy / stage)[0] if (copy / stage).exists() else None
-    text += f", step {saved or 0} was saved"
-    finish(Cell(1, 1) if other else cell, copy, stage)
-    found, far = compare(whole, copy, not other, stage)
-    same = "" if found else f", largest difference {far:.1e}" if other else ", equal to the bit"
-    return wrong + found, f"{text}, all ended after {seconds:.1f} s{same}"
+    name = f"{whole.name} {stage} {fault} {number}"
+    copy, kind = whole.with_name(name.replace(" ", "_")), signal.SIGKILL if fault == "kill" else signal.SIGTERM
+    noted, other = copy / "blows.json", fault == "mesh"
+    if not noted.exists():
+        remove(copy)
+        shutil.copytree(whole, copy, ignore=lambda folder, _: {stage, "complete"} if folder == str(whole) else ())
+    blows = [Blow(*one) for one in json.loads(noted.read_text())] if noted.exists() else []
+    while len(blows) < plan.blows:
+        rng = random.Random(f"{plan.seed} {name} {len(blows)}")
+        if (blow := strike(plan, cell, copy, stage, kind, rng)) is None:
+            break
+        blows.append(blow)
+        noted.write_text(json.dumps(blows))
+    wrong, begin = sum((blow.wrong for blow in blows), []), time.monotonic()
+    wrong += finish(plan, Cell(1, 1) if other else cell, copy, stage)
+    again = round(time.monotonic() - begin, 1)
+    wrong += compare(whole, copy, not other, stage)[0]
+    went_on = sum(blow.went_on for blow in blows[1:]) + bool(blows)
+    phases = re.findall(rf"{stage}: step \d+ was made .*", jobs.said(copy))
+    if not wrong:
+        remove(copy)
+    told = [[blow.text for blow in blows], [blow.seconds for blow in blows]]
+    return Case(name, wrong, *told, again, went_on, "".join(phases[:1]))
+
+
+def remove(workdir: pathlib.Path) -> None:
+    """A workdir, and what its processes have said and kept."""
+    logs = workdir.parent.glob(f"{workdir.name}_[0-9].log")
+    for path in [workdir, *logs, workdir.with_name(f"{workdir.name}_cache")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def table(cases: dict[str, Case]) -> list[str]:
+    """Lines of the table: the cases of a cell, stage and fault together."""
+    lines = ["| cell | what | signals | restarts that went on | ends as it must | all ended after | to the end again |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    groups: dict[str, list[Case]] = {}
+    for name, case in cases.items():
+        groups.setdefault(name.rpartition(" ")[0], []).append(case)
+    for name, group in groups.items():
+        cell, _, what = name.partition(" ")
+        times = sum((case.ended for case in group), []), [case.again for case in group]
+        shown = [f"{min(x):.0f} to {max(x):.0f} s, median {statistics.median(x):.0f}" if x else "" for x in times]
+        good = f"{sum(not case.wrong for case in group)} of {len(group)}"
+        counts = f"{len(times[0])} | {sum(case.went_on for case in group)} | {good}"
+        lines.append(f"| {cell} | {what} | {counts} | {shown[0]} | {shown[1]} |")
+    return lines
 
 
 def main() -> None:
@@ -207,38 +325,51 @@ def main() -> None:
     parser.add_argument("--faults", default="kill,term,mesh")
     parser.add_argument("--stages", default="sft,reward,ppo", help="that are disturbed")
     parser.add_argument("--times", type=int, default=1, help="that each of them is")
-    parser.add_argument("--benchmark", default="", help="folder of records: the stage `benchmark` too (extra `eval`)")
+    parser.add_argument("--blows", type=int, default=1, help="in a row, each time")
+    parser.add_argument("--part", default="all", choices=PARTS, help="of the pipeline")
+    parser.add_argument("--benchmark", default="", help="folder for records: the stage `benchmark` too")
+    parser.add_argument("--patience", type=float, default=900, help="seconds after which a run counts as hanging")
+    parser.add_argument("--first", type=float, default=20, help="seconds in which a job joins and compiles")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
-    root, rng = pathlib.Path(options.workdir).resolve(), random.Random(options.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
+    root, argument = pathlib.Path(options.workdir).resolve(), options.part
     root.mkdir(parents=True, exist_ok=True)
-    benchmark = pathlib.Path(options.benchmark).resolve() if options.benchmark else None
-    failed, table = [], ["| cell | what | result |", "|---|---|---|"]
-
-    def told(cell: str, what: str, found: list[str], text: str) -> None:
-        failed.extend(found)
-        table.append(f"| {cell} | {what} | {text}{': ' * bool(found)}{'; '.join(found[:3])} |")
-        print(table[-1], flush=True)
-
-    one = root / "one"
-    if not (one / "complete").exists():
-        finish(Cell(1, 2), one, "", benchmark)
-        (one / "complete").touch()
-    for name in options.cells.split(","):
-        cell, whole = CELLS[name], root / name
+    if options.benchmark:
+        folder = pathlib.Path(options.benchmark).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        every_stage.write_benchmark(folder)
+        argument += f",{folder}"
+    plan = Plan(argument, options.patience, options.first, options.blows, options.seed)
+    kept = root / "cases.jsonl"
+    known = [Case(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+    cases, differ, one = {case.name: case for case in known if not case.wrong}, 0, root / "one"
+    for name in ("one", *options.cells.split(",")):
+        cell = CELLS.get(name, Cell(1, 2))
+        whole = root / name
         if not (whole / "complete").exists():
-            shutil.rmtree(whole, ignore_errors=True)
-            finish(cell, whole, "", benchmark)
+            if wrong := finish(plan, cell, whole):
+                sys.exit(f"{whole}: {wrong[0]}")
             (whole / "complete").touch()
+        if name == "one":
+            continue
         found, far = compare(one, whole, exact=False)
-        told(name, "whole", found, f"largest difference {far:.1e}")
-        for stage in filter(None, options.stages.split(",")):
-            for fault in filter(None, options.faults.split(",")):
-                for _ in range(options.times):
-                    told(name, f"{stage}, {fault}", *drill(cell, whole, stage, fault, rng))
-    print("\n".join(table))
-    print(f"{len(failed)} differences" if failed else "no differences")
-    sys.exit(1 if failed else 0)
+        differ += len(found)
+        print(f"{name} whole: " + ("; ".join(found[:3]) or f"largest difference {far:.1e}"), flush=True)
+        disturbed = itertools.product(options.stages.split(","), options.faults.split(","), range(options.times))
+        for stage, fault, number in disturbed:
+            if f"{name} {stage} {fault} {number}" in cases or not (stage and fault):
+                continue
+            case = drill(plan, cell, whole, stage, fault, number)
+            cases[case.name] = case
+            differ += len(case.wrong)
+            with kept.open("a") as file:
+                file.write(json.dumps(case._asdict()) + "\n")
+            told = "; ".join(case.wrong[:3]) or "as it must be"
+            print(f"{case.name}: {', '.join(case.blows)}; {case.ended} and {case.again} s; {told}", flush=True)
+    print("\n".join(table(cases)))
+    print(f"{differ} differences" if differ else "no differences")
+    sys.exit(1 if differ else 0)
 
 
 if __name__ == "__main__":

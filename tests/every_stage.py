@@ -1,7 +1,10 @@
 """Every stage once, as a pipeline of runs of a few updates on the simulated world; for any mesh of up to eight devices.
 
---config=tests/every_stage.py            all but `benchmark`
---config=tests/every_stage.py:FOLDER     also that, on the records that `write_benchmark` has put into FOLDER
+--config=tests/every_stage.py                     all but `benchmark`
+--config=tests/every_stage.py:all,FOLDER          also that, on the records that `write_benchmark` has put into FOLDER
+--config=tests/every_stage.py:pretrain            that stage alone, longer
+--config=tests/every_stage.py:short               pretraining, SFT and a longer PPO-ptx alone, with a fresh reward model
+--config=tests/every_stage.py:measured[,FOLDER]   pretraining, and what measures its model with a fresh reward model
 
 A network is wide enough for a tensor axis of four; every batch is a multiple of eight.
 """
@@ -45,7 +48,8 @@ def trained(stage, init_from="", **changes):
     return config
 
 
-def get_config(folder=""):
+def get_config(argument=""):
+    part, _, folder = argument.partition(",")
     steps = {"batch_size": 8, "num_epochs": 2, "num_steps": 4} | ROWS
     adam = common.optimizer(1e-3, "constant", eps=1e-3)  # else Adam makes steps of rounding errors
     stages = {"pretrain": trained("pretrain")}
@@ -96,10 +100,31 @@ def get_config(folder=""):
     stages["sample"].sample = common.sampling(8) | {"prompts": ("the cat", "a dog"), "file": "", "batch_size": 8}
     stages["export"] = common.config("export")
     stages["export"].models.model = common.network(init_from="{workdir}/ppo")
-    stages["export"].export = {"dtype": "float32"}
+    stages["export"].export = common.export() | {"dtype": "float32"}
+    if part == "short":
+        stages = {name: stages[name] for name in ("pretrain", "sft", "ppo")}
+        stages["ppo"].models.policy = common.network(init_from="{workdir}/sft")
+        stages["ppo"].models.reward = common.network("tiny", **TINY)
+        stages["ppo"].ppo.iterations = 8
     if folder:
-        stages["benchmark"] = measured.benchmark("test", [measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny")])
+        asked = [
+            measured.Policy("select", "sft", "SFT", "sft", "tiny"),
+            measured.Policy("ppo", "ppo", "PPO", "ppo", "tiny"),
+        ]
+        stages["benchmark"] = measured.benchmark("test", asked)
         stages["benchmark"].benchmark.update({"tasks": (TASK,), "data_dir": folder, "limit": 8})
+    if part == "measured":
+        stages = {name: stages[name] for name in ("pretrain", "collect", "evaluate", "benchmark") if name in stages}
+        for stage in stages.values():
+            for name, entry in stage.models.items():
+                if name == "reward":
+                    stage.models.reward = common.network("tiny", **TINY)
+                elif entry.init_from:
+                    entry.init_from = "{workdir}/pretrain"
+        stages["evaluate"].evaluate.curves = {"pretrain": "{workdir}/pretrain"}
+    if part == "pretrain":
+        stages = {part: stages[part]}
+        stages[part].pretrain.num_steps, stages[part].eval_every = 40, 0
     config = common.pipeline(stages)
     config.tensor = config_dict.FieldReference(1)  # the mesh of all of them
     for stage in stages.values():
@@ -121,6 +146,6 @@ def evaluation():
         "tasks": {"cloze": ("simulated:cloze:test:16",)}, "accuracy": ("simulated:comparisons:test:16",),
         "pretraining": {"num_sequences": 16, "row_length": 64}, "row_length": 256, "num_samples": 2,
         "prefix": {"candidates": simulated.prefixes()[:2], "prompts": ("simulated:prompts:valid:8",), "max_length": 64},
-        "curves": {"sft": "{workdir}/sft"},
+        "curves": {"sft": "{workdir}/sft"}, "report": "",  # in the stage's own workdir
     })  # fmt: skip
     return config

@@ -17,6 +17,7 @@ import jax
 from absl import app
 
 from instructgpt_jax import main
+from instructgpt_jax import process as processes
 from instructgpt_jax.training import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ class Process(NamedTuple):
     devices: fake ones of its own.
     variables: of the environment.
     held: index of the batch before which it stops for ever; -1 = none.
-    slow: seconds that it takes for each batch.
+      slow: seconds that it takes for each batch, and for each part of a stage that does not train.
     folder: where the command is given.
     """
 
@@ -66,6 +67,13 @@ def run(process: Process) -> None:
         return following(data, index)
 
     loop._next = hold_up
+    between = processes.end_if_stopped
+
+    def slowly():
+        time.sleep(process.slow)
+        between()
+
+    processes.end_if_stopped = slowly
     sys.argv = ["main", *process.arguments]
     try:
         app.run(main.main, flags_parser=main.parse)

@@ -1,11 +1,12 @@
 """PPO-ptx by two processes of one job: what one process with as many devices does, also after one of them was killed.
 
-They run the command line on two fake devices each. Nothing in them is different but that process 1 may be held up, so
-that it is killed between two checkpoints.
+They run the command line on two fake devices each. Nothing in them is different but that process 1 may be held up: it
+hangs between two checkpoints, all watchdogs say so, and then it is killed.
 """
 
 import functools
 import pathlib
+import re
 import time
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ ITERATIONS, SAVED = 6, 3  # of the run, and between checkpoints
 HELD = 5  # process 1 stops before the iteration of this index: by then the other one has written the fourth's metrics
 SETTINGS = {
     "mesh.fsdp": 2, "mesh.tensor": 2, "ppo.iterations": ITERATIONS, "checkpoint.every": SAVED, "eval_every": 0,
-    "ppo.eval_batches": 0, "rollout.wave": 4,
+    "ppo.eval_batches": 0, "rollout.wave": 4, "watch.seconds": 1.0, "watch.factor": 2.0,
     "ppo.policy_optimizer.eps": 1e-3, "ppo.value_optimizer.eps": 1e-3,  # else Adam makes steps of rounding errors
 }  # fmt: skip
 
@@ -47,6 +48,7 @@ class Runs(NamedTuple):
 
     one, pair: workdirs of one process, and of the pair that was killed and started again.
     before: lines of the pair when its process 1 was killed.
+  hanging: what each process had said until then.
     alone: exit code of the other process then, seconds until it had ended, and what it had said.
     again: what process 0 of the second pair said.
     """
@@ -54,6 +56,7 @@ class Runs(NamedTuple):
     one: pathlib.Path
     pair: pathlib.Path
     before: list[dict]
+    hanging: list[str]
     alone: tuple[int, float, str]
     again: str
 
@@ -73,6 +76,10 @@ def runs(tmp_path_factory):
             alive = [process.exitcode for process in processes] == [None, None]
             assert time.monotonic() < deadline and alive, jobs.said(workdir)
             time.sleep(0.05)
+        hanging = ["", ""]
+        while not all(" has taken " in said for said in hanging) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            hanging = [jobs.said(workdir, number) for number in range(2)]
         before = lines(workdir)
         processes[1].kill()
         killed = time.monotonic()
@@ -82,7 +89,7 @@ def runs(tmp_path_factory):
         assert [jobs.code(process) for process in processes] == [0, 0], jobs.said(workdir)
     with jobs.running(arguments(folder, "one"), folder / "one", 1, 4) as processes:
         assert jobs.code(processes[0]) == 0, jobs.said(folder / "one")
-    return Runs(folder / "one", workdir, before, alone, jobs.said(workdir))
+    return Runs(folder / "one", workdir, before, hanging, alone, jobs.said(workdir))
 
 
 def test_a_pair_equals_one_process(runs):
@@ -101,6 +108,14 @@ def test_a_pair_goes_on_after_one_of_it_was_killed(runs):
     """To the very same lines: what came after the checkpoint is made again."""
     assert f"restored step {SAVED}" in runs.again and len(runs.before) > SAVED
     assert lines(runs.pair)[: len(runs.before)] == runs.before
+
+
+def test_all_say_who_hangs(runs):
+    """The one that is not in a program is the one that holds up the others; nothing has been ended."""
+    for number, said in enumerate(runs.hanging):
+        told = rf"ppo: step \d in process {number} has taken \d+ s, the median is .* s; threads:\n"
+        assert re.search(told, said), said
+        assert "thread MainThread:" in said and ("in hold_up" in said) == (number == 1) and "error: " not in said, said
 
 
 def test_the_other_one_ends_by_itself_in_one_line(runs):
