@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from instructgpt_jax import models
-from instructgpt_jax.models import Cache, ModelConfig, adapters, attention, sample
+from instructgpt_jax.models import Cache, ModelConfig, adapters, attention, quantised, sample
 from instructgpt_jax.sharding import BATCH, ROLLOUT_RULES, batch_shards, constrain, constrain_params
 
 PREFILL_CHUNK = 64  # columns of a prompt that go through the network at once
@@ -185,9 +185,9 @@ def generate(
     episodes = jnp.arange(P * answers) if episodes is None else episodes
     counts = jnp.broadcast_to(answers, P)
     prompts, lengths, episodes, counts = _whole(jax.tree.map(jnp.asarray, (prompts, lengths, episodes, counts)))
-    if config.dtype == "float32" and adapters.has_adapter(params):
+    if config.dtype == "float32" and adapters.has_adapter(params) and not quantised.found(params):
         # Once for all tokens. In bfloat16 the sum would round to the base wherever the change is below 1/256 of it:
-        # there the adapter stays beside its kernel.
+        # there the adapter stays beside its kernel. And the sum of a quantised kernel would take its full memory.
         params = adapters.merged(params)
     params = models.unstack(config, constrain_params(models.cast(params, config.dtype), ROLLOUT_RULES))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from instructgpt_jax.models import attention, flash, transformer
+from instructgpt_jax.models import attention, flash, quantised, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, constrain
@@ -166,6 +166,7 @@ def extend(
             rotary = jax.tree.map(functools.partial(jnp.where, window > 0), local, rotary)
         attend = functools.partial(attention.attend_to_cache, mask=mask, scale=scale, layer=index, start=start)
         inputs = shared._replace(mask=None, rotary=rotary, fused=attend)
+        block = quantised.plain(block, config.dtype)
         x, past = transformer.Block(config).apply({"params": block}, x, inputs, (keys, values, index, column))
         return (x, *past), None
 

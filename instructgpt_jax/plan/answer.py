@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instructgpt_jax import process
-from instructgpt_jax.plan import cost, programs, rings
+from instructgpt_jax.plan import cost, programs, rings, shapes
 from instructgpt_jax.plan.programs import Program
 from instructgpt_jax.plan.topology import Topology
 
@@ -132,7 +132,7 @@ def device_bytes(tree: Any) -> float:
 
     def one(leaf) -> float:
         shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-        return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
+        return math.prod(shape) * shapes.item_bytes(leaf.dtype)
 
     return float(sum(map(one, jax.tree.leaves(tree))))
 

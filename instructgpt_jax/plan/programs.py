@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from instructgpt_jax import models, networks, ppo, responses, rollout
 from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.models import ModelConfig, attention
+from instructgpt_jax.models import ModelConfig, attention, quantised
 from instructgpt_jax.plan import shapes
 from instructgpt_jax.plan.shapes import Known
-from instructgpt_jax.sharding import BATCH, batch_shards, replicated
+from instructgpt_jax.sharding import BATCH, batch_shards, path_name, replicated
 from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.stages import pretrain, reward, sft
 from instructgpt_jax.training import supervised
@@ -370,6 +370,10 @@ def cache_bytes(sampled: Sampled, mesh: Mesh) -> float:
 
 def weight_bytes(sampled: Sampled, mesh: Mesh) -> float:
     """Bytes of the parameters that every decoded token reads on a device."""
-    shaped = jax.eval_shape(lambda: models.init(sampled.network, jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shaped))
-    return count * jnp.dtype(sampled.network.dtype).itemsize / mesh.shape["tensor"]
+    net = sampled.network
+    shaped = jax.eval_shape(lambda: models.init(net, jax.random.key(0)))
+    if net.adapter and net.adapter.base:
+        shaped = quantised.abstract(shaped, net.adapter.base)
+    kind = lambda path, leaf: leaf.dtype if "/kernel/" in path_name(path) else net.dtype  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(shaped)
+    return sum(x.size * shapes.item_bytes(kind(path, x)) for path, x in leaves) / mesh.shape["tensor"]
