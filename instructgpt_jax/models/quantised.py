@@ -116,10 +116,8 @@ def plain(tree, dtype: str):
 
 
 def found(params: dict) -> bool:
-    """Whether kernels of the blocks are in a format."""
-    blocks = params["blocks"]
-    one = blocks[0] if isinstance(blocks, tuple) else blocks
-    return isinstance(one["attention"]["query"]["kernel"], dict)
+    """Whether the kernels of a network are in a format."""
+    return isinstance(params["blocks"]["attention"]["query"]["kernel"], dict)
 
 
 def abstract(params: dict, form: str) -> dict:
