@@ -164,7 +164,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
         "num_minibatches": 8,  # of 64
         "inner_epochs": 1,
         "row_length": 2048,
-        "microbatch_rows": 8,
+        "microbatch_rows": 16,  # the last of a minibatch is filled up with empty rows
         "kl_coef": 0.02,
         "adaptive_kl": {"target": 0.0, "horizon": 10_000},  # off
         "gamma": 1.0,
@@ -178,7 +178,7 @@ def ppo(policy_lr: float, value_lr: float, ptx_coef: float) -> ConfigDict:
         "ptx_coef": ptx_coef,
         "ptx_ratio": 8,  # pretraining sequences an episode
         "ptx_row_length": 2048,
-        "ptx_microbatch_rows": 8,
+        "ptx_microbatch_rows": 64,  # of 512, always full: the more at once, the fewer times weights are gathered
         "ema_decay": 0.992,
         "old_logprobs": "auto",
         "eval_batches": 1,

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import layout
 
 from instructgpt_jax.models import attention, flash, quantised, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
@@ -56,7 +57,7 @@ class Cache(NamedTuple):
 
         def copy_chunk(i, arrays):
             function = functools.partial(copy, (i + 1) * chunk)
-            one = lambda mine, theirs: _by_shard(D, function, mine, theirs, slots, places, copied)  # noqa: E731
+            one = lambda mine, theirs: _laid(_by_shard(D, function, mine, theirs, slots, places, copied))  # noqa: E731
             return jax.tree.map(one, arrays, (other.keys, other.values))
 
         chunks = (jnp.max(lengths) + chunk - 1) // chunk
@@ -75,7 +76,7 @@ class Cache(NamedTuple):
         def turn(x):  # layer by layer, so that one is there twice; XLA must not know how often this runs
             def one(layer, x):
                 cut = jax.lax.dynamic_slice_in_dim(x, layer, 1, axis=1)
-                return jax.lax.dynamic_update_slice_in_dim(x, roll(cut, 3), layer, axis=1)
+                return _laid(jax.lax.dynamic_update_slice_in_dim(x, roll(cut, 3), layer, axis=1))
 
             return jax.lax.fori_loop(0, jnp.minimum(column, 1) * x.shape[1], one, x)
 
@@ -84,8 +85,31 @@ class Cache(NamedTuple):
 
     def selected(self, kept: jax.Array) -> "Cache":
         """Only the slots (D, b/D) int32, counted on each of D shards."""
-        take = lambda x: _by_shard(len(kept), lambda x, kept: x[kept], x, kept.ravel())  # noqa: E731
-        return jax.tree.map(take, self)
+        D, n = kept.shape
+        rows = lambda x: _by_shard(D, lambda x, kept: x[kept], x, kept.ravel())  # noqa: E731
+
+        def take(x):  # layer by layer: of what is gathered at once a TPU's compiler makes a copy first
+
+            def one(layer, taken):
+                cut = rows(jax.lax.dynamic_slice_in_dim(x, layer, 1, axis=1))
+                return _laid(jax.lax.dynamic_update_slice_in_dim(taken, cut, layer, axis=1))
+
+            return jax.lax.fori_loop(0, x.shape[1], one, _empty((D * n, *x.shape[1:]), x.dtype))
+
+        keys, values = jax.tree.map(take, (self.keys, self.values))
+        return Cache(keys, values, rows(self.positions))
+
+
+def _laid(x):
+    """The array (B, l, M, S, H) of a cache, on a TPU in the memory order that its decode loop has.
+
+    Left alone the compiler lays out the loops that copy sequences by the order of the axes, and copies the whole cache
+    before and after each of them. B goes to the lanes where H does not fill them.
+    """
+    if flash.platform() != "tpu":
+        return x
+    order = (1, 3, 2, 0, 4) if x.shape[-1] % 128 == 0 else (1, 3, 2, 4, 0)
+    return layout.with_layout_constraint(x, layout.Layout(order))
 
 
 def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
@@ -99,11 +123,12 @@ def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` sequences of at most `length` tokens."""
     shape = (config.num_kv_heads, length, config.head_width)
-    empty = tuple(
-        constrain(jnp.zeros((batch, layers, *shape), config.dtype), BATCH, None, "tensor", None, None)
-        for layers in _groups(config)
-    )
+    empty = tuple(_empty((batch, layers, *shape), config.dtype) for layers in _groups(config))
     return Cache(empty, empty, constrain(jnp.full((batch, length), EMPTY, jnp.int32), BATCH, None))
+
+
+def _empty(shape: tuple[int, ...], dtype) -> jax.Array:
+    return constrain(jnp.zeros(shape, dtype), BATCH, None, "tensor", None, None)
 
 
 def unstack(config: ModelConfig, params: dict) -> dict:

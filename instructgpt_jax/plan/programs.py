@@ -216,9 +216,11 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
     minibatch = B // c.num_minibatches
     passes = {name: nets[name].config.training_passes for name in ppo.BASES}
     flops = sum(of(name, count * c.inner_epochs) for name, count in passes.items())
+    microbatches = -(-minibatch // min(rows, minibatch))
     laps = {
-        "accumulate_gradients/policy_step.<locals>.ppo_loss": -(-minibatch // min(rows, minibatch)),
-        "accumulate_gradients/value_step.<locals>.loss": -(-minibatch // min(rows, minibatch)),
+        "accumulate_gradients/policy_step.<locals>.ppo_loss": microbatches,
+        "accumulate_gradients/value_step.<locals>.loss": microbatches,
+        "accumulate_gradients/scalar": microbatches,  # of one device the loss's own operations are fused away
         "_token_logprobs_forward": response_chunks,
         "_token_logprobs_backward": response_chunks,
     }
