@@ -372,10 +372,9 @@ def cache_bytes(sampled: Sampled, mesh: Mesh) -> float:
 
 def weight_bytes(sampled: Sampled, mesh: Mesh) -> float:
     """Bytes of the parameters that every decoded token reads on a device."""
-    net = sampled.network
-    shaped = jax.eval_shape(lambda: models.init(net, jax.random.key(0)))
+    net, shaped = sampled.network, jax.eval_shape(lambda: models.init(sampled.network, jax.random.key(0)))
     if net.adapter and net.adapter.base:
         shaped = quantised.abstract(shaped, net.adapter.base)
-    kind = lambda path, leaf: leaf.dtype if "/kernel/" in path_name(path) else net.dtype  # noqa: E731
-    leaves = jax.tree_util.tree_leaves_with_path(shaped)
-    return sum(x.size * shapes.item_bytes(kind(path, x)) for path, x in leaves) / mesh.shape["tensor"]
+    kind = lambda path, x: x.dtype if "/kernel/" in path_name(path) else net.dtype  # noqa: E731
+    size = lambda path, x: x.size * shapes.item_bytes(kind(path, x))  # noqa: E731
+    return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, shaped))) / mesh.shape["tensor"]
