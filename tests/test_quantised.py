@@ -22,7 +22,8 @@ from test_adapters import ALL, NET, built, loss_of, moved, written_out
 from configs import common
 from instructgpt_jax import main, models, networks, sharding, validate
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.models import adapters, quantised
+from instructgpt_jax.models import Adapter, adapters, quantised
+from instructgpt_jax.plan import answer, programs
 from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.stages import sft as sft_stage
 
@@ -198,3 +199,17 @@ def test_what_cannot_be_is_named(world, monkeypatch):
     monkeypatch.setattr(quantised, "_stored", refused)
     with pytest.raises(ValueError, match=r"adapter.base must be '' on cpu, which has no int8: no such type$"):
         test_adapters_ppo.nets_of(world, ppo_config(world))
+
+
+@pytest.mark.parametrize("form, each", [("int8", 1.0), ("nf4", 0.5 + 4 / 64)])
+def test_a_plan_counts_codes_and_scales(form, each):
+    """Bytes of a weight by hand; two codes of nf4 share one."""
+    net = models.SIZES["gpt3-1.3b"].replace(dtype="bfloat16", adapter=Adapter(16, 32.0, ("up",), base=form))
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, tensor=1), devices=jax.devices()[:1])
+    whole = networks.Network(net.replace(adapter=None), dict, networks.abstract(net, mesh), {})
+    kernels = 24 * (4 * 2048 * 2048 + 2 * 2048 * 8192)
+    rest = sum(x.size for x in jax.tree.leaves(whole.abstract)) - kernels
+    wanted = kernels * each + 2 * rest
+    held = answer.device_bytes(networks.frozen(whole, form).abstract)
+    read = programs.weight_bytes(programs.Sampled(net, 16, 768, 256, 512.0), mesh)
+    np.testing.assert_allclose([held, read], wanted, rtol=2e-3)
