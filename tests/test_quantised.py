@@ -20,7 +20,7 @@ from saved_runs import arrays, lines
 from test_adapters import ALL, NET, built, loss_of, moved, written_out
 
 from configs import common
-from instructgpt_jax import main, models, networks, sharding, validate
+from instructgpt_jax import main, models, networks, rollout, sharding, validate
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import Adapter, adapters, quantised
 from instructgpt_jax.plan import answer, programs
@@ -213,3 +213,15 @@ def test_a_plan_counts_codes_and_scales(form, each):
     held = answer.device_bytes(networks.frozen(whole, form).abstract)
     read = programs.weight_bytes(programs.Sampled(net, 16, 768, 256, 512.0), mesh)
     np.testing.assert_allclose([held, read], wanted, rtol=2e-3)
+
+
+def test_samples_are_those_of_the_restored_weights():
+    """Whose kernels are made for each token anew."""
+    base, plain = random_params(NET, models.init), NET.replace(adapter=None)
+    prompts, lengths = jnp.arange(8)[None] % 40, jnp.array([8])
+    answer_of = jax.jit(
+        lambda params: rollout.generate(plain, params, prompts, lengths, 4, 0), compiler_options=tiny_supervised.QUICK
+    )
+    got, wanted = answer_of(quantised.store(base, "nf4")), answer_of(restored(base, "nf4"))
+    np.testing.assert_array_equal(got[0], wanted[0])
+    np.testing.assert_allclose(got[1], wanted[1], atol=1e-5)

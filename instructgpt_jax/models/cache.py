@@ -191,7 +191,7 @@ def extend(
             rotary = jax.tree.map(functools.partial(jnp.where, window > 0), local, rotary)
         attend = functools.partial(attention.attend_to_cache, mask=mask, scale=scale, layer=index, start=start)
         inputs = shared._replace(mask=None, rotary=rotary, fused=attend)
-        block = quantised.plain(block, config.dtype)
+        block = quantised.plain(block, config.dtype, after=x)
         x, past = transformer.Block(config).apply({"params": block}, x, inputs, (keys, values, index, column))
         return (x, *past), None
 

@@ -96,13 +96,20 @@ def _format(kernel: dict) -> str:
     return "nf4" if kernel["codes"].dtype == jnp.uint4 else "int8"
 
 
-def plain(tree, dtype: str):
-    """A tree with kernels in `dtype` in place of codes and scales; one without any is given back as it is."""
+def plain(tree, dtype: str, after: jax.Array | None = None):
+    """A tree with kernels in `dtype` in place of codes and scales; one without any is given back as it is.
+
+    Args:
+      after: what is there before kernels are made. Of sampling, whose weights stay the same from token to token, a
+        compiler would else make all kernels once and keep them.
+    """
     if not isinstance(tree, dict):
         return tree
     if "codes" not in tree:
-        return {name: plain(part, dtype) for name, part in tree.items()}
+        return {name: plain(part, dtype, after) for name, part in tree.items()}
     codes, scale = tree["codes"], tree["scale"]
+    if after is not None:
+        codes, scale, _ = jax.lax.optimization_barrier((codes, scale, after))
     for axis, (all_of_it, blocks) in enumerate(zip(codes.shape, scale.shape, strict=True)):
         if blocks not in (1, all_of_it):
             scale = jnp.repeat(scale, all_of_it // blocks, axis, total_repeat_length=all_of_it)
