@@ -134,7 +134,8 @@ def rankings(lr: float, batch_size: int) -> ConfigDict:
             "head_l2": 0.02,  # ... with this penalty
             "bias_examples": 2048,  # demonstrations that get mean score 0
             "folds": 0,  # above 0: as many models, each with a share of the labeler groups held out (section 4.1) ...
-            "fold_by": "group",  # ... or, with "prompt", of the prompts
+            "fold_by": "group",  # ... or, with "labeler", of the labelers in equal parts, with "prompt" of the prompts
+            "fold_seeds": 1,  # models of each fold of people
             "held_out_groups": (),
             "optimizer": optimizer(lr, "cosine"),
         }

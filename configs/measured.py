@@ -13,7 +13,7 @@ class Policy(NamedTuple):
     stage: str  # of the pipeline, where its weights are
     name: str  # in the report's files
     label: str  # in its figures
-    method: str  # base, prefix (a base model with a few-shot prefix), sft, ppo, ppo_ptx or control
+    method: str  # base, prefix (a base model with a few-shot prefix), sft, ppo, ppo_ptx, flan, t0 or control
     size: str
 
 
@@ -75,6 +75,8 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
         "prefix": {"candidates": (), "prompts": (), "max_length": 0},  # few-shot; the best on the prompts is taken
         "overoptimisation": {"runs": {}, "prompts": ()},  # name -> workdir with snapshots
         "curves": {},  # name -> workdir
+        "prompt_sets": "",  # workdir of a stage `prompts` whose tables the report shows; "" = none
+        "folds": "",  # workdir of a stage `reward` with folds of labelers, likewise
         "parallel": 2,  # policies at once, on a CPU
         "batch_size": 64,
         "max_prompt_length": 1024,

@@ -1,7 +1,8 @@
 """The three steps of the paper, and their evaluation, on the embedded world: no download, no GPU.
 
-Paper:    figure 2 and section 4: two sizes of a base model, supervised fine-tuning, a reward model on K = 4 to 9 ranked
-          completions of that policy, PPO and PPO-ptx, and their evaluation by labelers.
+Paper:    figure 2, sections 3.2 and 4: raw prompts made into sets, two sizes of a base model, supervised fine-tuning, a
+          reward model on K = 4 to 9 ranked completions of that policy, its accuracy on labelers unseen in training, PPO
+          and PPO-ptx, and their evaluation by labelers.
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs the stages for a few
           updates, without the negative control; `:full` adds a second round of comparisons, sweeps of kl_coef and
@@ -19,11 +20,14 @@ SIZES = {  # layers, width, steps of pretraining, learning rate
     "huge": (6, 256, 4096, 3e-3),  # of `:full`
 }
 TEXT = ("simulated:pretraining:train:100000",)
-DEMONSTRATIONS = ("simulated:demonstrations:train:2500",)
-PROMPTS = ("simulated:prompts:train#unique",)
+RAW = ("simulated:prompts:18000",)  # the same users as in the splits of all other records, see prompt_sets
+DEMONSTRATIONS = ("simulated:demonstrations:train:2200", "jsonl:{workdir}/prompts/few_shot.jsonl.gz")
+PROMPTS = ("jsonl:{workdir}/prompts/train.jsonl.gz",)
+VALID = ("jsonl:{workdir}/prompts/valid.jsonl.gz#1/8",)  # a hundred
 PTX_COEF = 1.0  # the paper has 27.8: so few updates of so small a policy hardly raise the score then
 ANSWERS = {"max_prompt_length": 96, "response_length": 64}
 TINY = {  # of `:tiny`
+    "prompts.few_shot": ("simulated:few_shot:train:6",),
     "select.batch_size": 16,
     "select.num_samples": 2,
     "evaluate.num_prompts": 40,
@@ -49,6 +53,8 @@ def get_config(arg=""):
         measured.Policy("select", "sft", "SFT", "sft", "small"),
         measured.Policy("ppo", "ppo", "PPO", "ppo", "small"),
         measured.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
+        measured.Policy("select_flan", "flan", "FLAN", "flan", "small"),
+        measured.Policy("select_t0", "t0", "T0", "t0", "small"),
         measured.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
     ]
     models = [model for model in models if model.stage in stages]
@@ -64,15 +70,19 @@ def get_config(arg=""):
 
 def small():
     """The stages of the paper for one size, and the larger base model."""
-    stages = {"pretrain": pretraining("small")}
+    stages = {"prompts": prompt_sets(), "pretrain": pretraining("small")}
     stages["sft"] = fine_tuning("pretrain", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     stages["rlhf_init"] = rlhf_start("pretrain")
     stages["pretrain_large"] = pretraining("large")  # beside `collect`, whose sampling leaves a core half idle
     stages["collect"] = collection({"sft": "sft", "start": "rlhf_init"})
     stages["reward"] = ranking("sft", "collect")
+    stages["folds"] = folds("sft", "collect")
     stages["ppo_ptx"] = policy("rlhf_init", "reward", ptx_coef=PTX_COEF)  # the longest of the three goes first
     stages["ppo"] = policy("rlhf_init", "reward", ptx_coef=0.0)
     stages["select"] = selection("sft", "reward")
+    for name in ("flan", "t0"):  # last: they fill what the others leave idle
+        stages[name] = public_tasks("pretrain", name)
+        stages[f"select_{name}"] = selection(name, "reward")
     return stages
 
 
@@ -84,11 +94,30 @@ def control():
     }
 
 
+def prompt_sets():
+    """The raw prompts without repeats, heavy users and personal information; some few-shot instructions."""
+    config = common.prompt_sets()
+    config.data.update({"prompts": RAW, "tokenizer": "train:1024", "pretraining": TEXT})
+    config.prompts.update(simulated.SPLIT)  # so that a user is in the same split everywhere
+    config.prompts.update(
+        {
+            "prefix_chars": 80,  # a prompt has 64 characters on average: the 200 of prompts.py would find nothing
+            "max_tokens": 96,
+            "language_sample": 500,
+            "few_shot": ("simulated:few_shot:train:50",),
+            "example": simulated.FEW_SHOT_EXAMPLE,
+            "shots": 1,
+            "shot_sets": 2,
+        }
+    )
+    return config
+
+
 def pretraining(size):
     """A base model."""
     layers, width, steps, lr = SIZES[size]
     config = common.config("pretrain")
-    config.data.tokenizer = "train:1024" if size == "small" else "{workdir}/pretrain/tokenizer"
+    config.data.tokenizer = "{workdir}/prompts/tokenizer"
     config.data.pretraining = TEXT
     config.models.model = common.network(
         "tiny", num_layers=layers, width=width, num_heads=2, mlp_width=4 * width, max_length=512, positions="rotary"
@@ -123,6 +152,15 @@ def rlhf_start(base):
     return config
 
 
+def public_tasks(base, name):
+    """A baseline of section 3.5, FLAN or T0: each example once, the snapshot chosen by score."""
+    config = fine_tuning(base, batch_size=32, num_epochs=1, pretraining_fraction=0.0)
+    config.data.demonstrations = (f"simulated:{name}:train:8000",)
+    config.sft.optimizer.update({"algorithm": "muon", "lr": 3e-3})
+    config.eval_every = config.snapshot_every = 60
+    return config
+
+
 def collection(policies):
     """Completions of some policies, ranked by the training labelers."""
     config = common.collection()
@@ -148,6 +186,18 @@ def ranking(start, comparisons, name="comparisons"):
         config.reward.num_steps = 300  # there is nothing to learn
     else:
         config.data.comparisons += ("simulated:comparisons:train:2000",)
+    return config
+
+
+def folds(start, comparisons):
+    """Small reward models on an eighth of the collected rankings, each without three of the twelve labelers."""
+    config = ranking(start, comparisons)
+    config.data.comparisons = (f"jsonl:{{workdir}}/{comparisons}/comparisons.jsonl#1/8",)
+    config.data.demonstrations = ()  # only the order of scores counts
+    config.data.valid_fraction = 0.2
+    config.eval_every = 0
+    config.reward.update({"folds": 4, "fold_by": "labeler", "fold_seeds": 3})
+    config.reward.head_examples = 256  # some fifty updates are too few for a head at random
     return config
 
 
@@ -238,25 +288,30 @@ def evaluation(stages, models):
     config.data.pretraining = ("simulated:pretraining:test:3000",)
     config.data.max_prompt_tokens = 96
     own = {
-        "distributions": {"instruct": ("simulated:prompts:test:1600",), "gpt": ("simulated:gpt_prompts:test:1600",)},
+        "distributions": {
+            "instruct": ("jsonl:{workdir}/prompts/test.jsonl.gz",),
+            "gpt": ("simulated:gpt_prompts:test:1600",),
+        },
         "num_prompts": 1000,
         "labelers": True,
         "tasks": {"cloze": ("simulated:cloze:test:200",), "story": ("simulated:story:test:200",)},
         "accuracy": ("simulated:comparisons:test:300", "simulated:comparisons_heldout:test:300"),
         "prefix": {
             "candidates": simulated.prefixes(),
-            "prompts": ("simulated:prompts:valid:100",),
+            "prompts": VALID,
             "max_length": 128,
         },
         "overoptimisation": {
             "runs": {name: "{workdir}/" + name for name in ("ppo", "ppo_ptx")},
-            "prompts": ("simulated:prompts:valid:100",),
+            "prompts": VALID,
         },
         "curves": {
             name.replace("/", "_"): "{workdir}/" + name
             for name, stage in stages.items()
-            if stage.stage in ("pretrain", "sft", "reward", "ppo")
+            if stage.stage in ("pretrain", "sft", "reward", "ppo") and name != "folds"
         },
+        "prompt_sets": "{workdir}/prompts",
+        "folds": "{workdir}/folds",
         "row_length": 192,
     }
     config.evaluate.update(ANSWERS | own)
@@ -269,11 +324,15 @@ def shrink(stages):
         common.shrink(stage, TINY)
         if stage.stage == "pretrain":
             stage.models.model.update({"num_layers": 2, "width": 64, "mlp_width": 128})
+        if stage.stage == "select":
+            stage.rollout.wave = 16
         if stage.stage == "evaluate":
             continue
-        for kind, size in {"pretraining": 2000, "prompts": 300, "demonstrations": 300, "comparisons": 100}.items():
+        for kind, size in {"pretraining": 2000, "demonstrations": 300, "comparisons": 100}.items():
             stage.data[kind] = tuple(
-                f"simulated:{kind}:train:{size}" if source.startswith("simulated:") else source
+                f"simulated:{source.split(':')[1]}:train:{size}" if source.startswith("simulated:") else source
                 for source in stage.data[kind]
             )
-    stages["select"].rollout.wave = 16
+    stages["prompts"].data.prompts = ("simulated:prompts:800",)
+    stages["folds"].data.comparisons = ("jsonl:{workdir}/collect/comparisons.jsonl",)
+    stages["folds"].reward.update({"folds": 2, "fold_seeds": 2, "num_steps": 0})

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 # Keys of a stage's configuration that hold a path, and those that hold data sources.
 PATHS = (
     "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
-    "evaluate.report", "evaluate.seconds", "evaluate.curves.*", "evaluate.overoptimisation.runs.*", "label.labelers",
-    "label.instructions", "benchmark.data_dir", "benchmark.graders.*", "export.base",
+    "evaluate.report", "evaluate.seconds", "evaluate.prompt_sets", "evaluate.folds", "evaluate.curves.*",
+    "evaluate.overoptimisation.runs.*", "label.labelers", "label.instructions",
+    "benchmark.data_dir", "benchmark.graders.*", "export.base",
 )  # fmt: skip
 SOURCES = (
     "data.demonstrations", "data.comparisons", "data.prompts", "data.pretraining", "evaluate.distributions.*",

@@ -24,6 +24,9 @@ FREE = (
 )  # fmt: skip
 LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then
     "evaluate.answers_per_prompt": 1,
+    "evaluate.prompt_sets": "",
+    "evaluate.folds": "",
+    "reward.fold_seeds": 1,
     "data.template": "",
     "data.end_tokens": [],
     "data.skip_long": False,

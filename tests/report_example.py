@@ -2,13 +2,16 @@
 
 import math
 
-LEVELS = {"base": 0.08, "prefix": 0.21, "sft": 0.5, "ppo": 0.72, "ppo_ptx": 0.7, "control": 0.47}
+LEVELS = {"base": 0.08, "prefix": 0.21, "sft": 0.5, "ppo": 0.72, "ppo_ptx": 0.7, "flan": 0.19, "t0": 0.18}
+LEVELS |= {"control": 0.47}
 LABELS = {
     "base": "GPT",
     "prefix": "GPT (prompted)",
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "flan": "FLAN",
+    "t0": "T0",
     "control": "PPO, shuffled rankings",
 }
 
@@ -29,7 +32,7 @@ def example() -> dict:
         distribution: {name: row(quality[name] - 0.04 * n, name == "sft_small") for name in models}
         for n, distribution in enumerate(("instruct", "gpt"))
     }
-    losses = {"base": 1.62, "sft": 1.71, "ppo": 1.8, "ppo_ptx": 1.64, "control": 1.66}
+    losses = {"base": 1.62, "sft": 1.71, "ppo": 1.8, "ppo_ptx": 1.64, "flan": 1.7, "t0": 1.69, "control": 1.66}
     plain = [name for name, model in models.items() if model["method"] != "prefix"]
     language = {
         name: {
@@ -72,6 +75,15 @@ def example() -> dict:
                 {"step": s, "kl": s / 3.0, "score": s / 10, "gold": 1 - (s - 20) ** 2 / 400} for s in range(0, 31, 5)
             ]
         },
+        "folds": {
+            "folds": 5,
+            "seeds": 3,
+            "training_groups": interval(0.724, 0.004, 5),
+            "held_out_groups": interval(0.696, 0.009, 5),
+            "difference": interval(-0.028, 0.007, 5),
+            "rows": [],
+        },
+        "prompt_sets": prompt_sets(),
         "prefix": {
             "candidates": [{"text": "Hello.\n\n", "score": -1.5}, {"text": "Q: 1?\nA: 1.", "score": -0.5}],
             "chosen": 1,
@@ -88,6 +100,29 @@ def example() -> dict:
             for n in range(10)
         ],
         "perf": {"seconds": {"ppo": 150.0, "evaluate": 61.2}, "versions": {"jax": "0.10.2"}, "device": "1 x cpu"},
+    }
+
+
+def prompt_sets() -> dict:
+    """What stage `prompts` writes: three sets, two use cases, demonstrations of one source."""
+
+    def lengths(mean: float) -> dict:
+        return {"count": 1234, "mean": mean, "std": 2.5, "min": 1, "25%": 7, "50%": 9, "75%": 12, "max": 96}
+
+    return {
+        "read": 18_000,
+        "users": 1500,
+        "steps": [
+            {"step": "long common prefix", "dropped": 7927, "left": 10_073},
+            {"step": "over 200 a user", "dropped": 801, "left": 9272},
+        ],
+        "tables": {
+            "sizes": {"train": {"customer": 5000, "total": 5819}, "valid": {"total": 718}, "test": {"total": 2371}},
+            "prompts_per_user": {"train": 6.01, "valid": 31.55},
+            "lengths": {"train": lengths(16.6), "valid": lengths(18.6)},
+            "lengths_by_use_case": {"open_qa": lengths(8.9), "": lengths(13.0)},
+            "lengths_of_demonstrations": {"prompt": {"customer": lengths(15.3)}, "demonstration": {"": lengths(3.8)}},
+        },
     }
 
 

@@ -161,6 +161,18 @@ def test_stages_of_two_rounds_are_told_apart(tmp_path):
     assert "| round1/sft | 1 of 2 |" in training and "| round2/sft | 2 |" in training
 
 
+def test_folds_are_one_stage_that_cost_what_all_have_cost(tmp_path):
+    sources = {"comparisons": ["jsonl:c.jsonl"]}
+    stage(tmp_path / "folds", "reward", {"model": {"init_from": ""}}, sources=sources)
+    for name in ("fold0", "fold1"):
+        saved = dict(step=20, num_steps=20, spent=SPENT)
+        stage(tmp_path / "folds" / name, "reward", {"model": network("")}, {"comparisons": READ}, sources, saved)
+    text = card.of_pipeline(tmp_path, ("folds",))
+    check_tables(text)
+    assert "| folds | 40 | 4,000,000 | 2.59e+20 | 3 | 3 | 8 x TPU v5 lite |" in section(text, "Training")
+    assert "`folds` (reward): 2 layers" in text and "| folds | comparisons |" in text
+
+
 def test_a_network_that_was_not_trained_here(tmp_path):
     text = card.of_network("acme/base-1b", "lm")
     assert "Nothing was trained." in text and head(text)["base_model"] == ["acme/base-1b"]

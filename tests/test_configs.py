@@ -26,6 +26,15 @@ FINE_TUNING = {
     "rlhf_init_6b": (1.04e-5, 32, 2, 0.1, 0.0),
     "rlhf_init_175b": (2.45e-6, 8, 2, 0.1, 0.0),
 }
+# Appendix C.5, the baselines of public tasks; the paper has them at 175B, those of other sizes are ours. Learning rate,
+# batch, updates (0 = one epoch), examples of the longest run (0 = all there are).
+INSTRUCTION = {
+    "flan_175b": (4e-6, 64, 0, 0),
+    "t0_175b": (4e-6, 128, 10_000, 1_280_000),
+    "t0_175b:second": (6e-6, 64, 15_625, 1_000_000),
+}
+CHOSEN = 896_000  # examples that the chosen snapshots of both have seen
+OURS = {"1b3": 9.65e-6 / 5.03e-6, "6b": 9.65e-6 / 5.03e-6}  # over the rate at 175B, as in FINE_TUNING
 # Appendix C.4 and E.9: policy rate, value rate, ptx coefficient.
 PPO = {
     "ppo_1b3": (8e-6, 9e-6, 0.0),
@@ -35,6 +44,13 @@ PPO = {
     "ppo_ptx_6b": (1e-5, 9e-6, 27.8),
     "ppo_ptx_175b": (2.55e-6, 5e-6, 27.8),
 }
+PPO_FOR_ALL = {  # appendix C.4, E.9 and E.11; `lam` and `clip_range_value`, which it leaves open, from its predecessor
+    "batch_size": 512, "inner_epochs": 1, "temperature": 1.0, "gamma": 1.0, "lam": 0.95, "kl_coef": 0.02,
+    "clip_range": 0.2, "clip_range_value": 0.2, "ema_decay": 0.992, "ptx_ratio": 8, "whiten_rewards": False,
+    "score_clip": 0.0,
+}  # fmt: skip
+SWEPT = (2.55e-6, 2.55e-5)  # policy rates of 1.3B and 6B; 175B has the first two of them
+DIVERGED = 8.05e-6  # without pretraining gradients those above did
 
 
 def load(name, argument=""):
@@ -119,6 +135,7 @@ def test_fine_tuning_has_the_papers_numbers(name):
 
 # The paper has dropout in the SFT baseline alone; the two embedded worlds have their own, in supervised stages alone.
 DROPOUT = {"quickstart": 0.1, "e2e": 0.1, "instruct": 0.0} | {name: row[-1] for name, row in FINE_TUNING.items()}
+DROPOUT |= {f"{name}_{size}": 0.0 for name in ("flan", "t0") for size in ("1b3", "6b", "175b")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,6 +152,38 @@ def test_dropout_is_that_of_the_paper(name):
                 assert rate == 0.0, config.stage
 
 
+@pytest.mark.parametrize("name", INSTRUCTION)
+def test_baselines_of_public_tasks_have_the_papers_numbers(name):
+    lr, batch, updates, examples = INSTRUCTION[name]
+    name, _, argument = name.partition(":")
+    config = load(name, argument)
+    c = config.sft
+    validate(with_sources(load(name, argument)), mesh_of(config))
+    assert config.stage == "sft" and config.models.model.size == "gpt3-175b"
+    assert (c.batch_size, c.num_steps, c.num_steps * c.batch_size) == (batch, updates, examples)
+    assert c.num_epochs == (2 if updates else 1)  # a pass repeats nothing; the second is for 1.28 million of 1 million
+    check_optimizer(c.optimizer, lr, "cosine")
+    assert CHOSEN % (config.snapshot_every * batch) == 0  # then select finds it
+    assert config.snapshot_every * batch == 128_000 and c.pretraining_fraction == 0.0
+    card = importlib.import_module(f"configs.{name}").__doc__
+    said = {"flan_175b": ("1.2 million", "6e-6 was tried", "400,000"), "t0_175b": ("96 million", "1.28 million")}
+    for text in (*said[name], "896,000", "--config=configs/select.py"):
+        assert text in card
+    choice = load("select").select  # by the score of the 6B reward model
+    assert choice.by == "score" and load("select").models.reward.init_from == "runs/reward_6b"
+
+
+@pytest.mark.parametrize("size", OURS)
+@pytest.mark.parametrize("name", ["flan", "t0"])
+def test_other_sizes_of_these_baselines_are_ours(name, size):
+    config, paper = load(f"{name}_{size}"), load(f"{name}_175b")
+    assert config.sft.optimizer.lr == pytest.approx(OURS[size] * paper.sft.optimizer.lr, rel=1e-3)
+    config.sft.optimizer.lr = paper.sft.optimizer.lr
+    assert config.sft == paper.sft and config.snapshot_every == paper.snapshot_every
+    assert "ours" in importlib.import_module(f"configs.{name}_{size}").__doc__.splitlines()[0]
+    assert config.models.model.init_from == load(f"sft_{size}").models.model.init_from
+
+
 def test_reward_model_has_the_papers_numbers():
     config = load("reward_6b")
     assert config.stage == "reward" and config.models.model.init_from == "runs/sft_6b"
@@ -148,12 +197,15 @@ def test_ppo_has_the_papers_numbers(name):
     policy_lr, value_lr, ptx_coef = PPO[name]
     config = load(name)
     c = config.ppo
-    assert c.iterations * c.batch_size == 256_000 and c.batch_size == 512
-    assert c.batch_size // c.num_minibatches == 64 and c.inner_epochs == 1
-    assert c.temperature == 1.0 and c.gamma == 1.0 and c.kl_coef == 0.02 and c.clip_range == 0.2
-    assert c.adaptive_kl.target == 0.0
-    assert c.ema_decay == 0.992 and c.ptx_coef == ptx_coef and c.ptx_ratio == 8
-    assert c.max_prompt_length + c.response_length == 2048
+    assert {key: c[key] for key in PPO_FOR_ALL} == PPO_FOR_ALL and c.adaptive_kl.target == 0.0
+    assert c.iterations == 500 and c.iterations * c.batch_size == 256_000
+    assert c.batch_size // c.num_minibatches == 64 and c.iterations * c.num_minibatches == 4_000  # updates
+    assert c.num_epochs == 0  # 31,144 prompts, each about 8.2 times
+    assert c.ptx_coef == ptx_coef and 64 * c.ptx_ratio == 512  # sequences of a minibatch, 2.05 million in all
+    assert c.iterations * c.batch_size * c.ptx_ratio == 2_048_000
+    assert c.max_prompt_length + c.response_length == c.ptx_row_length == 2048
+    assert SWEPT[0] <= policy_lr <= (SWEPT[1] if ptx_coef else DIVERGED)
+    assert not name.endswith("175b") or policy_lr in (2.55e-6, 3.74e-6)
     check_optimizer(c.policy_optimizer, policy_lr, "constant")
     check_optimizer(c.value_optimizer, value_lr, "constant")
     assert c.policy_optimizer.warmup_steps == 10 * 8 and c.policy_optimizer.warmup_start == 0.1

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import threading
@@ -82,6 +83,8 @@ def config(runs, **changes):
         "prefix": {"candidates": simulated.prefixes()[:2], "prompts": ("simulated:prompts:valid:4",), "max_length": 64},
         "overoptimisation": {"runs": {"sft": f"{runs}/sft"}, "prompts": ("simulated:prompts:valid:4",)},
         "curves": {"sft": f"{runs}/sft"},
+        "prompt_sets": "",
+        "folds": "",
         "batch_size": 8,
         "max_prompt_length": 96,
         "response_length": 8,
@@ -195,12 +198,17 @@ def test_report(whole):
     for rows in report["results"].values():
         assert list(rows) == ["sft", "base", "prompted"]
         assert rows["sft"]["win_rate"]["heldout"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 12}
+        assert report["head_to_head"].keys() == report["results"].keys()
         assert rows["base"]["kl"]["mean"] == pytest.approx(0, abs=1e-4)  # the base model is the reference
         assert abs(rows["prompted"]["kl"]["mean"]) > 0.01  # the reference does not see the prefix
         assert abs(rows["sft"]["kl"]["mean"]) > 0.01
         assert 1 <= rows["sft"]["likert"]["training"]["mean"] <= 7
         assert rows["sft"]["metadata"]["toxic"]["n"] == 12
         assert "judge" not in rows["sft"] and "bleu" not in rows["sft"] and "slot_coverage" not in rows["sft"]
+    for distribution, groups in report["head_to_head"].items():
+        for group, table in groups.items():
+            rows = report["results"][distribution]
+            assert all(table[name]["sft"] == rows[name]["win_rate"][group] for name in ("base", "prompted"))
     assert set(report["language"]) == {"ref_policy", "sft", "base"} and report["chance"] == {"cloze": 0.25}
     assert 4 < report["language"]["base"]["pretraining_loss"]["mean"] < 6.5
     assert sorted(report["reward_model"]["accuracy"]) == ["heldout", "training"]
@@ -380,6 +388,26 @@ def test_labelers_prefer_what_is_better():
     assert all(len(set(panel)) == 5 for panel in panels) and len({panel[0] for panel in panels}) == 8
 
 
+def test_head_to_head_says_what_each_panel_says():
+    """Each two policies, against asking the labelers one by one; and beside the baseline what `judge` says."""
+    prompts = [record["prompt"] for record in simulated.records("prompts:test:20")] * 2
+    rng = np.random.default_rng(0)
+    good, other = ([simulated.write(prompt, rng) for prompt in prompts] for _ in range(2))
+    texts = {"a": good, "b": other, "c": good[:30] + ["I do not know."] * 10}
+    answers = {name: [{"text": text} for text in given] for name, given in texts.items()}
+    found = labelers.head_to_head({"x": prompts}, {"x": answers}, ("a", "b", "c"), seed=3)["x"]
+    for group in simulated.GROUPS:
+        for first, second in itertools.permutations(texts, 2):
+            wins = [
+                np.mean([simulated.prefer(one, *case, 3) for one in labelers.panel_of(case[0], group, 3)])
+                for case in zip(prompts, texts[first], texts[second], strict=True)
+            ]
+            said = found[group][first][second]
+            assert said["mean"] == pytest.approx(np.mean(wins)) and said["n"] == len(set(prompts))
+            assert said == labelers.judge(prompts, texts[first], texts[second], 3)["win_rate"][group]
+        assert found[group]["a"]["c"]["mean"] > 0.5 and list(found[group]["b"]) == ["a", "c"]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -396,7 +424,8 @@ def test_labelers_prefer_what_is_better():
         ({"prefix__candidates": ()}, "config.evaluate.prefix.candidates and max_length must be set"),
         ({"prefix__prompts": ()}, "config.evaluate.prefix.prompts must name at least one source, got ()"),
         ({"tasks__cloze": ("cloze",)}, "config.evaluate.tasks.cloze: a data source must be jsonl:GLOB"),
-        ({"distributions__gpt": ("jsonl:x",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
+        ({"distributions__gpt": ("hf:x:y",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
+        ({"folds": 3}, "config.evaluate.folds must be a string, got 3"),
         ({"row_length": 100}, "config.evaluate.row_length must hold"),
         ({"max_prompt_length": 0}, "config.evaluate.max_prompt_length must be an integer of at least 1, got 0"),
     ],
@@ -420,6 +449,10 @@ def test_bad_models_and_records(runs, tmp_path):
     settings.models.reward = common.network(init_from=f"{runs}/sft")
     with pytest.raises(ValueError, match="^config.models.reward must be a reward model, got a language model from"):
         main.run(settings, str(tmp_path / "a"))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What is love?"}\n')
+    foreign = {"evaluate__distributions": {"instruct": (f"jsonl:{tmp_path}/prompts.jsonl",)}}
+    with pytest.raises(ValueError, match="must have prompts of the simulated world in distributions.instruct, got 'Wh"):
+        main.run(config(runs, **foreign), str(tmp_path / "d"))
     (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 2}\n')
     with pytest.raises(ValueError, match="tasks.jsonl:1: answer must be a number from 0 to 1, got 2"):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))

@@ -12,9 +12,9 @@ import jax
 import pytest
 import small_runs
 
-from configs import e2e, export, sample
+from configs import e2e, export, prompts, sample
 from instructgpt_jax import errors, main, models, paths, sharding
-from instructgpt_jax.data import build, jsonl, prompts, sources
+from instructgpt_jax.data import build, jsonl, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import hf
 from instructgpt_jax.stages import evaluate
@@ -93,7 +93,9 @@ def test_the_command_lines_of_the_data(home):
     (home / "raw.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     tokenizers.train(["some text"] * 9, 300, "~/bpe")
     build.main(["--kind=prompts", "--input=~/raw.jsonl", "--data_dir=~/sets"])
-    prompts.main(["--input=~/raw.jsonl", "--output_dir=~/split", "--tokenizer=~/bpe", "--split_key=k"])
+    config = prompts.get_config()
+    config.data.update({"prompts": ("jsonl:~/raw.jsonl",), "tokenizer": "~/bpe"})
+    main.run(config, "~/split")
     assert (home / "sets" / "prompts").is_dir() and (home / "split" / "report.json").exists()
     assert not os.listdir()
 
@@ -287,19 +289,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(home, 
         evaluate.run(config, None, str(home / "run"))
 
 
-def test_command_lines_of_the_data_that_cannot_write(home, capsys):
+def test_a_command_line_of_the_data_that_cannot_write(home, capsys):
     (home / "raw.jsonl").write_text('{"prompt": "a"}\n')
     (home / "file").write_text("")
-    tokenizers.train(["some text"] * 9, 300, home / "bpe")
-    commands = (
-        (build.main, ["--kind=prompts", f"--data_dir={home}/file/sets"], "data_dir"),
-        (prompts.main, [f"--output_dir={home}/file", f"--tokenizer={home}/bpe", "--split_key=k"], "--output_dir"),
-    )
-    for command, options, name in commands:
-        with pytest.raises(SystemExit, match="1"):
-            command([f"--input={home}/raw.jsonl", *options])
-        last = capsys.readouterr().err.strip().rpartition("\n")[2]
-        assert last.startswith(f"error: {name} must be a folder that can be made, got {home}/file")
+    with pytest.raises(SystemExit, match="1"):
+        build.main([f"--input={home}/raw.jsonl", "--kind=prompts", f"--data_dir={home}/file/sets"])
+    last = capsys.readouterr().err.strip().rpartition("\n")[2]
+    assert last.startswith(f"error: data_dir must be a folder that can be made, got {home}/file")
 
 
 def test_a_file_that_vanishes_or_is_no_file(tmp_path, monkeypatch):

@@ -308,3 +308,28 @@ def test_programs_compile_for_tpus_that_are_not_here(tmp_path):
     assert share <= between["bytes"] < 2 * share
     chip = topology.TPUS["v5e"]
     assert between["seconds"] > between["bytes"] / chip.network  # there and back, half of it each
+
+
+def test_a_cache_is_moved_about_on_tpus_without_copies_of_it():
+    """On a mesh with `tensor` in the memory order of decoding, which its loops do not leave."""
+    pytest.importorskip("libtpu")
+    settings = ConfigDict({"data": 1, "fsdp": 4, "tensor": 2, "slices": 1})
+    mesh = sharding.make_mesh(settings, topology.describe("v5e:2x4").devices)
+    config = models.SIZES["gpt3-125m"].replace(num_layers=8, width=1024, num_heads=8, dtype="bfloat16")
+    spread = lambda x, *axes: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P(*axes)))  # noqa: E731
+    with jax.set_mesh(mesh):
+        empty = jax.eval_shape(lambda: models.init_cache(config, 64, 256))
+        assert len(empty.keys) == 1, "layers of a TPU are one array"
+        keys = (spread(empty.keys[0], sharding.BATCH, None, "tensor"),)
+        cache = models.Cache(keys, keys, spread(empty.positions, sharding.BATCH))
+
+        def moved(cache, column, kept):
+            rewound = cache.rewound(column)
+            return rewound, rewound.selected(kept)
+
+        column, kept = jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((4, 4), np.int32)
+        compiled = jax.jit(moved, donate_argnums=0).lower(cache, column, kept).compile()
+    account = compiled.memory_analysis()
+    assert keys[0].shape == (64, 8, 8, 256, 128)
+    assert account.temp_size_in_bytes < account.argument_size_in_bytes / 3, account
+    assert "[16,8,4,256,128]{4,0,2,3,1" in compiled.as_text()  # slots lie beside each other, columns further apart

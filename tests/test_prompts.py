@@ -243,19 +243,13 @@ def test_prepare_of_nothing_and_of_wrong_shares():
         prompts.prepare([], **(SETTINGS | {"max_per_user": 0}))
 
 
-def test_real_prompts_with_users_through_the_command_line(shared_data, tmp_path, capsys):
+def test_real_prompts_with_users_through_the_stage(shared_data, tmp_path):
     source = shared_data / "restricted" / "oasst2_animals_prompts_with_users.jsonl.gz"
-    bpe = shared_data / "gpt2_bpe"
-    options = [
-        f"--input={source}",
-        f"--output_dir={tmp_path}",
-        f"--tokenizer={bpe}",
-        "--split_key=oasst",
-        "--max_per_user=5",
-    ]
-    prompts.main(options)
+    config = prompts_config.get_config()
+    config.data.update({"prompts": (f"jsonl:{source}",), "tokenizer": str(shared_data / "gpt2_bpe")})
+    config.prompts.update({"split_key": "oasst", "max_per_user": 5})
+    main.run(config, str(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
-    assert json.loads(capsys.readouterr().out) == report
     read = {name: list(sources.load((f"jsonl:{tmp_path}/{name}.jsonl.gz",), "prompts", 0)) for name in report["splits"]}
     assert {name: len(records) for name, records in read.items()} == report["splits"]
     assert sum(report["splits"].values()) == report["steps"][-1]["left"] < report["read"] == 549
@@ -266,14 +260,13 @@ def test_real_prompts_with_users_through_the_command_line(shared_data, tmp_path,
     assert abs(report["languages"]["en"] - by_language["en"] / 549) < 0.1  # the labels of the set's own authors
 
 
-def test_a_malformed_prompt_stops_the_command_line(tmp_path, capsys):
+def test_a_malformed_prompt_stops_the_stage(tmp_path):
     (tmp_path / "raw.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(SystemExit):
-        prompts.main(
-            [f"--input={tmp_path}/raw.jsonl", f"--output_dir={tmp_path}/out", "--tokenizer=none", "--split_key=k"]
-        )
-    assert "raw.jsonl:2: missing field 'prompt'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    config = prompts_config.get_config("tiny")
+    config.data.prompts = (f"jsonl:{tmp_path}/raw.jsonl",)
+    with pytest.raises(ValueError, match="raw.jsonl:2: missing field 'prompt'"):
+        main.run(config, str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "train.jsonl.gz").exists()
 
 
 # --- shot sets, tables, the stage ---

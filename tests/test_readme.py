@@ -1,8 +1,8 @@
 """Each command of the documents is run, or where that is dear, checked in everything up to the first computation.
 
-Commands stand in blocks that are indented by four spaces, all else in fences. The first words of a command decide what
-is done with it; words that are not known here fail. test_notebook.py runs the two commands at the top of the README,
-.ci/run those of CONTRIBUTING.
+Commands stand in blocks that are indented by four spaces, all else in fences, and in the column `command` of tables.
+The first words of a command decide what is done with it; words that are not known here fail. test_notebook.py runs the
+two commands at the top of the README, .ci/run those of CONTRIBUTING.
 """
 
 import ast
@@ -63,6 +63,31 @@ PLAIN = [
     for document, block in ALL
     if not is_launch(block)
     for words in commands(block)
+]
+def table_commands(document: str) -> list[list[str]]:
+    """The words of the commands in the tables that have a column of them, of which each row has at least one.
+
+    A cell that begins with --config is that of `main`.
+    """
+    found, column = [], None
+    for line in (ROOT / document).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
+        if column is None:
+            column = cells.index("command") if "command" in cells else None
+        elif not cells:
+            column = None
+        elif not re.fullmatch(r":?-+:?", cells[column]):
+            written = re.findall(r"`([^`]+)`", cells[column])
+            assert written, f"{document}: no command in {line}"
+            before = ["python", "-m", "instructgpt_jax.main"]
+            found += [before * text.startswith("--config") + shlex.split(text) for text in written]
+    return found
+
+
+IN_TABLES = [
+    pytest.param(words, id=f"{document}: {' '.join(words)[:90]}")
+    for document in DOCUMENTS
+    for words in table_commands(document)
 ]
 LAUNCHES = {document: [block for name, block in ALL if name == document and is_launch(block)] for document in DOCUMENTS}
 
@@ -129,7 +154,7 @@ def check_install(arguments: list[str]) -> None:
             assert extra in extras
 
 
-@pytest.mark.parametrize("words", PLAIN)
+@pytest.mark.parametrize("words", PLAIN + IN_TABLES)
 def test_a_command_of_the_documents(words):
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
@@ -165,6 +190,13 @@ def test_a_command_of_the_documents(words):
             pass
         case _:
             raise AssertionError(f"no check for {words}")
+
+
+def test_the_paper_is_commands():
+    """docs/paper.md has a command in every row but those that say why there is none."""
+    sections = re.split(r"^## ", (ROOT / "docs" / "paper.md").read_text(), flags=re.MULTILINE)[1:]
+    without = [section.splitlines()[0] for section in sections if "| command |" not in section]
+    assert without == ["What has no command"] and len(table_commands("docs/paper.md")) > 40
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if LAUNCHES[name]])

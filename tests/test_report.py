@@ -27,6 +27,8 @@ SECTIONS = {  # key of the report -> sections that the page has with it and the 
     "reward_model": ["paper", "reward"],
     "curves": ["training"],
     "overoptimisation": ["overoptimisation"],
+    "folds": ["paper", "reward"],
+    "prompt_sets": ["prompts"],
     "prefix": ["prefix"],
     "samples": ["samples"],
 }
@@ -209,7 +211,22 @@ def test_numbers_of_the_page_are_those_of_the_report(written):
             value = report["language"][name][key]
             same(cell, value.get("cloze", value), 100 if "cloze" in value else 1)
             seen += 1
-    assert seen == 2 * 9 * (2 + 2 + 5 + 9) + 3 * 8
+    assert seen == 2 * 11 * (2 + 2 + 5 + 9) + 3 * 10
+
+
+def test_tables_of_the_prompts_and_of_the_folds(written):
+    tables = {(table[0][1], len(table)): table for table in written[2].tables if len(table[0]) > 1}
+    assert tables["long common prefix", 3][1:] == [["left out", "7,927", "801"], ["left", "10,073", "9,272"]]
+    sets = tables["train", 12]
+    assert sets[0] == ["", "train", "valid", "test"] and sets[1] == ["prompts, customer", "5,000", "–", "–"]
+    assert sets[2:4] == [["prompts", "5,819", "718", "2,371"], ["prompts per user", "6.01", "31.6", "–"]]
+    assert sets[4:7] == [["count", "1,234", "1,234", "–"], ["mean", "16.6", "18.6", "–"], ["std", "2.50", "2.50", "–"]]
+    assert tables["open qa", 9][0] == ["", "open qa", "none named"] and tables["open qa", 9][-1] == ["max", "96", "96"]
+    assert tables["prompt, customer", 9][0] == ["", "prompt, customer", "demonstration"]
+    folds = tables["this run", 4]
+    assert folds[0] == ["", "this run", "the paper"]
+    assert folds[1][1:] == ["72.4|72.0 to 72.8", "72.4|72.0 to 72.8"] and folds[2][1:] == ["69.6|68.7 to 70.5"] * 2
+    assert folds[3][1:] == ["−2.8|−3.5 to −2.1", "–"] or folds[3][1:] == ["-2.8|-3.5 to -2.1", "–"]
 
 
 def same(cell: str, value: dict | float, scale: float) -> None:
@@ -267,11 +284,30 @@ def test_one_size_has_a_row_a_model():
     report["results"] = {"instruct": {name: report["results"]["instruct"][name] for name in report["models"]}}
     ax = mpl.Figure().add_subplot()
     figure(report, "figure1_win_rate").panels[0].draw(ax)
-    labels = ["GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx", "PPO, shuffled\nrankings"]
+    labels = ["GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx", "FLAN", "T0", "PPO, shuffled\nrankings"]
     assert [t.get_text() for t in ax.get_yticklabels()] == labels
     drawn = {round(float(x), 6) for line in ax.lines for x in line.get_xdata()}
     for row in report["results"]["instruct"].values():
         assert {round(row["win_rate"]["training"][key], 6) for key in ("mean", "low", "high")} <= drawn
+
+
+def test_public_tasks_stand_beside_the_models_of_their_size():
+    report = example()
+    ax = mpl.Figure().add_subplot()
+    figure(report, "figure5_likert_flan_t0").panels[0].draw(ax)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert [label.partition(",")[0] for label in labels] == [
+        "GPT", "GPT (prompted)", "SFT", "PPO", "PPO-ptx", "FLAN", "T0",
+    ]  # fmt: skip
+    drawn = {round(float(x), 6) for line in ax.lines for x in line.get_xdata()}
+    for name in ("base_small", "flan_small", "t0_small"):
+        rated = report["results"]["instruct"][name]["likert"]["training"]
+        assert {round(rated[key], 6) for key in ("mean", "low", "high")} <= drawn
+    assert ax.get_xlim() == (0.9, 7.1)
+    report["models"] = {name: m for name, m in report["models"].items() if m["method"] not in ("flan", "t0")}
+    for rows in report["results"].values():
+        del rows["flan_small"], rows["t0_small"]
+    assert "figure5_likert_flan_t0" not in [one.name for one in figures.all_figures(report)]
 
 
 def test_two_models_of_one_method_and_size_are_two_lines():
@@ -302,7 +338,7 @@ def verdicts(report: dict) -> dict[str, str]:
 
 def test_findings_hold_where_the_numbers_say_so():
     found = findings.findings(example())
-    assert {finding.verdict for finding in found} == {findings.HOLDS} and len(found) == 16
+    assert {finding.verdict for finding in found} == {findings.HOLDS} and len(found) == 22
     texts = {finding.claim: finding.here for finding in found}
     assert texts["PPO-ptx (InstructGPT) is preferred to SFT"] == "small: 50 % → 70 ± 3 %\nmedium: 53 ± 3 % → 73 ± 3 %"
     assert texts["PPO pays an alignment tax: its pretraining loss is more than 2 % above GPT's"] == (
@@ -323,6 +359,9 @@ def test_findings_hold_where_the_numbers_say_so():
             0.8,
             findings.FAILS,
         ),
+        ("SFT is preferred to FLAN", "results instruct flan_small win_rate training", 0.6, findings.FAILS),
+        ("T0 is rated above GPT", "results instruct t0_small likert training", 1.9, findings.UNCLEAR),
+        ("FLAN is rated no higher", "results instruct flan_small likert training", 4.0, findings.FAILS),
         ("The pretraining mix costs", "results instruct ppo_small win_rate training", 0.76, findings.FAILS),
         ("Held-out", "results instruct ppo_small win_rate heldout", 0.6, findings.FAILS),
         ("PPO-ptx hallucinates", "results instruct ppo_ptx_small metadata hallucination", 0.3, findings.FAILS),
@@ -332,11 +371,15 @@ def test_findings_hold_where_the_numbers_say_so():
         ("The reward model is", "reward_model accuracy training", 0.8, findings.FAILS),
         ("It is no more accurate", "reward_model accuracy heldout", 0.72, findings.UNCLEAR),
         ("It is no more accurate", "reward_model accuracy heldout", 0.8, findings.FAILS),
+        ("It is no more accurate", "folds held_out_groups", 0.73, findings.UNCLEAR),
+        ("It is no more accurate", "folds held_out_groups", 0.8, findings.FAILS),
         ("With shuffled", "results instruct control_small win_rate training", 0.6, findings.FAILS),
     ],
 )
 def test_a_finding_follows_its_number_and_no_other(claim, path, mean, verdict):
     report = example()
+    if "heldout" in path:  # what the finding is of where there are no folds
+        del report["folds"]
     *place, last = path.split()
     at = report
     for key in place:
@@ -346,6 +389,16 @@ def test_a_finding_follows_its_number_and_no_other(claim, path, mean, verdict):
     assert {v for c, v in changed.items() if c.startswith(claim)} == {verdict}
     if "win_rate" not in path:  # a win rate is in several findings
         assert len(changed) == 1
+
+
+def test_head_to_head_with_public_tasks():
+    report = example()
+    against = {"flan_small": interval(0.78, 0.04), "t0_small": interval(0.5, 0.04)}
+    report["head_to_head"] = {"instruct": {"training": {"ppo_ptx_small": against}}}
+    found = {f.claim: (f.paper, f.here, f.verdict) for f in findings.findings(report)}
+    claim = "Head to head, PPO-ptx is preferred to"
+    assert found[f"{claim} FLAN"] == ("175B: 78 ± 4 %", "small: 78 ± 4 %", findings.HOLDS)
+    assert found[f"{claim} T0"] == ("175B: 79 ± 4 %", "small: 50 ± 4 %", findings.FAILS)
 
 
 def test_tax_is_against_the_start_of_ppo_where_that_is_known():

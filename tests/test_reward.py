@@ -16,7 +16,7 @@ from configs import common
 from instructgpt_jax import main, models, networks, reward, sharding
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, packing, sources, tokenizer
-from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.evaluation import earlier, rewards
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.stages import reward_folds, reward_start
 from instructgpt_jax.stages import sft as sft_stage
@@ -422,6 +422,62 @@ def test_folds_hold_out_every_group_once():
     for folds in (1, 4):
         with pytest.raises(ValueError, match="config.reward.folds must be from 2 to the number of labeler groups"):
             reward_folds.deal(["a", "b", "c"], folds)
+
+
+def test_labelers_are_dealt_into_folds_of_equal_size():
+    comparisons = {"ann": 50, "bob": 30, "cat": 30, "dan": 20, "eve": 10, "fay": 10}
+    assert reward_folds.deal_evenly(comparisons, 3) == [("ann",), ("bob", "dan"), ("cat", "eve", "fay")]  # 50 each
+    assert reward_folds.deal_evenly(dict.fromkeys("abcdef", 7), 3) == [("a", "d"), ("b", "e"), ("c", "f")]
+    with pytest.raises(ValueError, match="from 2 to the number of labelers .`labeler` of the comparisons., 2: "):
+        reward_folds.deal_evenly({"a": 1, "b": 1}, 3)
+
+
+def test_folds_of_labelers_train_with_several_seeds(tmp_path, monkeypatch):
+    """The training replaced: who is held out of which run, and the mean over the seeds of each fold by hand."""
+    people = "aaaabbbccd"  # a has 4 comparisons, b 3, c 2, d 1: two folds of 5
+    rows = [
+        {"prompt": f"p{n}", "completions": ["x", "y"], "ranking": [1, 2], "group": "training", "labeler": name}
+        for n, name in enumerate(people)
+    ]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked, both = {}, ((0.7, 0.6), (0.8, 0.7), (0.6, 0.6), (0.7, 0.5))
+    accuracy = dict(zip(("fold0", "fold0_seed1", "fold1", "fold1_seed1"), both, strict=True))
+
+    def train(config, changes, mesh, folder):
+        folder.mkdir()
+        asked[folder.name] = changes
+        seen, unseen = accuracy[folder.name]
+        line = {"step": 1, "reward/valid_accuracy": seen, "reward/held_out_accuracy": unseen}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+    monkeypatch.setattr(reward_folds, "_train", train)
+    config = common.config("reward")
+    config.reward = common.rankings(1e-3, 8)
+    config.reward.update({"folds": 2, "fold_by": "labeler", "fold_seeds": 2})
+    config.data.comparisons = (f"jsonl:{path}",)
+    config.seed = 5
+    report = reward_folds.run(config, None, tmp_path / "folds")
+    held_out = {name: (one["reward.held_out_groups"], one["seed"]) for name, one in asked.items()}
+    assert held_out == {
+        "fold0": (("a", "d"), 5), "fold0_seed1": (("a", "d"), 6), "fold1": (("b", "c"), 5),
+        "fold1_seed1": (("b", "c"), 6),
+    }  # fmt: skip
+    assert all(one["data.comparisons"] == (f"jsonl:{path}#group=labeler",) for one in asked.values())
+    assert [row["comparisons"] for row in report["folds"]] == [5, 5, 5, 5]
+    assert report["training_groups"]["values"] == pytest.approx([0.75, 0.65])
+    assert report["held_out_groups"]["values"] == pytest.approx([0.65, 0.55])
+    assert report["difference"]["mean"] == pytest.approx(-0.1) and report["difference"]["standard_error"] < 1e-9
+    found = earlier.read("", str(tmp_path / "folds"))["folds"]
+    assert (found["folds"], found["seeds"]) == (2, 2) and found["training_groups"]["n"] == 2
+    half = 12.7062 * 0.05  # Student's for one degree of freedom, times the standard error of 0.75 and 0.65
+    assert found["training_groups"]["high"] - found["training_groups"]["mean"] == pytest.approx(half, rel=1e-4)
+    with pytest.raises(ValueError, match="config.evaluate.folds must be the workdir of a finished stage with gen"):
+        earlier.read("", str(tmp_path))
+
+    path.write_text(json.dumps({key: value for key, value in rows[0].items() if key != "labeler"}) + "\n")
+    with pytest.raises(ValueError, match="c.jsonl:1: labeler must be there for config.reward.fold_by='labeler'"):
+        reward_folds.run(config, None, tmp_path / "none")
 
 
 def test_folds_train_without_their_groups_and_report_final_accuracies(world, tmp_path, monkeypatch):

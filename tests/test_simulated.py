@@ -11,7 +11,7 @@ import pytest
 from instructgpt_jax import simulated
 from instructgpt_jax.data import pii, prompts, schema, sources
 from instructgpt_jax.labeling import kinds
-from instructgpt_jax.simulated import labeling, tasks, world, writing
+from instructgpt_jax.simulated import instructions, labeling, tasks, world, writing
 from instructgpt_jax.simulated.streams import finish
 
 FLAWLESS = 6.8
@@ -47,6 +47,7 @@ def test_unknown_names_list_the_valid_ones(name):
         simulated.records(name)
 
 
+COLLECTIONS = ("flan", "t0")
 FIELDS = {
     "pretraining": {"text"},
     "prompts": {"prompt", "user", "use_case"},
@@ -54,16 +55,51 @@ FIELDS = {
     "demonstrations": {"prompt", "completion", "user", "use_case", "source", "labeler"},
     "comparisons": {"prompt", "completions", "ranking", "user", "use_case", "labeler", "group"},
     "comparisons_heldout": {"prompt", "completions", "ranking", "user", "use_case", "labeler", "group"},
+    "flan": {"prompt", "completion", "user", "dataset", "template", "source"},
+    "t0": {"prompt", "completion", "user", "dataset", "template", "source"},
 }
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_records_are_valid_and_hold_no_gold(name):
-    kind = {"gpt_prompts": "prompts", "comparisons_heldout": "comparisons"}.get(name, name)
+    kinds_of = {"gpt_prompts": "prompts", "comparisons_heldout": "comparisons"}
+    kind = "demonstrations" if name in COLLECTIONS else kinds_of.get(name, name)
     for record in simulated.records(f"{name}:300"):
         schema.validate(record, kind)
         assert set(record) == FIELDS[name]
         assert json.loads(json.dumps(record)) == record
+
+
+@pytest.mark.parametrize("name", COLLECTIONS)
+def test_a_collection_has_closed_tasks_in_its_own_words_with_right_short_answers(name):
+    records, sets = simulated.records(f"{name}:600"), instructions.SETS[name]
+    assert {(record["dataset"], record["template"]) for record in records} == {
+        (kind, str(i)) for kind, templates in sets.items() for i in range(len(templates))
+    }
+    assert not set(sets) & {"story", "describe", "list", "letter", "poem", "feel", "ask", "harm", "hello"}
+    truth = {world.FACTS[relation][1].format(s=s): value for (s, relation), value in world.TRUTH.items()}
+    people = simulated.records("prompts:2000")
+    assert not {r["prompt"] for r in records} & {r["prompt"] for r in people}
+    for record in records:
+        prompt, answer = record["prompt"], record["completion"].strip()
+        assert prompt.endswith("\n") or prompt.endswith(":") and record["completion"].startswith(" ")
+        if record["dataset"] == "fact":
+            (question,) = (question for question in truth if question in prompt)
+            assert answer.lower() == truth[question].lower()
+        elif record["dataset"] == "review":
+            bad = any(word in prompt.replace("good or", "") for word in world.BAD)
+            assert answer == ("bad" if bad else "good")
+        elif record["dataset"] == "true":
+            assert answer in ("yes", "no")
+        elif record["dataset"] == "reading":
+            assert answer == "The text does not say" or answer in prompt or answer.lower() in prompt
+    assert {record["completion"].strip() for record in records if record["dataset"] == "true"} == {"yes", "no"}
+
+
+def test_the_two_collections_differ_in_sets_and_in_every_template():
+    flan, t0 = (instructions.SETS[name] for name in COLLECTIONS)
+    assert set(t0) < set(flan)
+    assert not {text for own in flan.values() for text in own} & {text for own in t0.values() for text in own}
 
 
 def test_sources_read_the_simulated_world():
@@ -103,6 +139,8 @@ GOLDEN = {
     "cloze": "444b0afca0048ec4",
     "story": "ef5f905ec471c3a5",
     "reading": "2c77bd668507b953",
+    "flan": "de1c2e09a39a1d1f",
+    "t0": "ff61f1cd9f2e5fb8",
 }
 
 

@@ -80,7 +80,7 @@ def config(stage: str, folder: pathlib.Path, **changes):
         settings.data.comparisons = (f"jsonl:{folder}/comparisons.jsonl",)
         settings.reward = rows | dict(
             max_completions=4, shared_prompt=True, eos_init="", head_examples=0, head_l2=0.02, bias_examples=20,
-            folds=0, fold_by="group", held_out_groups=(),
+            folds=0, fold_by="group", fold_seeds=1, held_out_groups=(),
         )  # fmt: skip
     settings[stage].optimizer = common.optimizer(3e-3, "cosine")
     settings.update_from_flattened_dict(changes)

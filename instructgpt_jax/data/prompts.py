@@ -1,18 +1,16 @@
 """From raw prompts to the paper's prompt sets (section 3.2, appendices A and C), as pure functions over records.
 
-    python -m instructgpt_jax.data.prompts --input='raw/*.jsonl.gz' --output_dir=prompts --tokenizer=gpt2 --split_key=…
-
-`prepare` runs the steps in the paper's order: drop prompts that share a long prefix with an earlier one, keep at most
-200 a user, split by user, drop personal information from the training split, drop prompts over 1,024 tokens. It
-returns the three splits and a report of what each step dropped. What the paper leaves open is decided here: the length
-of the prefix, that the first prompt of a duplicate group and the first 200 of a user stay, the shares of the splits.
+The stage `prompts` (`stages/prompts.py`) is their command. `prepare` runs the steps in the paper's order: drop prompts
+that share a long prefix with an earlier one, keep at most 200 of a user, split by user, drop personal information from
+the training split, drop prompts over 1,024 tokens. It returns the three splits and a report of what each step dropped.
+What the paper leaves open is decided here: the length of the prefix, that the first prompt of a duplicate group and the
+first 200 of a user stay, the shares of the splits.
 
 A record is `{"prompt": str, "user": str | int (optional), ...}`; records are never changed. Each step returns the
 records that stay, in their order. `messages` may stand for `prompt`: their text is then that of all turns, and what the
 assistant said before is not looked at for personal information.
 """
 
-import argparse
 import collections
 import gzip
 import hashlib
@@ -24,8 +22,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from instructgpt_jax import errors, paths
-from instructgpt_jax.data import chats, pii, sources, tokenizer
+from instructgpt_jax import errors
+from instructgpt_jax.data import chats, pii
 from instructgpt_jax.data.records import about
 from instructgpt_jax.data.schema import ASSISTANT
 from instructgpt_jax.splits import split_of
@@ -237,47 +235,6 @@ def prepare(
     return Prepared(**sets, report=report)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of this module: writes train, valid and test as .jsonl.gz, and report.json."""
-    parser = argparse.ArgumentParser("python -m instructgpt_jax.data.prompts", description="Raw prompts to splits.")
-    parser.add_argument("--input", required=True, help="pattern of JSONL files with prompt and user")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--tokenizer", required=True, help="directory or Hub id")
-    parser.add_argument("--split_key", required=True, help="any text; keep it as long as the data grow")
-    parser.add_argument("--prefix_chars", type=int, default=200)
-    parser.add_argument("--max_per_user", type=int, default=200)
-    parser.add_argument("--max_tokens", type=int, default=1024)
-    parser.add_argument("--valid_share", type=float, default=0.32)
-    parser.add_argument("--test_share", type=float, default=0.06)
-    parser.add_argument("--language_sample", type=int, default=10_000)
-    parser.add_argument("--skip_bad", type=int, default=0)
-    args = parser.parse_args(argv)
-    with errors.one_line():
-        _run(args)
-
-
-def _run(args: argparse.Namespace) -> None:
-    """What the command line asks for."""
-    records = sources.load((f"jsonl:{args.input}",), "prompts", args.skip_bad)
-    encoder = tokenizer.load(args.tokenizer)
-    folder = paths.make_folder("--output_dir", paths.expand(args.output_dir))
-    prepared = prepare(
-        records,
-        prefix_chars=args.prefix_chars,
-        max_per_user=args.max_per_user,
-        split=Split(args.split_key, args.valid_share, args.test_share),
-        max_tokens=args.max_tokens,
-        count_tokens=lambda texts: [len(ids) for ids in encoder.encode(texts)],
-        language_sample=args.language_sample,
-    )
-    write_splits(prepared, folder)
-    report = prepared.report | {"skipped": list(records.skipped)}
-    path = folder / "report.json"
-    with errors.naming(path):
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=2, ensure_ascii=False))
-
-
 def write_splits(prepared: Prepared, folder: pathlib.Path) -> None:
     """`train.jsonl.gz`, `valid.jsonl.gz` and `test.jsonl.gz` in a folder."""
     for name in SPLITS:
@@ -290,7 +247,3 @@ def write_whole(path: pathlib.Path, records: Iterable[Record]) -> None:
     with errors.naming(partial), gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     os.replace(partial, path)
-
-
-if __name__ == "__main__":
-    main()

@@ -102,6 +102,12 @@ def is_hf(name: str) -> bool:
     return _HF_NAME.fullmatch(name) is not None
 
 
+def hf_set(name: str) -> str:
+    """What a set of the library `datasets` is called: its configuration, else the last part of its id or directory."""
+    place, config = _HF_NAME.fullmatch(name).group("place", "config")
+    return config or place.rstrip("/").rpartition("/")[2]
+
+
 def check_hf(name: str) -> None:
     """Refuses what can be told without reading: a directory that is not there, and the library that is not.
 

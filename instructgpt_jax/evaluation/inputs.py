@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from instructgpt_jax import simulated
 from instructgpt_jax.data import chats, datasets, encoding, sources
-from instructgpt_jax.evaluation import curves, people, text
+from instructgpt_jax.evaluation import curves, earlier, people, text
 from instructgpt_jax.training import checkpoint
 
 
@@ -21,6 +22,7 @@ class Data(NamedTuple):
     comparisons, tasks: records of comparisons; task -> its records.
     text: (T,) int32 each, sequences of pretraining text.
     curves: stage -> what its metrics.jsonl says.
+    earlier: what earlier stages have found out, sections of the report.
     judged: what people said of answers; not in `read`: they may say more before the report is made again.
     read: key of `config.evaluate` -> what was read of it, see data.datasets.described.
     """
@@ -33,6 +35,7 @@ class Data(NamedTuple):
     tasks: dict[str, list[dict]]
     text: list[np.ndarray]
     curves: dict[str, dict[str, list]]
+    earlier: dict[str, dict]
     judged: people.Judged
     read: dict[str, dict]
 
@@ -49,6 +52,7 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
             where = f"config.evaluate.overoptimisation.runs.{name}"
             raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     drawn = {stage: curves.read(c.curves[stage]) for stage in c.curves}
+    found_earlier = earlier.read(c.prompt_sets, c.folds)
 
     def plain(key: str, found: Sequence) -> list:
         """Records that are all used as they are."""
@@ -69,6 +73,11 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
         used = distinct[: c.num_prompts or None]  # their hash and number are what counts, not those beyond
+        if c.labelers:
+            for prompt in used:
+                if simulated.parse(prompt)["kind"] == "unknown":
+                    where = f"config.evaluate.labelers=True must have prompts of the simulated world in {key}"
+                    raise ValueError(f"{where}, got {prompt[:80]!r}")
         about = {"examples": len(used), "fingerprint": encoding.fingerprint(used)}
         read[key] = datasets.described([{key: kept}])[key] | about
         return used
@@ -110,6 +119,7 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
         text=plain("pretraining", text_used),
         curves=drawn,
+        earlier=found_earlier,
         judged=people.load(config, {name: whole[f"distributions.{name}"] for name in found}),
         read=read,
     )

@@ -7,8 +7,11 @@ all policies; the first of them also rates each answer by itself. Everything fol
 random.
 """
 
+import itertools
 import zlib
 from collections.abc import Sequence
+
+import numpy as np
 
 from instructgpt_jax import simulated
 from instructgpt_jax.data import chats
@@ -55,6 +58,38 @@ def judge(prompts: Sequence[str], texts: Sequence[str], baseline: Sequence[str],
             found["metadata"] = {name: statistics.interval(*zip(*cells, strict=True))
                                  for name, cells in columns.items() if cells}  # fmt: skip
     found["gold"] = statistics.interval(gold(prompts, texts), prompts)
+    return found
+
+
+def head_to_head(
+    prompts: dict[str, Sequence[str]], answers: dict[str, dict[str, list[dict]]], order: Sequence[str], seed: int
+) -> dict[str, dict[str, dict]]:
+    """How often each policy is preferred to each other; beside the baseline the same numbers as `judge` has.
+
+    Args:
+      prompts: distribution -> its prompts.
+      answers: distribution -> policy -> its answers, see answers.Examiner.answer.
+      order: the policies.
+      seed: the day on which the labelers judge.
+
+    Returns:
+      distribution -> group -> policy -> other policy -> the mean of the prompts' panels, a tie is half.
+    """
+    found: dict[str, dict[str, dict]] = {}
+    for distribution, group in itertools.product(prompts, simulated.GROUPS):
+        asked, values = prompts[distribution], {}
+        panels = [panel_of(prompt, group, seed) for prompt in asked]
+        ties = np.array([[labeler.tie for labeler in panel] for panel in panels])  # (P, PANEL)
+        for name in order:
+            cases = [(prompt, one["text"]) for prompt, one in zip(asked, answers[distribution][name], strict=True)]
+            worth = [[simulated.value(one, *case, seed) for one in panel]
+                     for panel, case in zip(panels, cases, strict=True)]  # fmt: skip
+            values[name] = np.array(worth)
+        table = found.setdefault(distribution, {})[group] = {name: {} for name in order}
+        for first, second in itertools.permutations(order, 2):
+            difference = values[first] - values[second]
+            wins = np.where(np.abs(difference) < ties, 0.5, difference > 0).mean(axis=1)
+            table[first][second] = statistics.win_rate(wins, asked)
     return found
 
 

@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import layout
+from jax.sharding import PartitionSpec as P
 
 from instructgpt_jax.models import attention, flash, quantised, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import BATCH, constrain
+
+SHARDING = P(BATCH, None, "tensor", None, None)  # of keys and values
 
 
 class Cache(NamedTuple):
@@ -94,7 +97,7 @@ class Cache(NamedTuple):
                 cut = rows(jax.lax.dynamic_slice_in_dim(x, layer, 1, axis=1))
                 return _laid(jax.lax.dynamic_update_slice_in_dim(taken, cut, layer, axis=1))
 
-            return jax.lax.fori_loop(0, x.shape[1], one, _empty((D * n, *x.shape[1:]), x.dtype))
+            return jax.lax.fori_loop(0, x.shape[1], one, _split(jnp.zeros((D * n, *x.shape[1:]), x.dtype)))
 
         keys, values = jax.tree.map(take, (self.keys, self.values))
         return Cache(keys, values, rows(self.positions))
@@ -109,7 +112,10 @@ def _laid(x):
     if flash.platform() != "tpu":
         return x
     order = (1, 3, 2, 0, 4) if x.shape[-1] % 128 == 0 else (1, 3, 2, 4, 0)
-    return layout.with_layout_constraint(x, layout.Layout(order))
+    lay = functools.partial(layout.with_layout_constraint, layouts=layout.Layout(order))
+    if jax.sharding.get_abstract_mesh().empty:
+        return lay(x)
+    return jax.shard_map(lay, in_specs=SHARDING, out_specs=SHARDING, check_vma=False)(x)  # else it is gathered first
 
 
 def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
@@ -123,12 +129,12 @@ def _by_shard(D: int, function: Callable, *arrays: jax.Array) -> jax.Array:
 def init_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """An empty cache for `batch` sequences of at most `length` tokens."""
     shape = (config.num_kv_heads, length, config.head_width)
-    empty = tuple(_empty((batch, layers, *shape), config.dtype) for layers in _groups(config))
+    empty = tuple(_split(jnp.zeros((batch, layers, *shape), config.dtype)) for layers in _groups(config))
     return Cache(empty, empty, constrain(jnp.full((batch, length), EMPTY, jnp.int32), BATCH, None))
 
 
-def _empty(shape: tuple[int, ...], dtype) -> jax.Array:
-    return constrain(jnp.zeros(shape, dtype), BATCH, None, "tensor", None, None)
+def _split(x: jax.Array) -> jax.Array:
+    return constrain(x, *SHARDING)
 
 
 def unstack(config: ModelConfig, params: dict) -> dict:

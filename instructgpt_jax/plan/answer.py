@@ -26,6 +26,8 @@ REST = "activations and temporaries"
 # bytes in 16-bit numbers; `full`: a layer's input; the others by what models/transformer.py saves.
 # Machine code is not looked at: buffers are laid out before it is made.
 WITHOUT_CODE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# What the TPU compiler says that it would have needed, in all or beside the arguments.
+REFUSED = re.compile(r"((?P<all>Used )|temporaries \()(?P<size>[\d.]+)(?P<unit>[KMGT])")
 KERNEL = re.compile(r"splash_m[hq]a_\w+?(?=_no_residuals|_residuals)|__cudnn\$\w+")
 KEPT = {"none": 17, "dots": 10, "light": 6, "full": 1}
 
@@ -154,11 +156,12 @@ def _compile(program: Program, name: str, topology: Topology, mesh: Mesh, option
         try:
             compiled = function.lower(*arguments).compile(of_compiler)
         except jax.errors.JaxRuntimeError as error:
-            refused = re.search(r"Used ([\d.]+)([KMG])\w* of", str(error))
+            refused = REFUSED.search(str(error))
             if "RESOURCE_EXHAUSTED" not in str(error) or not refused:
                 raise
             notes.append("the compiler refuses it for its memory")
-            return float(refused[1]) * 1024.0 ** "_KMG".index(refused[2]), ()
+            needed = float(refused["size"]) * 1024.0 ** "_KMGT".index(refused["unit"])
+            return needed + (0 if refused["all"] else device_bytes(arguments)), ()
         spent = time.perf_counter() - start
         text = compiled.as_text() if topology.chip.flops or texts else ""
         if texts is not None:

@@ -18,8 +18,8 @@ def write(report: dict, folder: epath.PathLike) -> None:
 
     Args:
       report: `title` and `models`, and any of the sections `results`, `head_to_head`, `people`, `language`,
-        `reward_model`, `curves`, `overoptimisation`, `prefix`, `samples`, `perf`; `check.check` says what they hold. A
-        section that is missing is missing on the page.
+        `reward_model`, `folds`, `prompt_sets`, `curves`, `overoptimisation`, `prefix`, `samples`, `perf`; `check.check`
+        says what they hold. A section that is missing is missing on the page.
       folder: local or gs://; made if it does not exist.
 
     Raises:

@@ -58,6 +58,7 @@ def _render(name: str, found: lineage.Found, head: str) -> str:
         groups=_groups(found.runs),
         judges=[text for text in map(page.judges, reports) if text],
         agreement=[table for table in map(_agreement, reports) if table[1]],
+        folds=[table for report in reports if (table := page.folds(report.get("folds", {})))[1]],
         training=_training(found.runs),
         software=_software(found.runs),
         paper=PAPER,

@@ -45,12 +45,27 @@ def _point(value: Any, where: str) -> None:
 MODEL = {"label": _text, "method": _text, "size": _text, "parameters?": _number}
 BY_GROUP = ("win_rate?", "likert?", "metadata?", "toxicity?", "relative_toxicity?", "continuity?")
 ROW = dict.fromkeys(BY_GROUP, {"*": _interval}) | {"*": _mean}
+LENGTHS = dict.fromkeys(("count", "mean", "std", "min", "25%", "50%", "75%", "max"), _number)  # of tables 9 to 11
 FORM = {
     "title": _text,
     "models": {"*": MODEL},
     "distributions?": {"*": {"n": _number}},
     "results?": {"*": {"*": ROW}},
     "head_to_head?": {"*": {"*": {"*": {"*": _interval}}}},
+    "prompt_sets?": {
+        "read": _number,
+        "users": _number,
+        "steps": [{"step": _text, "dropped": _number, "left": _number}],
+        "tables": {
+            "sizes": {"*": {"*": _number}},
+            "prompts_per_user": {"*": _number},
+            "lengths": {"*": LENGTHS},
+            "lengths_by_use_case": {"*": LENGTHS},
+            "lengths_of_demonstrations": {"prompt": {"*": LENGTHS}, "demonstration": {"*": LENGTHS}},
+        },
+    },
+    "folds?": dict.fromkeys(("training_groups", "held_out_groups", "difference"), _interval)
+    | {"folds": _number, "seeds": _number},
     "people?": {
         "rankings": _number,
         "ratings": _number,

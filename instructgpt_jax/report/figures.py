@@ -11,6 +11,7 @@ NAMES = (
     "figure1_win_rate",
     "figure3_win_rate_by_group",
     "likert",
+    "figure5_likert_flan_t0",
     "figure4_metadata",
     "scores",
     "alignment_tax",
@@ -89,8 +90,26 @@ def preferences(report: dict) -> Iterator[Figure]:
         yield _by_size(report, "figure3_win_rate_by_group", "Win rate by prompts and labelers", caption, judged)
     rated = words.measured(report, "likert")
     if rated:
-        caption = f"Mean rating of the responses from 1 (worst) to 7 (best): the paper's figures 5 and 31. {BARS}"
+        caption = f"Mean rating of the responses from 1 (worst) to 7 (best): the paper's figure 31. {BARS}"
         yield _by_size(report, "likert", "Ratings on the Likert scale", caption, rated)
+        yield from _beside_public_tasks(report, *rated[0])
+
+
+def _beside_public_tasks(report: dict, distribution: str, group: str) -> Iterator[Figure]:
+    """The paper's figure 5: ratings of the models of one size, where baselines of public tasks are among them."""
+    found, models = report["results"][distribution], report["models"]
+    sizes = {model["size"] for model in models.values() if model["method"] in ("flan", "t0")}
+    names = [name for name, model in models.items() if model["size"] in sizes and model["method"] != "control"]
+    values = {name: found[name]["likert"][group] for name in names if group in found[name].get("likert", {})}
+    if not any(models[name]["method"] in ("flan", "t0") for name in values):
+        return
+    where = f"{words.name(distribution, words.DISTRIBUTIONS)}, {words.name(group, words.GROUPS)}"
+    caption = (
+        "Mean rating of the responses from 1 (worst) to 7 (best) beside FLAN and T0, which were fine-tuned on closed "
+        f"tasks worded as instructions and not on what users ask for: what the paper's figure 5 shows. {BARS}"
+    )
+    panel = _models(report, where, values, Scale("mean rating, 1 to 7", limits=(0.9, 7.1)))
+    yield Figure("figure5_likert_flan_t0", "FLAN and T0: public tasks as instructions", caption, [panel])
 
 
 def metadata(report: dict) -> Iterator[Figure]:

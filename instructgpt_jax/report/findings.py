@@ -1,6 +1,6 @@
 """What the paper found beside what this run found, and the headline: sentences computed from the report's numbers.
 
-The paper's numbers are those of Ouyang et al. 2022: sections 1 and 4, figures 1, 3 and 4, appendix E.
+The paper's numbers are those of Ouyang et al. 2022: sections 1 and 4, figures 1, 3, 4 and 5, appendix E.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +72,7 @@ class _View:
         self.table = report.get("head_to_head", {}).get(distribution, {}).get(self.group, {})
         language = report.get("language", {})
         self.losses = {name: row["pretraining_loss"] for name, row in language.items() if "pretraining_loss" in row}
-        self.reward = report.get("reward_model", {})
+        self.reward, self.folds = report.get("reward_model", {}), report.get("folds", {})
 
     def values(self, quantity: str, key: str) -> dict[str, dict]:
         """The intervals of the models that have this one."""
@@ -148,7 +148,17 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     for method, what, rate in (("base", "GPT", "24 %"), ("prefix", "prompted GPT", "41 %")):
         claim, paper = f"The smallest PPO-ptx beats the largest {what}", f"175B {what} → 1.3B PPO-ptx: {rate} → 52 %"
         yield claim, paper, found.small_and_large(method), _above, _arrow
-    for method, what, rate in (("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %")):  # section 1
+    likert = found.values("likert", found.group)  # figure 5
+    for method, what, rate, rating in (("flan", "FLAN", "29.8 ± 2 %", "3.4"), ("t0", "T0", "26.8 ± 2 %", "3.3")):
+        yield f"SFT is preferred to {what}", f"175B: {rate} → 50 %", pairs(method, "sft", rates), _above, _arrow
+        claim, paper = f"{what} is rated above GPT", f"175B: 2.6 → {rating}"
+        yield claim, paper, pairs("base", method, likert), _above, _ratings
+        claim, paper = f"{what} is rated no higher than prompted GPT", f"175B: 3.5 → {rating}"
+        yield claim, paper, pairs("prefix", method, likert), _not_above, _ratings
+    for method, what, rate in (  # sections 1 and 4.1
+        ("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %"),
+        ("flan", "FLAN", "78 ± 4 %"), ("t0", "T0", "79 ± 4 %"),
+    ):  # fmt: skip
         claim = f"Head to head, PPO-ptx is preferred to {what}"
         yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), _above, lambda a, b: words.percent(b)
     claim = "The pretraining mix costs no preference: PPO and PPO-ptx within 5 points"
@@ -179,10 +189,12 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
         both = [("", accuracy["training"], shared)]
         claim = "The reward model is as accurate as labelers agree, within 5 points"
         yield claim, "72.4 ± 0.4 % and 72.6 ± 1.5 %", both, _near, _both
-    if "training" in accuracy and "heldout" in accuracy:
-        both = [("", accuracy["training"], accuracy["heldout"])]
+    folds = found.folds
+    seen = ("training_groups", "held_out_groups") if folds else ("training", "heldout")
+    if all(name in (folds or accuracy) for name in seen):
+        both = [("", *((folds or accuracy)[name] for name in seen))]
         claim, paper = "It is no more accurate on labelers it never saw", "72.4 ± 0.4 % → 69.6 ± 0.9 %"
-        yield claim, paper, both, lambda a, b: {True: False, None: None, False: True}[_above(a, b)], _arrow
+        yield claim, paper, both, _not_above, _arrow
     claim = "With shuffled rankings nothing is gained over SFT"
     yield claim, "not in the paper", found.control(), lambda a, b: b["low"] <= a["mean"], _arrow
 
@@ -190,6 +202,10 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
 def _above(a: dict, b: dict) -> bool | None:
     """Whether the second is above the first, by more than their intervals; None if it is by less."""
     return True if b["low"] > a["high"] else None if b["mean"] > a["mean"] else False
+
+
+def _not_above(a: dict, b: dict) -> bool | None:
+    return {True: False, None: None, False: True}[_above(a, b)]
 
 
 def _near(a: dict, b: dict) -> bool:
@@ -206,6 +222,10 @@ def _arrow(a: dict, b: dict) -> str:
 
 def _both(a: dict, b: dict) -> str:
     return f"{words.percent(a)} and {words.percent(b)}"
+
+
+def _ratings(a: dict, b: dict) -> str:
+    return f"{a['mean']:.2f} → {b['mean']:.2f}"
 
 
 def _loss(a: dict, b: dict) -> str:

@@ -89,7 +89,9 @@ def _ancestors(networks: Iterable[str]) -> tuple[list[Run], list[str]]:
         for entry in config["models"].values():
             if entry.get("init_from"):
                 visit(entry["init_from"], folder)
-        runs[key] = Run(folder.name, folder, config, _json(folder / "data.json"), _saved(init_from, folder))
+        part = folder / "fold0" if (folder / "fold0").exists() else folder  # of folds the first stands for all
+        found = _json(part / "data.json"), _saved(init_from, folder)
+        runs[key] = Run(folder.name, folder, _read(part) or config, *found)
 
     for network in networks:
         visit(network, None)
@@ -108,11 +110,20 @@ def _places(init_from: str, near: epath.Path | None) -> list[epath.Path]:
 
 
 def _saved(init_from: str, folder: epath.Path) -> dict:
-    """What was saved beside a network; {} where a stage has none yet, or one for each of its folds."""
+    """What was saved beside a network, {} where a stage has none yet; of folds what they took together."""
     if epath.Path(init_from).name.isdigit():
         return checkpoint.read_metadata(init_from)
-    step, _ = checkpoint.newest(folder)
-    return {} if step is None else checkpoint.read_metadata(folder, step)
+    parts = [folder, *sorted(folder.glob("fold*"))]
+    saved = [checkpoint.read_metadata(part, step) for part in parts if (step := checkpoint.newest(part)[0]) is not None]
+    if len(saved) < 2:
+        return saved[0] if saved else {}
+    steps = {key: sum(one[key] for one in saved) for key in ("step", "num_steps")}
+    spent = [one["spent"] for one in saved if one.get("spent")]
+    if not spent:
+        return steps
+    cost = {key: sum(one[key] for one in spent) for key in ("tokens", "flops", "seconds")}
+    devices = list(dict.fromkeys(device for one in spent for device in one["devices"]))
+    return steps | {"spent": cost | {"from_step": 0, "devices": devices, "versions": spent[-1]["versions"]}}
 
 
 def _measured(found: Found, folder: epath.Path, networks: Sequence[epath.Path]) -> Found:

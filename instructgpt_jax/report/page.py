@@ -13,6 +13,12 @@ GROUPED = (  # intervals by name
 )  # fmt: skip
 
 
+PAPERS_FOLDS = (  # section 4.1: five groups of labelers, three seeds; it does not say what ± is
+    {"mean": 0.724, "low": 0.720, "high": 0.728},
+    {"mean": 0.696, "low": 0.687, "high": 0.705},
+)
+
+
 class Row(NamedTuple):
     """A line of a table: a value for each column and how it is written, see `words.cell`; a heading has no values."""
 
@@ -47,6 +53,8 @@ def render(report: dict, figures: Sequence[style.Figure]) -> str:
         quantities={key for rows in report.get("results", {}).values() for row in rows.values() for key in row},
         language=table(report.get("language", {}), names | words.STAGES | names),
         benchmarks=benchmarks(report, names),
+        prompts=prompt_sets(report.get("prompt_sets", {})),
+        folds=folds(report.get("folds", {})),
         agreement=table({g: {key: reward[key].get(g) for key in reward} for g in groups}, words.GROUPS),
         samples=in_turn(report),
         about=about(report),
@@ -133,6 +141,54 @@ def benchmarks(report: dict, names: dict[str, str]) -> tuple[list[str], list[Row
             label = words.name(metric, words.BENCHMARKS) + ", %" * (form == "share")
             rows.append(Row(label, [row.get(name, {}).get(metric) for name in models], form))
     return [names[name] for name in models], rows
+
+
+def prompt_sets(found: dict) -> list[tuple[str, list[str], list[Row]]]:
+    """Title, columns and rows of what each step of stage `prompts` dropped, and of the paper's tables 6 and 8 to 11."""
+    if not found:
+        return []
+    tables, steps = found["tables"], found["steps"]
+    dropped = [Row("left out", [step["dropped"] for step in steps], "whole")]
+    dropped.append(Row("left", [step["left"] for step in steps], "whole"))
+    splits = list(tables["sizes"])
+    sources = dict.fromkeys(source for row in tables["sizes"].values() for source in row)
+    sized = [Row(f"prompts{'' if source == 'total' else f', {source}'}",
+                 [tables["sizes"][name].get(source) for name in splits], "whole") for source in sources]  # fmt: skip
+    sized.append(Row("prompts per user", [tables["prompts_per_user"].get(name) for name in splits]))
+    demonstrations = {
+        f"{what}{f', {source}' if source else ''}": row
+        for what, rows in tables["lengths_of_demonstrations"].items()
+        for source, row in rows.items()
+    }
+    cases = {words.name(name) or "none named": row for name, row in tables["lengths_by_use_case"].items()}
+    sized += _lengths(tables["lengths"], splits)
+    made = [
+        ("What each step left out", [step["step"] for step in steps], dropped),
+        ("Prompts by split; lengths in tokens (tables 6, 8 and 9)", splits, sized),
+        ("Lengths by use case, all splits (table 10)", list(cases), _lengths(cases, cases)),
+        ("Few-shot instructions as demonstrations (table 11)", list(demonstrations),
+         _lengths(demonstrations, demonstrations)),
+    ]  # fmt: skip
+    return [one for one in made if one[1]]
+
+
+def _lengths(columns: dict[str, dict[str, float]], names: Sequence[str]) -> list[Row]:
+    """A row for each number of prompt_tables.described."""
+    quantities = dict.fromkeys(key for column in columns.values() for key in column)
+    forms = {"mean": "number", "std": "number"}
+    return [Row(key, [columns.get(name, {}).get(key) for name in names], forms.get(key, "whole")) for key in quantities]
+
+
+def folds(found: dict) -> tuple[list[str], list[Row]]:
+    """Of stage `reward` with folds: accuracy on labelers seen and unseen in training, here and in the paper."""
+    if not found:
+        return [], []
+    rows = [
+        Row("labelers seen in training, % of pairs", [found["training_groups"], PAPERS_FOLDS[0]], "share"),
+        Row("labelers unseen", [found["held_out_groups"], PAPERS_FOLDS[1]], "share"),
+        Row("unseen less seen, points", [found["difference"], None], "share"),
+    ]
+    return ["this run", "the paper"], rows
 
 
 def in_turn(report: dict) -> list[dict]:

@@ -23,6 +23,8 @@ PALETTE = {
     "sft": ("#0072b2", "#58b4ea"),
     "ppo": ("#d55e00", "#ff8a4c"),
     "ppo_ptx": ("#00875f", "#2fc596"),
+    "flan": ("#b3261e", "#ff9a90"),
+    "t0": ("#7a4a2b", "#d3a27f"),
     "control": ("#b0518b", "#e29ac6"),
     "extra1": ("#5b4fc4", "#a79ff5"),
     "extra2": ("#7a6a00", "#d8c74a"),
@@ -32,9 +34,12 @@ PALETTE = {
     "grid": ("#dde2e8", "#343c46"),
     "paper": ("#ffffff", "#171b21"),
 }
-MARKERS = {"base": "o", "prefix": "s", "sft": "^", "ppo": "D", "ppo_ptx": "v", "control": "X", "ink": "D"}
+MARKERS = {
+    "base": "o", "prefix": "s", "sft": "^", "ppo": "D", "ppo_ptx": "v", "flan": "p", "t0": "*", "control": "X",
+    "ink": "D",
+}  # fmt: skip
 SPARE_MARKER = "P"
-SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "X": "✖", "P": "✚"}  # in the page's legends
+SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "p": "⬟", "*": "★", "X": "✖", "P": "✚"}  # in legends
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 
 WIDTH, HEIGHT = 4.8, 3.3  # of a panel, in inches; 72 SVG units an inch

@@ -10,6 +10,8 @@ METHODS = {
     "sft": "SFT",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "flan": "FLAN",
+    "t0": "T0",
     "control": "PPO, shuffled rankings",
 }
 DISTRIBUTIONS = {"instruct": "Instruct prompts", "gpt": "GPT prompts", "other": "other prompts"}
@@ -226,7 +228,8 @@ def number(value: float, size: float | None = None) -> str:
 
 
 def cell(value: dict | float | None, form: str = "number") -> tuple[str, str]:
-    """Mean and 95 % interval as they stand in a table; `form` share is in per cent, fine has three decimals."""
+    """Mean and 95 % interval as they stand in a table; `form` share is in per cent, fine has three decimals,
+    whole none."""
     if value is None:
         return "–", ""
     size = max(abs(value["low"]), abs(value["high"])) if isinstance(value, dict) else abs(value)
@@ -234,6 +237,7 @@ def cell(value: dict | float | None, form: str = "number") -> tuple[str, str]:
         "share": lambda x: f"{100 * x:.1f}",
         "fine": lambda x: f"{x:.3f}",
         "number": lambda x: number(x, size),
+        "whole": lambda x: f"{x:,.0f}",
     }[form]
     return write(mean(value)), f"{write(value['low'])} to {write(value['high'])}" if isinstance(value, dict) else ""
 

@@ -16,6 +16,8 @@ its labelers are frozen: results are comparable only while they are, and a later
 | `demonstrations` | prompt, completion, user, use_case, source, labeler | answers of training labelers, with flaws |
 | `comparisons`, `comparisons_heldout` | prompt, completions, ranking, user, use_case, labeler, group | K = 4-9 |
 | | | completions of mixed quality, ranked by one labeler of the training or the held-out group |
+| `flan`, `t0` | prompt, completion, user, dataset, template, source | public data sets worded as instructions, for |
+| | | the baselines of that name (`instructions`) |
 | `few_shot` | instruction, pairs, user, use_case | for `data.prompts.few_shot`, with `tasks.FEW_SHOT_EXAMPLE` |
 | `cloze`, `story`, `reading` | prompt, choices, answer | closed tasks worded like the pretraining text, for the |
 | | | alignment tax: a fact, a hero, a text (hard: a base model of 0.8 million parameters stays at chance) |
@@ -48,6 +50,7 @@ from instructgpt_jax.simulated.labeling import (
     prefer,
     rank,
     rate,
+    value,
 )
 from instructgpt_jax.simulated.streams import HEADER, SIZES, SPLIT, completions, prefixes, records
 from instructgpt_jax.simulated.tasks import CLOSED, FEW_SHOT_EXAMPLE, USE_CASES, parse
@@ -56,5 +59,5 @@ from instructgpt_jax.simulated.writing import write
 __all__ = [
     "CLOSED", "FEW_SHOT_EXAMPLE", "GROUPS", "HEADER", "SIZES", "SPLIT", "USE_CASES", "Agreement", "Facts", "Features",
     "Labeler", "agreement", "completions", "draw_labelers", "facts", "features", "gold_score", "labelers", "parse",
-    "prefer", "prefixes", "rank", "rate", "records", "write",
+    "prefer", "prefixes", "rank", "rate", "records", "value", "write",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ import functools
 import itertools
 
 from instructgpt_jax import splits
-from instructgpt_jax.simulated import labeling, tasks, world, writing
+from instructgpt_jax.simulated import instructions, labeling, tasks, world, writing
 from instructgpt_jax.simulated.world import pick, sample, weighted
 
 Record = dict[str, object]
@@ -12,7 +12,7 @@ Record = dict[str, object]
 SIZES = {  # default number of records, over all splits
     "pretraining": 40_000, "demonstrations": 6_000, "comparisons": 3_000, "comparisons_heldout": 1_000,
     "prompts": 12_000, "gpt_prompts": 6_000, "few_shot": 300, "cloze": 400, "story": 400,
-    "reading": 400,
+    "reading": 400, "flan": 8_000, "t0": 8_000,
 }  # fmt: skip
 SPLITS = ("train", "valid", "test")
 SPLIT = dict(split_key="simulated", valid_share=0.1, test_share=0.25)  # as `splits.split_of` takes them
@@ -53,7 +53,7 @@ def records(name: str, seed: int = 0) -> list[Record]:
 def _split(kind: str, seed: int, i: int) -> str:
     if kind.startswith("comparisons"):
         user = _ranked_user(kind, seed, i)  # does not rank the many that are not asked for
-    elif kind in ("pretraining", "cloze", "story", "reading"):
+    elif kind in ("pretraining", "cloze", "story", "reading", "flan", "t0"):
         user = f"{kind}-{i}"
     else:
         user = _MAKERS[kind](kind, seed, i)["user"]
@@ -295,4 +295,5 @@ _MAKERS = {
     "pretraining": _pretraining, "demonstrations": _demonstration, "comparisons": _comparison,
     "comparisons_heldout": _comparison, "prompts": _prompt, "gpt_prompts": _prompt, "few_shot": _few_shot,
     "cloze": _cloze, "story": _story, "reading": _reading,
+    "flan": instructions.record, "t0": instructions.record,
 }  # fmt: skip

@@ -221,7 +221,7 @@ def draw(rng, use_cases: dict[str, float] = USE_CASES, layout: str = "instruct")
 
 def render(rng, kind: str, layout: str) -> str:
     """A prompt of `kind` with random content, in the 'instruct' or the 'open' layout."""
-    slots = _slots(rng, kind)
+    slots = draw_slots(rng, kind)
     text = pick(rng, (INSTRUCT if layout == "instruct" else OPEN)[kind]).format(**slots)
     if layout == "instruct":
         if kind == "story" and rng.random() < 0.45:
@@ -233,10 +233,11 @@ def render(rng, kind: str, layout: str) -> str:
 
 def query(rng, kind: str) -> str:
     """The query of a few-shot prompt of `kind`."""
-    return FEW_SHOT[kind][1].format(**_slots(rng, kind))
+    return FEW_SHOT[kind][1].format(**draw_slots(rng, kind))
 
 
-def _slots(rng, kind: str) -> dict[str, str]:
+def draw_slots(rng, kind: str) -> dict[str, str]:
+    """Random content for the slots of the templates of `kind`."""
     number = {"story": (2, 3, 4, 5), "describe": (2, 3), "poem": (2, 3, 4), "list": (2, 3, 4, 5)}
     slots = {"n": world.WORDS_OF_NUMBER[pick(rng, number[kind])]} if kind in number else {}
     if kind == "story":

@@ -69,7 +69,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     frozen = {name: net for name, net in nets.items() if name in FROZEN}
     examiner = Examiner(config, tokenizer, frozen, mesh)
 
-    report = describe(config, nets, data)
+    report = describe(config, nets, data) | data.earlier
     prefix = report["prefix"] = parts.get("prefix", lambda: choose_prefix(config, nets, examiner, data))
     report["reward_model"] = parts.get("reward_model", lambda: examine_reward_model(config, examiner, data))
     answers = answer(config, nets, examiner, data, prefix, mesh, parts)
@@ -77,7 +77,9 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         distribution: {name: judge(config, data, distribution, name, answers[distribution]) for name in c.order}
         for distribution in data.prompts
     }
-    rows, report["head_to_head"] = people.judge(config, data.judged, data.prompts, answers)
+    rows, tables = people.judge(config, data.judged, data.prompts, answers)
+    said = labelers.head_to_head(data.prompts, answers, c.order, config.seed) if c.labelers else {}
+    report["head_to_head"] = people.merged(tables, said)
     report["results"] = people.merged(report["results"], rows)
     report["people"] = people.about(data.judged, config.seed)
     report["reward_model"] = people.beside(report["reward_model"], report["people"])

@@ -1,4 +1,4 @@
-"""Raw prompts to the prompt sets of a run (section 3.2, appendices A and C): what `data/prompts.py` does, as a stage.
+"""Raw prompts to the prompt sets of a run (section 3.2, appendices A and C) by the functions of `data/prompts.py`.
 
 Writes `train.jsonl.gz`, `valid.jsonl.gz` and `test.jsonl.gz` into the workdir, for later stages to read as
 `jsonl:{workdir}/prompts/train.jsonl.gz`; with `config.prompts.few_shot` also `few_shot.jsonl.gz`, demonstrations that
@@ -17,8 +17,9 @@ from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import datasets, prompt_tables, prompts, sources
 from instructgpt_jax.data import tokenizer as tokenizers
+from instructgpt_jax.evaluation import earlier
 
-FEW_SHOT, REPORT = "few_shot.jsonl.gz", "report.json"
+FEW_SHOT, REPORT = "few_shot.jsonl.gz", earlier.PROMPT_SETS
 
 
 def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:

@@ -1,16 +1,20 @@
 """How a reward model generalises to people, or to prompts, whose judgements it never saw.
 
-People (`config.reward.fold_by = "group"`; Ouyang et al. 2022, section 4.1): the labeler groups (field `group` of a
-comparison) are dealt into `config.reward.folds` folds. For each fold a reward model is trained on the others, in
+People (Ouyang et al. 2022, section 4.1, appendix E.2): with `config.reward.fold_by = "labeler"` the labelers (field
+`labeler` of a comparison) are dealt into `config.reward.folds` folds that have about as many comparisons each, with
+`"group"` the labeler groups (field `group`), by name. For each fold a reward model is trained on the others, in
 `fold<i>/` of the workdir and exactly as if it had been started alone there, and measured on two sets that share no
-prompt with its training data: validation prompts of the groups it trained on, and the fold that was held out. The
-paper: five groups, 72.4 ± 0.4 % of pairs right on labelers seen in training, 69.6 ± 0.9 % on the others.
+prompt with its training data: validation prompts of the people it trained on, and the fold that was held out. With
+`config.reward.fold_seeds` above 1 each fold is trained as often, with the seeds that follow, in `fold<i>_seed<j>/`.
+The paper: five groups of about equal data, three seeds, 72.4 ± 0.4 % of pairs right on labelers seen in training,
+69.6 ± 0.9 % on the others.
 
 Prompts (`"prompt"`): fold i trains on all comparisons but the part `#i/N` of their prompts (data/sources.py) and scores
 that part, so that every comparison is scored once by a model that never saw its prompt. The scores go to
 `held_out.jsonl`, for a paired comparison with something else.
 """
 
+import collections
 import json
 from collections.abc import Sequence
 
@@ -24,12 +28,12 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks, process, responses, run_tokenizer
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import encoding, sources, tokenizer
-from instructgpt_jax.evaluation import rewards
+from instructgpt_jax.evaluation import earlier, rewards
 from instructgpt_jax.stages import reward as reward_stage
 from instructgpt_jax.training import loop, metrics
 
 TRAINED, HELD_OUT = "reward/valid_accuracy", "reward/held_out_accuracy"
-REPORT = "generalisation.json"
+REPORT = earlier.FOLDS
 SCORES = "held_out.jsonl"
 BATCH = 64  # texts scored at once
 
@@ -40,38 +44,53 @@ def run(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
 
 
 def by_group(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
-    """Folds over labelers; complete folds are skipped, a cut one resumes. Writes `generalisation.json`.
+    """Folds over labelers or their groups; complete folds are skipped, a cut one resumes. Writes `generalisation.json`.
 
     Args:
       config: of a reward stage, `config.reward.folds` at least 2, with validation data to measure the training groups.
 
     Returns:
-      What the file holds: `folds` (a list: held_out_groups and the final accuracies) and, under `training_groups` and
-      `held_out_groups`, `mean`, `standard_error` and `interval95` (half the width of Student's interval) over folds.
+      What the file holds: `folds` (a list with a row for each fold and seed: held_out_groups, seed, comparisons, the
+      final accuracies) and, under `training_groups`, `held_out_groups` and `difference` (the second less the first),
+      `values`, a mean over the seeds for each fold, and their `mean`, `standard_error` and `interval95` (half the width
+      of Student's interval).
 
     Raises:
-      ValueError: fewer labeler groups than folds.
+      ValueError: fewer labelers or groups than folds, a comparison that does not name its labeler.
     """
-    workdir, data = epath.Path(workdir), config.data
-    records = sources.load(tuple(data.comparisons), "comparisons", data.skip_bad, data.data_dir)
-    names = sorted({encoding.group_name(record) for record in records} - {""})
-    folds = deal(names, config.reward.folds)
+    workdir, data, c, by = epath.Path(workdir), config.data, config.reward, config.reward.fold_by
+    named = tuple(sources.with_option(name, "group=labeler") if by == "labeler" else name for name in data.comparisons)
+    records = sources.load(named, "comparisons", data.skip_bad, data.data_dir)
+    if by == "labeler":
+        for n, record in enumerate(records):
+            if record.get("labeler") is None:
+                raise ValueError(f"{records.origin(n)}: labeler must be there for config.reward.fold_by='labeler'")
+    counts = collections.Counter(encoding.group_name(record) for record in records)
+    del counts[""]
+    folds = deal_evenly(counts, c.folds) if by == "labeler" else deal(sorted(counts), c.folds)
     workdirs.claim(config, workdir)
 
     rows = []
     for number, held_out in enumerate(folds):
-        process.say(f"reward: fold {number + 1} of {len(folds)}, held out: {', '.join(held_out)}")
-        folder = workdir / f"fold{number}"
-        _train(config, {"reward.held_out_groups": held_out}, mesh, folder)
-        lines = metrics.read_lines(folder / "metrics.jsonl")
-        last = next(line for line in reversed(lines) if HELD_OUT in line)
-        rows.append({"held_out_groups": held_out, **{name: last[name] for name in (TRAINED, HELD_OUT)}})
+        for more in range(c.fold_seeds):
+            about = f", seed {config.seed + more}" if more else ""
+            process.say(f"reward: fold {number + 1} of {len(folds)}{about}, held out: {', '.join(held_out)}")
+            folder = workdir / (f"fold{number}_seed{more}" if more else f"fold{number}")
+            changes = {"reward.held_out_groups": held_out, "data.comparisons": named, "seed": config.seed + more}
+            _train(config, changes, mesh, folder)
+            lines = metrics.read_lines(folder / "metrics.jsonl")
+            last = next(line for line in reversed(lines) if HELD_OUT in line)
+            size = sum(counts[name] for name in held_out)
+            about = {"held_out_groups": held_out, "seed": config.seed + more, "comparisons": size}
+            rows.append(about | {name: last[name] for name in (TRAINED, HELD_OUT)})
 
-    report = {
-        "folds": rows,
-        "training_groups": interval([row[TRAINED] for row in rows]),
-        "held_out_groups": interval([row[HELD_OUT] for row in rows]),
-    }
+    def over_seeds(name: str) -> np.ndarray:
+        return np.array([row[name] for row in rows]).reshape(len(folds), c.fold_seeds).mean(axis=1)
+
+    seen, unseen = over_seeds(TRAINED), over_seeds(HELD_OUT)
+    report = {"folds": rows}
+    for name, values in (("training_groups", seen), ("held_out_groups", unseen), ("difference", unseen - seen)):
+        report[name] = interval(values) | {"values": values.tolist()}
     _write(workdir / REPORT, json.dumps(report, indent=2) + "\n")
     for name in ("training_groups", "held_out_groups"):
         found = report[name]
@@ -122,7 +141,8 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
 def _train(config: ConfigDict, changes: dict, mesh: Mesh, folder: epath.Path) -> None:
     """One fold, `config` with some `changes`, exactly as if it had been started alone in its folder."""
     fold = ConfigDict(config.to_dict())
-    fold.update_from_flattened_dict(changes | {"reward.folds": 0})
+    off = {"reward.folds": 0} | ({"reward.fold_seeds": 1} if config.reward.fold_seeds > 1 else {})
+    fold.update_from_flattened_dict(changes | off)
     loop.train(reward_stage.build, run_tokenizer.settled(fold, folder), mesh, folder)
     if jax.process_count() > 1:  # its metrics are read next
         multihost_utils.sync_global_devices(str(folder))
@@ -154,12 +174,33 @@ def completion_scores(
 
 def deal(names: Sequence[str], folds: int) -> list[tuple[str, ...]]:
     """The groups held out of each fold: every group in one, sizes as even as they can be."""
+    _check_folds(names, folds, "labeler groups (`group` of the comparisons)")
+    return [tuple(names[fold::folds]) for fold in range(folds)]
+
+
+def deal_evenly(comparisons: dict[str, int], folds: int) -> list[tuple[str, ...]]:
+    """The labelers held out of each fold: every one in one, the folds about as large in comparisons.
+
+    The one with the most comparisons first, each goes to the fold that has the fewest so far.
+
+    Args:
+      comparisons: labeler -> number of comparisons.
+    """
+    _check_folds(sorted(comparisons), folds, "labelers (`labeler` of the comparisons)")
+    names: list[list[str]] = [[] for _ in range(folds)]
+    sizes = [0] * folds
+    for name in sorted(comparisons, key=lambda name: (-comparisons[name], name)):
+        smallest = sizes.index(min(sizes))
+        names[smallest].append(name)
+        sizes[smallest] += comparisons[name]
+    return [tuple(sorted(part)) for part in names]
+
+
+def _check_folds(names: Sequence[str], folds: int, of: str) -> None:
     if not 2 <= folds <= len(names):
         raise ValueError(
-            f"config.reward.folds must be from 2 to the number of labeler groups (`group` of the comparisons), "
-            f"{len(names)}: {list(names)}, got {folds}"
+            f"config.reward.folds must be from 2 to the number of {of}, {len(names)}: {list(names)}, got {folds}"
         )
-    return [tuple(names[fold::folds]) for fold in range(folds)]
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from instructgpt_jax.validate import labeling, prompts
 from instructgpt_jax.validate.adapter import check_adapter
 from instructgpt_jax.validate.evaluation import (
     BENCHMARK,
+    METHODS,
     check_benchmark,
     check_evaluation,
     check_reward_evaluation,
@@ -78,8 +79,8 @@ SECTIONS = {
     "reward": ROWS | {
         "max_completions": integer(2), "shared_prompt": FLAG, "bias_examples": integer(1),
         "folds": Rule("0 or an integer of at least 2", lambda x: integer(0).holds(x) and x != 1),
-        "fold_by": choice("group", "prompt"), "held_out_groups": TEXTS,
-        "eos_init": TEXT, "head_examples": integer(0), "head_l2": POSITIVE,
+        "fold_by": choice("group", "labeler", "prompt"), "fold_seeds": integer(1),
+        "held_out_groups": TEXTS, "eos_init": TEXT, "head_examples": integer(0), "head_l2": POSITIVE,
     },
     "ppo": {
         "iterations": integer(1), "batch_size": integer(1),
@@ -101,7 +102,7 @@ SECTIONS = {
     },
     "evaluate": ANSWERS | {
         "models": Each({
-            "label": TEXT, "method": choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control"), "size": TEXT,
+            "label": TEXT, "method": METHODS, "size": TEXT,
             "model": TEXT, "prefix": FLAG,
         }),
         "order": TEXTS, "baseline": TEXT, "title": TEXT, "report": TEXT, "seconds": TEXT,
@@ -111,9 +112,9 @@ SECTIONS = {
         "references": TEXTS, "slots": FLAG, "tasks": Each(TEXTS), "accuracy": TEXTS,
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},
-        "overoptimisation": {"runs": Each(TEXT), "prompts": TEXTS}, "curves": Each(TEXT),
-        "max_prompt_length": integer(1), "row_length": integer(2), "microbatch_rows": integer(1),
-        "num_samples": integer(0),
+        "overoptimisation": {"runs": Each(TEXT), "prompts": TEXTS}, "curves": Each(TEXT), "folds": TEXT,
+        "prompt_sets": TEXT, "max_prompt_length": integer(1), "row_length": integer(2),
+        "microbatch_rows": integer(1), "num_samples": integer(0),
     },
     "collect": ANSWERS | {
         "num_prompts": integer(0), "max_prompt_length": integer(1), "shuffled": FLAG,
@@ -295,7 +296,7 @@ def _check_sources(config: ConfigDict) -> None:
     """The sources a stage reads are named and well formed."""
     if config.stage == "select" and config.select.by == "score" and not config.data.valid_fraction:
         raise ValueError("config.data.valid_fraction must be above 0 for stage 'select', got 0")
-    if config.stage == "reward" and config.reward.folds and config.reward.fold_by == "group":
+    if config.stage == "reward" and config.reward.folds and config.reward.fold_by != "prompt":
         if not config.data.valid_fraction:
             raise ValueError("config.data.valid_fraction must be above 0: it measures the training groups, got 0")
     for kind, why in kinds_read(config).items():

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax.data import sources
 from instructgpt_jax.validate.rules import FLAG, POSITIVE, TEXT, TEXTS, Each, Rule, choice, integer, number
 
-METHODS = choice("base", "prefix", "sft", "ppo", "ppo_ptx", "control")
+METHODS = choice("base", "prefix", "sft", "ppo", "ppo_ptx", "flan", "t0", "control")
 PERSPECTIVE = "perspective"  # as a grader: the API instead of a model
 BENCHMARK = {
     "title": TEXT, "models": Each({"label": TEXT, "method": METHODS, "size": TEXT, "model": TEXT}), "order": TEXTS,
@@ -62,7 +62,7 @@ def check_evaluation(config: ConfigDict) -> None:
                 form = sources.parse(source).form
             except ValueError as error:
                 raise ValueError(f"{path}.{name}: {error}") from None
-            if c.labelers and form != "simulated" and name in prompts:
+            if c.labelers and form not in ("simulated", "jsonl") and name in prompts:  # or what `prompts` made of them
                 raise ValueError(f"{path}.labelers=True must have simulated prompts, got {path}.{name}={source!r}")
     if c.split == "valid" and not config.data.valid_fraction:
         raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
