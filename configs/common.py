@@ -60,6 +60,7 @@ def adapter(**changes) -> dict:
         "alpha": 32.0,  # the change is multiplied by alpha / rank
         "targets": (),  # of query, key, value, out, up, gate, down, or all; () = no adapter, every parameter trains
         "dropout": 0.0,
+        "base": "",  # how the frozen weights are stored: int8 or nf4; "" = in the compute dtype
     }
     return settings | changes
 

@@ -9,7 +9,9 @@ weights, and `init_from` is not looked at.
 Dropout is the setting of a stage: a network comes without it, wherever from, and has what its entry says.
 
 An entry whose `adapter` has targets trains that adapter alone, on a frozen base: what `init_from` names. What such a
-stage leaves in its workdir is the adapter; whoever starts from there gets base and adapter, merged.
+stage leaves in its workdir is the adapter; whoever starts from there gets base and adapter, merged. Where
+`adapter.base` names a format, the base is quantised (models/quantised.py), and adapters that it had before stay beside
+it, frozen.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import models, process, run_tokenizer
 from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data.tokenizer import Tokenizer
-from instructgpt_jax.models import Adapter, ModelConfig, adapters
+from instructgpt_jax.models import Adapter, ModelConfig, adapters, quantised
 from instructgpt_jax.training import checkpoint, origins
 from instructgpt_jax.training.origins import abstract, is_hub_id
 
@@ -39,7 +41,8 @@ STAND_INS = {"ref_policy": "policy", "value": "reward"}
 
 
 class Base(NamedTuple):
-    """What an adapter stands on, frozen and whole, in the dtype that it computes in; `abstract` as in Network."""
+    """What an adapter stands on, frozen and whole, in the dtype that it computes in or in a format of quantised.py;
+    `abstract` as in Network."""
 
     load: Callable[[], dict]
     abstract: dict
@@ -54,6 +57,7 @@ class Network(NamedTuple):
     entry: that it was built from, with its `architecture`.
     grown: whether its scalar head is a fresh one, on the body of a language model.
     base: of the adapter; None where everything trains.
+    source: where the parameters come from; None of one that is planned and never loaded.
     """
 
     config: ModelConfig
@@ -62,6 +66,7 @@ class Network(NamedTuple):
     entry: dict
     grown: bool = False
     base: Base | None = None
+    source: origins.Source | None = None
 
 
 def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: Tokenizer, seed: int) -> Network:
@@ -81,7 +86,7 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
     Raises:
       ValueError: an unknown size or field, a missing init_from (names the command that makes it), a reward model given
         as a language model, a vocabulary too small for the tokenizer, another tokenizer, an adapter for projections
-        that the network does not have, or one that was made for another base.
+        that the network does not have, or one that was made for another base, a quantised base that cannot be had here.
     """
     source, vocab_size = origins.find(key, entry, tokenizer.vocab_size), tokenizer.vocab_size
     if source.kind in ("stage", "hf"):
@@ -111,8 +116,10 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
     found = dict(ConfigDict(dict(entry)).to_dict()) | {"architecture": dataclasses.asdict(network)}
-    whole = Network(network, load, own, found, grown=grow and source.kind != "fresh")
+    whole = Network(network, load, own, found, grown=grow and source.kind != "fresh", source=source)
     adapter = adapter_of(key, entry, network)
+    if adapter is not None and adapter.base:
+        quantised.check(f"{key}.adapter.base", adapter.base)
     return whole if adapter is None else with_adapter(whole, adapter, mesh, seed)
 
 
@@ -157,7 +164,7 @@ def with_adapter(whole: Network, adapter: Adapter, mesh: Mesh, seed: int) -> Net
         return adapter | {"scalar_head": whole.load()["scalar_head"]}
 
     entry = whole.entry | {"architecture": dataclasses.asdict(config)}
-    return Network(config, load, own, entry, whole.grown, Base(lambda: freeze(whole), abstract_frozen(whole)))
+    return Network(config, load, own, entry, whole.grown, frozen(whole, adapter.base), whole.source)
 
 
 def join(network: Network, params: dict) -> dict:
@@ -194,6 +201,23 @@ def stand_ins(config: ConfigDict) -> dict[str, dict]:
             theirs = {field: value for field, value in config.models[other].items() if field != "architecture"}
             found[name] = theirs | {field: value for field, value in entry.items() if value != ""}
     return found
+
+
+def frozen(network: Network, form: str = "") -> Base:
+    """A network that will not train, its kernels in a format of quantised.py, or in the dtype that it computes in."""
+    if not form:
+        return Base(lambda: freeze(network), abstract_frozen(network))
+    dtype, source, mesh = network.config.dtype, network.source, jax.tree.leaves(network.abstract)[0].sharding.mesh
+    # A head that is grown on a language model is the adapter's.
+    headless = lambda params: params if not network.grown else {k: v for k, v in params.items() if k != "head"}  # noqa: E731
+    if source is None:
+        shapes = quantised.abstract(network.abstract, form)
+    else:
+        shapes = headless(origins.abstract_quantised(source, mesh, form))
+    abstract = origins.laid_out(jax.eval_shape(lambda params: models.cast(params, dtype), shapes), mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    cast = jax.jit(lambda params: models.cast(params, dtype), out_shardings=shardings, donate_argnums=0)
+    return Base(lambda: cast(headless(origins.load_quantised(source, mesh, form))), abstract)
 
 
 def freeze(network: Network) -> dict:

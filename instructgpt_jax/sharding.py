@@ -40,6 +40,15 @@ TRAIN_RULES = (
     (r"blocks/mlp/(up|gate)/bias", P(None, "tensor")),  # (L, F)
     (r"blocks/mlp/down/kernel", P(None, "tensor", "fsdp")),  # (L, F, D)
     (r"blocks/(attention/out|mlp/down)/bias", P()),  # (L, D)
+    # Quantised kernels: codes as the kernel, scales as its outputs.
+    (r"blocks/attention/(query|key|value)/kernel/codes", P(None, "fsdp", "tensor", None)),  # (L, D, N, H)
+    (r"blocks/attention/(query|key|value)/kernel/scale", P(None, None, "tensor", None)),  # (L, 1 or blocks, N, H)
+    (r"blocks/attention/out/kernel/codes", P(None, "tensor", None, "fsdp")),  # (L, N, H, D)
+    (r"blocks/attention/out/kernel/scale", P(None, None, None, "fsdp")),  # (L, 1 or N, 1 or blocks, D)
+    (r"blocks/mlp/(up|gate)/kernel/codes", P(None, "fsdp", "tensor")),  # (L, D, F)
+    (r"blocks/mlp/(up|gate)/kernel/scale", P(None, None, "tensor")),  # (L, 1 or blocks, F)
+    (r"blocks/mlp/down/kernel/codes", P(None, "tensor", "fsdp")),  # (L, F, D)
+    (r"blocks/mlp/down/kernel/scale", P(None, None, "fsdp")),  # (L, 1 or blocks, D)
     # Adapters: as the kernel beside them, but for the rank r.
     (r"blocks/(attention/(query|key|value)|mlp/(up|gate))/adapter/a", P(None, "fsdp", None)),  # (L, D, r)
     (r"blocks/attention/(query|key|value)/adapter/b", P(None, None, "tensor", None)),  # (L, r, N, H)

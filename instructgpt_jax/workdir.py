@@ -39,6 +39,7 @@ LATER = {  # keys that a config.json from before them lacks (* = any name), and 
     "models.*.adapter.alpha": 32.0,
     "models.*.adapter.targets": [],
     "models.*.adapter.dropout": 0.0,
+    "models.*.adapter.base": "",  # also of an architecture
 }
 
 

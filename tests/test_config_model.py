@@ -8,7 +8,7 @@ import pytest
 from hf_checkpoints import count_params
 
 from instructgpt_jax import workdir
-from instructgpt_jax.models import SIZES, ModelConfig
+from instructgpt_jax.models import SIZES, Adapter, ModelConfig
 from instructgpt_jax.models import config as config_module
 from instructgpt_jax.training import supervised
 
@@ -38,6 +38,11 @@ def test_a_run_from_before_a_field_of_the_architecture_goes_on():
     assert workdir.compare(run(before), run(now)) == []
     (line,) = workdir.compare(run(before), run(now | {"norm_offset": 1.0}))
     assert "models.policy.architecture.norm_offset: 0.0 in the workdir, 1.0 asked for" in line
+    adapted = dataclasses.asdict(SMALL.replace(adapter=Adapter(2, 4.0, ("up",))))
+    old = {name: value for name, value in adapted["adapter"].items() if name != "base"}
+    assert workdir.compare(run(before | {"adapter": old}), run(adapted)) == []
+    changed = run(adapted | {"adapter": adapted["adapter"] | {"base": "nf4"}})
+    assert "architecture.adapter.base: '' in the workdir, 'nf4' asked for" in workdir.compare(run(adapted), changed)[0]
 
 
 def test_published_counts():

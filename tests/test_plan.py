@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import common, ppo_1b3, ppo_ptx_1b3, pretrain_tiny, sft_175b
 from instructgpt_jax import models, networks, sharding
-from instructgpt_jax.plan import answer, command, cost, flags, hlo, programs, rings, search, shapes, topology
+from instructgpt_jax.plan import answer, command, cost, flags, hlo, rings, sampling, search, shapes, topology
 from instructgpt_jax.plan.rings import Group
 from instructgpt_jax.plan.topology import Chip
 
@@ -259,7 +259,7 @@ def test_a_cache_in_8_bits_has_its_scales_with_it():
     mesh, sizes = sharding.make_mesh({"data": 1, "fsdp": 8, "tensor": 1}), {}
     for cache in ("full", "int8"):
         network = models.SIZES["gpt3-6.7b"].replace(dtype="bfloat16")  # heads of 128
-        sizes[cache] = programs.cache_bytes(programs.Sampled(network, 8, 100, 10, 50.0, cache), mesh)
+        sizes[cache] = sampling.cache_bytes(sampling.Sampled(network, 8, 100, 10, 50.0, cache), mesh)
     assert sizes["full"] == 2 * 32 * 100 * 4096 * 2 and sizes["int8"] / sizes["full"] == 132 / 256
 
 

@@ -1,7 +1,7 @@
 """Small files of every kind, and configurations of SFT and the reward model on them that run in seconds.
 
 Also a configuration file: `--config=tests/tiny_supervised.py:STAGE,FOLDER` runs `sft` or `reward` on the FOLDER that
-`make_world` filled; `sft+adapter` trains an adapter on the base that `make_base` has put there.
+`make_world` filled; `sft+adapter` trains an adapter on the base that `make_base` has put there, `sft+nf4` in nf4.
 """
 
 import contextlib
@@ -126,4 +126,5 @@ def get_config(arg: str):
     name, folder = arg.split(",")
     stage, _, adapter = name.partition("+")
     settings = config(stage, pathlib.Path(folder))
-    return on_adapter(settings, pathlib.Path(folder)) if adapter else settings
+    form = "" if adapter == "adapter" else adapter
+    return on_adapter(settings, pathlib.Path(folder), base=form) if adapter else settings

@@ -22,6 +22,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 
+from instructgpt_jax.models import quantised
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.sharding import path_name
 
@@ -125,14 +126,18 @@ def _laid_over(base: dict, new: dict) -> dict:
 
 
 def merged(params: dict) -> dict:
-    """Plain parameters of a joined tree: every kernel W + (alpha / r) A B, added in float32, in the dtype of W."""
+    """Plain parameters of a joined tree: every kernel W + (alpha / r) A B, added in float32, in the dtype of W.
+
+    Of a quantised W it is float32.
+    """
 
     def one(tree):
         if not isinstance(tree, dict):
             return tree
         if TREE not in tree:
-            return {name: one(part) for name, part in tree.items()}
-        kernel, a, b = tree["kernel"], tree[TREE]["a"], tree[TREE]["b"]
+            return {name: quantised.plain(part, "float32") if name == "kernel" else one(part)
+                    for name, part in tree.items()}  # fmt: skip
+        kernel, a, b = quantised.plain(tree["kernel"], "float32"), tree[TREE]["a"], tree[TREE]["b"]
         added = jax.vmap(lambda a, b: jnp.tensordot(a, b, 1, precision="highest"))(
             a.astype(jnp.float32), b.astype(jnp.float32)
         )

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import layout
 from jax.sharding import PartitionSpec as P
 
-from instructgpt_jax.models import adapters, attention, flash, stores, transformer
+from instructgpt_jax.models import adapters, attention, flash, quantised, stores, transformer
 from instructgpt_jax.models.attention import EMPTY, Layout
 from instructgpt_jax.models.config import ModelConfig
 from instructgpt_jax.models.stores import Store
@@ -190,9 +190,9 @@ def _split(x: jax.Array) -> jax.Array:
 
 def sampling_params(config: ModelConfig, params: dict) -> dict:
     """Parameters as they are trained, brought into the form and the layout in which sampling reads them."""
-    if config.dtype == "float32" and adapters.has_adapter(params):
+    if config.dtype == "float32" and adapters.has_adapter(params) and not quantised.found(params):
         # Once for all tokens. In bfloat16 the sum would round to the base wherever the change is below 1/256 of it:
-        # there the adapter stays beside its kernel.
+        # there the adapter stays beside its kernel. And the sum of a quantised kernel would take its full memory.
         params = adapters.merged(params)
     return unstack(config, constrain_params(transformer.cast(params, config.dtype), ROLLOUT_RULES))
 
@@ -257,6 +257,7 @@ def extend(
             rotary = jax.tree.map(functools.partial(jnp.where, window > 0), local, rotary)
         attend = functools.partial(attention.attend_to_cache, mask=mask, scale=scale, layer=index, start=start)
         inputs = shared._replace(mask=None, rotary=rotary, fused=attend)
+        block = quantised.plain(block, config.dtype, after=x)
         x, past = transformer.Block(config).apply({"params": block}, x, inputs, (keys, values, index, column))
         return (x, *past), None
 

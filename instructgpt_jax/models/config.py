@@ -28,12 +28,15 @@ class Adapter:
       alpha: the change is multiplied by alpha / rank.
       targets: which of PROJECTIONS, the same in every layer.
       dropout: rate at which inputs of A are zeroed, where a dropout key is given.
+      base: how the frozen kernels of all projections are stored while it trains, one of quantised.FORMATS; '' = in the
+        compute dtype.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     dropout: float = 0.0
+    base: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from instructgpt_jax.models import adapters, attention, flash, heads, stores
+from instructgpt_jax.models import adapters, attention, flash, heads, quantised, stores
 from instructgpt_jax.models.adapters import dropout
 from instructgpt_jax.models.attention import Layout
 from instructgpt_jax.models.config import ModelConfig
@@ -235,7 +235,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
 def cast(params: dict, dtype: str) -> dict:
     """The parameters in the compute dtype; norms, the scalar head and the bias of the logits, which compute in float32,
-    stay in it.
+    stay in it; codes and scales of quantised kernels stay as they are.
 
     Done once, on the sharded tree: what is gathered afterwards is already half as large.
     """
@@ -244,7 +244,8 @@ def cast(params: dict, dtype: str) -> dict:
 
     def one(path, x):
         name = path_name(path)
-        return x if "norm" in name or "scalar_head" in name or name == "head/bias" else x.astype(dtype)
+        kept = "norm" in name or "scalar_head" in name or name == "head/bias" or "/kernel/" in name
+        return x if kept else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
@@ -295,6 +296,7 @@ def hidden(
             inputs = inputs._replace(mask=shared.mask & attention.within_window(layout, layout, window))
         if dropout_key is not None:
             inputs = inputs._replace(dropout_key=jax.random.fold_in(dropout_key, index))
+        blocks = quantised.plain(blocks, config.dtype)
         return Block(config).apply({"params": blocks}, x, inputs)[0], None
 
     layer = jax.checkpoint(layer, policy=SAVED[config.remat], prevent_cse=False)  # a scan needs no barrier

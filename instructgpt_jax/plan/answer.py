@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from instructgpt_jax import process
-from instructgpt_jax.plan import cost, programs, rings
+from instructgpt_jax.plan import cost, programs, rings, sampling, shapes
 from instructgpt_jax.plan.programs import Program
 from instructgpt_jax.plan.topology import Topology
 
@@ -96,7 +96,7 @@ def of(
     if program.gradients is not None:
         resident["gradients"] = device_bytes(program.gradients)
     if program.sampled:
-        resident["cache"] = programs.cache_bytes(program.sampled, mesh)
+        resident["cache"] = sampling.cache_bytes(program.sampled, mesh)
     if not topology.compiles:
         resident[REST] = _arithmetic(program, mesh)
         notes.append("memory by arithmetic from shapes, without a compiler")
@@ -134,7 +134,7 @@ def device_bytes(tree: Any) -> float:
 
     def one(leaf) -> float:
         shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-        return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
+        return math.prod(shape) * shapes.item_bytes(leaf.dtype)
 
     return float(sum(map(one, jax.tree.leaves(tree))))
 
@@ -236,8 +236,8 @@ def _decode_limit(program: Program, topology: Topology, mesh: Mesh) -> dict[str,
     if not program.sampled or not topology.chip.bandwidth:
         return {}
     sampled = program.sampled
-    filled = sampled.filled / sampled.columns * programs.cache_bytes(sampled, mesh)
-    read = programs.weight_bytes(sampled, mesh) + filled
+    filled = sampled.filled / sampled.columns * sampling.cache_bytes(sampled, mesh)
+    read = sampling.weight_bytes(sampled, mesh) + filled
     return {"limit_milliseconds": 1e3 * read / topology.chip.bandwidth}
 
 

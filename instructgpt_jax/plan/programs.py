@@ -1,22 +1,20 @@
 """The programs that a stage runs, made from shapes by the functions that the stage itself jits."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from instructgpt_jax import losses, models, networks, ppo, responses, rollout
+from instructgpt_jax import losses, networks, ppo, responses
 from instructgpt_jax.data.batches import ROWS
 from instructgpt_jax.episodes import Episodes
-from instructgpt_jax.models import ModelConfig, attention
-from instructgpt_jax.plan import shapes
+from instructgpt_jax.models import ModelConfig
+from instructgpt_jax.plan import sampling, shapes
 from instructgpt_jax.plan.shapes import Known
 from instructgpt_jax.sharding import BATCH, batch_shards, replicated
 from instructgpt_jax.stages import ppo as ppo_stage
@@ -26,25 +24,7 @@ from instructgpt_jax.training.loop import Stage
 
 SUPERVISED = ("pretrain", "sft", "reward")
 STAGES = (*SUPERVISED, "ppo", "select", "collect", "evaluate")  # that run a large program
-LAP = "_run.<locals>.loop.<locals>.lap"  # of rollout.py: the function that wrote the loops of sampling
 SHALLOW = (2, 4)  # layers that a deep network's sampling is compiled with where they stand one by one: not on TPUs
-
-
-class Sampled(NamedTuple):
-    """What a sampling program decodes.
-
-    network: of the policy.
-    slots: decoded at once. columns: of the cache. steps: tokens decoded one after another in a call.
-    filled: columns that hold a token, on average over the steps.
-    cache: how keys and values are kept, see rollout.generate.
-    """
-
-    network: ModelConfig
-    slots: int
-    columns: int
-    steps: int
-    filled: float
-    cache: str = "full"
 
 
 class Packed(NamedTuple):
@@ -75,7 +55,7 @@ class Program(NamedTuple):
     laps: dict[str, float | tuple[float, ...]]
     gradients: Any = None
     packed: Packed | None = None
-    sampled: Sampled | None = None
+    sampled: sampling.Sampled | None = None
 
 
 class Planned(NamedTuple):
@@ -212,7 +192,7 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree
     )
     episodes, logprobs, experience, metrics = map(spread, (episodes, logprobs, experience, metrics))
-    waves, slots = _waves(B, config.rollout.wave)
+    waves, slots = sampling.waves_of(B, config.rollout.wave)
     response_chunks = chunks(nets["policy"].config, mesh, rows / shards * R)
     minibatch = B // c.num_minibatches
     passes = {name: nets[name].config.training_passes for name in ppo.BASES}
@@ -249,14 +229,14 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         answers = responses.Answers(episodes, logprobs, spread(batch["index"]))
         return function, (state.policy.params, frozen, answers)
 
-    sampling = _sampling_laps(nets["policy"].config, B, Q, R, slots, waves, mesh)
+    decoded = sampling.laps(nets["policy"].config, B, Q, R, slots, waves, mesh)
+    sampled = sampling.Sampled(nets["policy"].config, slots, Q + R, waves * R, Q + R / 2, algorithm.cache)
     scoring = of("ref_policy", 1) + of("reward", 1) + (of("policy", 1) if with_old else 0)
     reading = {"forward": -(-B // rows), "_token_logprobs_forward": response_chunks}
     packed = Packed(nets["policy"].config, rows / shards, c.row_length)
     validations = c.eval_batches / config.eval_every if config.eval_every > 0 else 0
     programs = {
-        "rollout": Program(sample, resident, 1, of("policy", 1), sampling,
-                           sampled=Sampled(nets["policy"].config, slots, Q + R, waves * R, Q + R / 2, algorithm.cache)),
+        "rollout": Program(sample, resident, 1, of("policy", 1), decoded, sampled=sampled),
         "experience": Program(_fixed(phases.experience, state, frozen, episodes, logprobs), resident, 1,
                               scoring + of("value", 1), reading, packed=packed),
         "learn": Program(_fixed(phases.learn, state, experience, text, metrics, *adapted), resident, 1, flops, laps,
@@ -264,34 +244,6 @@ def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
         "validation": Program(measure, resident, validations, scoring, reading, packed=packed),
     }  # fmt: skip
     return Planned(programs, c.iterations, c.batch_size, 1)
-
-
-def _waves(count: int, wave: int) -> tuple[int, int]:
-    """How many waves of slots answer so many prompts, and the slots."""
-    slots = min(wave or count, count)
-    return -(-count // slots), slots
-
-
-def _sampling_laps(
-    network: ModelConfig, prompts: int, Q: int, R: int, slots: int, waves: int, mesh: Mesh
-) -> dict[str, float | tuple[float, ...]]:
-    """Laps of rollout.py's loops where every prompt and every response is as long as it may be."""
-    tray = max(rollout.TRAY, -(-slots // rollout.TRAY))
-    chunks_of_prompt = -(-Q // rollout.PREFILL_CHUNK)
-    columns = chunks_of_prompt * rollout.PREFILL_CHUNK + R
-    # A loop for each size of read, each for the steps whose longest sequence needs it; the last slots, which have
-    # loops of their own, end with the others.
-    bounds = itertools.pairwise((0, *attention.read_sizes(columns, rollout.READS)))
-    steps = tuple(waves * max(0, min(most, Q + R - 1) - max(fewest, Q - 1)) for fewest, most in bounds)
-    return {
-        f"{LAP}/_decode": (*steps, *[0] * len(attention.read_sizes(columns, rollout.FEW_READS))),
-        f"{LAP}/_prefill": -(-prompts // tray),
-        f"{LAP}/_seat": -(-prompts // batch_shards(mesh)),
-        "_prefill": chunks_of_prompt,
-        "Cache.with_copies": chunks_of_prompt,
-        "_rewind": waves - 1,
-        "Cache.rewound.<locals>.turn": network.num_layers if mesh.devices.flat[0].platform == "tpu" else 1,
-    }
 
 
 def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
@@ -313,7 +265,7 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
     wave, cache = (config.rollout.wave, config.rollout.cache) if stage == "select" else (rows, "full")
     batch = shapes.prompts(B, Q, mesh)
     programs, seen = {}, set()
-    waves, slots = _waves(B, wave)
+    waves, slots = sampling.waves_of(B, wave)
     for name in writers:
         net = nets[name]
         if net.config in seen:
@@ -336,8 +288,8 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
             {"parameters": frozen, "batch": batch},
             1,
             model_flops(net.config, B * (Q + R), (Q + R + 1) / 2, 1),
-            _sampling_laps(net.config, B, Q, R, slots, waves, mesh),
-            sampled=Sampled(net.config, slots, Q + R, waves * R, Q + R / 2, cache),
+            sampling.laps(net.config, B, Q, R, slots, waves, mesh),
+            sampled=sampling.Sampled(net.config, slots, Q + R, waves * R, Q + R / 2, cache),
         )
     for name in judges:
         if heads[name] != "scalar":
@@ -362,19 +314,3 @@ def _answering(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
 
 def _score(network: ModelConfig, row_length: int, microbatch_rows: int, params, texts: Episodes):
     return responses.score_batch(network, params, texts, row_length, microbatch_rows)
-
-
-def cache_bytes(sampled: Sampled, mesh: Mesh) -> float:
-    """Bytes of keys and values on a device: slots over the batch shards, heads over `tensor`."""
-    n = sampled.network
-    size = n.head_width * jnp.dtype(n.dtype).itemsize if sampled.cache == "full" else n.head_width + 4  # and a scale
-    values = 2 * n.num_layers * sampled.slots * sampled.columns * n.num_kv_heads * size
-    heads = mesh.shape["tensor"] if n.num_kv_heads % mesh.shape["tensor"] == 0 else 1
-    return values / (batch_shards(mesh) * heads)
-
-
-def weight_bytes(sampled: Sampled, mesh: Mesh) -> float:
-    """Bytes of the parameters that every decoded token reads on a device."""
-    shaped = jax.eval_shape(lambda: models.init(sampled.network, jax.random.key(0)))
-    count = sum(leaf.size for leaf in jax.tree.leaves(shaped))
-    return count * jnp.dtype(sampled.network.dtype).itemsize / mesh.shape["tensor"]

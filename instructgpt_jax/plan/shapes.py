@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -153,6 +154,11 @@ def _config_of(init_from: str) -> ConfigDict | None:
     if len(parts) > 2:
         return config.get("stages", {}).get("/".join(parts[2:]))
     return config if "models" in config else None
+
+
+def item_bytes(dtype) -> float:
+    """Bytes of a number on a device: two of 4 bits share one, whatever numpy says."""
+    return 0.5 if jnp.dtype(dtype) in (jnp.int4, jnp.uint4) else jnp.dtype(dtype).itemsize
 
 
 # Batches --------------------------------------------------------------------------------------------------------------

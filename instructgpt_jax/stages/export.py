@@ -62,6 +62,11 @@ def _save_adapter(config: ConfigDict, mesh: Mesh, workdir: str, tokenizer) -> No
     if source.adapter is None:
         raise ValueError(f"{key}.init_from must be of a run that trained an adapter, to be exported as 'peft', got "
                          f"{entry.init_from!r}")  # fmt: skip
+    if source.adapter.base:
+        raise ValueError(
+            f"config.export.format must be 'merged', the adapter of {entry.init_from!r} was trained on a base in "
+            f"{source.adapter.base} that PEFT's format cannot name, got 'peft'"
+        )
     base = config.export.base or source.base.place
     if source.base.kind != "hf" and not config.export.base:
         raise ValueError(

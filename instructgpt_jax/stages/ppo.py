@@ -85,14 +85,15 @@ def frozen_networks(nets: dict[str, Network]) -> dict[str, Base]:
     """What does not train: reference, reward model, and under its own name the base of an adapter that is neither.
 
     An adapter that starts from the same weights as the reference or the reward model, and computes in the same dtype,
-    stands on that: one network in memory, not two.
+    stands on that: one network in memory, not two. Over a quantised base that is the quantised one.
     """
     found = {}
     for name, other in ppo.BASES.items():
         net, start = nets[name], nets[other]
-        found[other] = Base(functools.partial(networks.freeze, start), networks.abstract_frozen(start))
         same = all(net.entry.get(field) == start.entry.get(field) for field in ("init_from", "weights"))
-        if net.base is not None and not (same and net.config.dtype == start.config.dtype):
+        shared = net.base is not None and same and net.config.dtype == start.config.dtype
+        found[other] = networks.frozen(start, net.config.adapter.base if shared else "")
+        if net.base is not None and not shared:
             found[name] = net.base
     return found
 

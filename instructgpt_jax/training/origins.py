@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import models
-from instructgpt_jax.models import RUNTIME_FIELDS, Adapter, ModelConfig, adapters, hf
+from instructgpt_jax.models import RUNTIME_FIELDS, Adapter, ModelConfig, adapters, hf, quantised
 from instructgpt_jax.models.hf import peft, storage
 from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
@@ -138,19 +138,59 @@ def load(source: Source, mesh: Mesh) -> dict:
         return hf.load(source.place, mesh)[1]
     if source.adapter is None:
         return checkpoint.load_params(source.place, abstract(source.config, mesh), source.which)
-    config, trained = load_adapter(source, mesh)
-    base = {name: tree for name, tree in load(source.base, mesh).items() if name != "head" or config.head == "lm"}
+    config, base, trained = _taken_apart(source, mesh)
     merge = jax.jit(
         lambda base, params: adapters.merged(adapters.join(config, base, params)),
         out_shardings=jax.tree.map(lambda x: x.sharding, abstract(config, mesh)),
-        donate_argnums=0,
+        donate_argnums=() if source.adapter.base else 0,
     )
     return merge(base, trained)
 
 
+def _taken_apart(source: Source, mesh: Mesh) -> tuple[ModelConfig, dict, dict]:
+    """The network of a source with an adapter, the base that it was trained on, stored as it was then, and itself."""
+    config, trained = load_adapter(source, mesh)
+    form = source.adapter.base
+    base = load_quantised(source.base, mesh, form) if form else load(source.base, mesh)
+    return config, {name: tree for name, tree in base.items() if name != "head" or config.head == "lm"}, trained
+
+
+def load_quantised(source: Source, mesh: Mesh, form: str) -> dict:
+    """As `load`, with quantised kernels, see quantised.store; adapters stay beside them and are not merged.
+
+    For a sum of both would be rounded to the levels of the kernel, which lie further apart than what SFT changes.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_quantised(source, mesh, form))
+    if source.adapter is None:
+        store = jax.jit(lambda params: quantised.store(params, form), out_shardings=shardings, donate_argnums=0)
+        return store(load(source, mesh))
+    config, base, trained = _taken_apart(source, mesh)
+    join = lambda base, params: quantised.store(adapters.join(config, base, params), form)  # noqa: E731
+    return jax.jit(join, out_shardings=shardings)(base, trained)
+
+
+def abstract_quantised(source: Source, mesh: Mesh, form: str) -> dict:
+    """Shapes and shardings of `load_quantised`."""
+
+    def shapes(source, form):
+        if source.adapter is None:
+            return quantised.abstract(abstract(source.config, mesh), form)
+        config, theirs = source.config.replace(adapter=source.adapter), source.adapter.base
+        base = shapes(source.base, theirs) if theirs else abstract(source.base.config, mesh)
+        base = {name: tree for name, tree in base.items() if name != "head" or config.head == "lm"}
+        joined = lambda base, params: adapters.join(config, base, params)  # noqa: E731
+        return quantised.abstract(jax.eval_shape(joined, base, abstract_trained(config, mesh)), form)
+
+    return laid_out(shapes(source, form), mesh)
+
+
 def abstract(network: ModelConfig, mesh: Mesh) -> dict:
     """Shapes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(lambda: models.init(network, jax.random.key(0)))
+    return laid_out(jax.eval_shape(lambda: models.init(network, jax.random.key(0))), mesh)
+
+
+def laid_out(shapes: dict, mesh: Mesh) -> dict:
+    """Shapes of parameters with their shardings."""
     describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
 
@@ -162,9 +202,7 @@ def abstract_trained(network: ModelConfig, mesh: Mesh) -> dict:
         params = models.init(network, jax.random.key(0))
         return adapters.trained_part(network, params, jax.random.key(0))
 
-    shapes = jax.eval_shape(trained)
-    describe = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
-    return jax.tree.map(describe, shapes, param_shardings(mesh, shapes))
+    return laid_out(jax.eval_shape(trained), mesh)
 
 
 def is_hub_id(name: str) -> bool:

@@ -2,9 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from instructgpt_jax.validate.rules import POSITIVE, SHARE, TEXTS, check, integer
+from instructgpt_jax.models import quantised
+from instructgpt_jax.validate.rules import POSITIVE, SHARE, TEXTS, check, choice, integer
 
-RULES = {"rank": integer(1), "alpha": POSITIVE, "targets": TEXTS, "dropout": SHARE}
+RULES = {
+    "rank": integer(1), "alpha": POSITIVE, "targets": TEXTS, "dropout": SHARE, "base": choice("", *quantised.FORMATS),
+}  # fmt: skip
 
 
 def check_adapter(config: ConfigDict, name: str, stages: tuple[str, ...]) -> None:
@@ -17,6 +20,8 @@ def check_adapter(config: ConfigDict, name: str, stages: tuple[str, ...]) -> Non
     check(config.models[name], "adapter", RULES, f"config.models.{name}")
     entry, key = config.models[name], f"config.models.{name}.adapter"
     if not entry.adapter.targets:
+        if entry.adapter.base:
+            raise ValueError(f"{key}.base must be '' without targets, nothing stands on it, got {entry.adapter.base!r}")
         return
     trained = {"ppo": ("policy", "value")}.get(config.stage, ("model",) if config.stage in stages else ())
     if name not in trained:
