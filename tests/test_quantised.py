@@ -23,7 +23,7 @@ from configs import common
 from instructgpt_jax import main, models, networks, rollout, sharding, validate
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import Adapter, adapters, quantised
-from instructgpt_jax.plan import answer
+from instructgpt_jax.plan import answer, sampling
 from instructgpt_jax.stages import ppo as ppo_stage
 from instructgpt_jax.stages import sft as sft_stage
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from instructgpt_jax import process
+from instructgpt_jax import losses, process
 from instructgpt_jax.plan import cost, programs, rings, sampling, shapes
 from instructgpt_jax.plan.programs import Program
 from instructgpt_jax.plan.topology import Topology
@@ -250,6 +250,7 @@ def _arithmetic(program: Program, mesh: Mesh) -> float:
     kept, width = KEPT[network.remat] * network.num_layers, network.width
     whole = KEPT["none"]  # of the layer that is being computed
     activations = rows * length * width * size * ((kept + whole) if program.gradients is not None else whole)
-    logits = 3 * 4 * min(programs.CHUNK, rows * length) * network.padded_vocab_size / mesh.shape["tensor"]
+    chunk = min(losses.chunk_of(network.padded_vocab_size, mesh.devices.flat[0].device_kind), rows * length)
+    logits = 3 * 4 * chunk * network.padded_vocab_size / mesh.shape["tensor"]
     copies = device_bytes(program.gradients) / 4 * size if program.gradients is not None else 0.0
     return activations + logits + copies  # the weights are cast before they are gathered
