@@ -77,6 +77,12 @@ def evaluation(title: str, frozen: dict[str, str], policies: list[Policy]) -> Co
         "curves": {},  # name -> workdir
         "prompt_sets": "",  # workdir of a stage `prompts` whose tables the report shows; "" = none
         "folds": "",  # workdir of a stage `reward` with folds of labelers, likewise
+        "sweeps": {  # of policies that differ in one setting; they are compared with the baseline alone
+            "runs": {},  # name -> the key, its values as text, and for each the policy
+            "repeats": {},  # name -> policies that differ in their seed alone: how far a run comes out elsewhere
+            "beside": (),  # policies that the report shows as ever; () = no sweeps
+        },
+        "sweep_report": "",  # workdir of a finished stage `evaluate` with sweeps, which the report shows; "" = none
         "parallel": 2,  # policies at once, on a CPU
         "batch_size": 64,
         "max_prompt_length": 1024,

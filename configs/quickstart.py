@@ -11,14 +11,14 @@ Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
 
-from configs import common, measured
+from configs import ablations, common, measured
 from instructgpt_jax import simulated
 
 SIZES = {  # layers, width, steps of pretraining, learning rate
     "small": (3, 128, 1536, 6e-3),
     "large": (4, 160, 256, 4e-3),
-    "huge": (6, 256, 4096, 3e-3),  # of `:full`
 }
+LARGE_STEPS = 2964  # of `:full`: as much text for each parameter as the small one reads, 1,536 · 1,401,280 / 726,144
 TEXT = ("simulated:pretraining:train:100000",)
 RAW = ("simulated:prompts:18000",)  # the same users as in the splits of all other records, see prompt_sets
 DEMONSTRATIONS = ("simulated:demonstrations:train:2200", "jsonl:{workdir}/prompts/few_shot.jsonl.gz")
@@ -43,6 +43,7 @@ TINY = {  # of `:tiny`
 
 
 def get_config(arg=""):
+    full, tiny = arg.startswith("full"), arg.endswith("tiny")
     stages = small()
     if arg != "tiny":
         stages |= control()
@@ -58,14 +59,24 @@ def get_config(arg=""):
         measured.Policy("ppo_control", "control", "PPO on shuffled rankings", "control", "small"),
     ]
     models = [model for model in models if model.stage in stages]
-    if arg == "full":
-        for more, named in (second_round(), sweeps(), larger("large"), larger("huge")):
+    if full:
+        stages["pretrain_large"].pretrain.num_steps = LARGE_STEPS
+        for more, named in (larger("large"), second_round()):
             stages |= more
             models += named
-    stages["evaluate"] = evaluation(stages, models)
-    if arg == "tiny":
+    if tiny:
         shrink(stages)
-    return common.pipeline(stages)
+    last = {"evaluate": evaluation(stages, models)}
+    if full:
+        found = sweeps(stages)
+        for one in found.values():
+            stages |= one.stages
+        last = {"sweeps": of_sweeps(found)} | last
+        last["evaluate"].evaluate.sweep_report = "{workdir}/sweeps"
+    if tiny:
+        for stage in last.values():
+            common.shrink(stage, TINY)
+    return common.pipeline(stages | last)
 
 
 def small():
@@ -251,26 +262,43 @@ def second_round():
     return stages, [measured.Policy("round1/ppo_ptx", "ppo_ptx_round1", "PPO-ptx, second round", "ppo_ptx", "small")]
 
 
-def sweeps():
-    """Figures 33 and 34 of the paper: the tax against ptx_coef, and against kl_coef without ptx."""
-    stages, models = {}, []
-    for number, coef in enumerate((0.1, 0.3, 1.0), start=1):
-        name = f"kl_{number}"
-        stages[name] = policy("rlhf_init", "reward", ptx_coef=0.0, kl_coef=coef)
-        models.append(measured.Policy(name, name, f"PPO, kl_coef {coef:g}", "ppo", "small"))
-    for number, coef in enumerate((1.0, 5.0, 100.0), start=1):
-        name = f"ptx_{number}"
-        stages[name] = policy("rlhf_init", "reward", ptx_coef=coef)
-        models.append(measured.Policy(name, name, f"PPO-ptx, ptx_coef {coef:g}", "ppo_ptx", "small"))
-    return stages, models
+def sweeps(stages):
+    """Appendix E.6 to E.11 of the paper: see ablations.py."""
+    found = ablations.all_sweeps(stages["ppo"], stages["ppo_ptx"], "pretrain")
+    text = stages["pretrain"].data.pretraining
+    return found | {"start": ablations.starts(stages["rlhf_init"], stages["ppo_ptx"], text)}
+
+
+def of_sweeps(found):
+    """The evaluation of the sweeps alone, on validation prompts: every policy against SFT, not against each other."""
+    beside = [
+        measured.Policy("pretrain", "base", "GPT", "base", "small"),
+        measured.Policy("select", "sft", "SFT", "sft", "small"),
+        measured.Policy("rlhf_init", "start", "start of PPO", "sft", "small"),
+        measured.Policy("ppo", "ppo", "PPO", "ppo", "small"),
+        measured.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
+    ]
+    models = beside + [policy for one in found.values() for policy in one.named]
+    config = measured.evaluation("The settings of PPO", {"reward": "reward", "ref_policy": "rlhf_init"}, models)
+    config.data.pretraining = ("simulated:pretraining:valid:3000",)
+    config.data.max_prompt_tokens = 96
+    own = {
+        "distributions": {"instruct": ("jsonl:{workdir}/prompts/valid.jsonl.gz",)},  # seven hundred
+        "labelers": True,
+        "tasks": {"cloze": ("simulated:cloze:valid:200",), "story": ("simulated:story:valid:200",)},
+        "sweeps": ablations.section(found, tuple(policy.name for policy in beside)),
+        "row_length": 192,
+        "num_samples": 0,
+        "seconds": "",
+        "report": "",
+    }
+    config.evaluate.update(ANSWERS | own)
+    return config
 
 
 def larger(size):
     """The policies of a larger size, with the reward model of the small one: the paper has one of 6B for all."""
     stages, models = {}, []
-    if size != "large":
-        stages[f"pretrain_{size}"] = pretraining(size)
-        models.append(measured.Policy(f"pretrain_{size}", f"base_{size}", "GPT", "base", size))
     stages[f"sft_{size}"] = fine_tuning(f"pretrain_{size}", batch_size=32, num_epochs=16, pretraining_fraction=0.0)
     stages[f"select_{size}"] = selection(f"sft_{size}", "reward")
     stages[f"rlhf_init_{size}"] = rlhf_start(f"pretrain_{size}")
@@ -326,8 +354,6 @@ def shrink(stages):
             stage.models.model.update({"num_layers": 2, "width": 64, "mlp_width": 128})
         if stage.stage == "select":
             stage.rollout.wave = 16
-        if stage.stage == "evaluate":
-            continue
         for kind, size in {"pretraining": 2000, "demonstrations": 300, "comparisons": 100}.items():
             stage.data[kind] = tuple(
                 f"simulated:{source.split(':')[1]}:train:{size}" if source.startswith("simulated:") else source

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 PATHS = (
     "models.*.init_from", "data.tokenizer", "data.template", "data.data_dir", "data.cache_dir", "sample.file",
     "evaluate.report", "evaluate.seconds", "evaluate.prompt_sets", "evaluate.folds", "evaluate.curves.*",
-    "evaluate.overoptimisation.runs.*", "label.labelers", "label.instructions",
+    "evaluate.sweep_report", "evaluate.overoptimisation.runs.*", "label.labelers", "label.instructions",
     "benchmark.data_dir", "benchmark.graders.*", "export.base",
 )  # fmt: skip
 SOURCES = (

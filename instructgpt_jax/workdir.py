@@ -27,6 +27,8 @@ LATER = {  # keys that a config.json from before them lacks (* = any name), and 
     "rollout.cache": "full",
     "evaluate.prompt_sets": "",
     "evaluate.folds": "",
+    "evaluate.sweep_report": "",
+    "evaluate.sweeps.beside": [],
     "reward.fold_seeds": 1,
     "data.template": "",
     "data.end_tokens": [],

@@ -13,7 +13,8 @@ from instructgpt_jax.sharding import make_mesh
 from instructgpt_jax.validate import validate
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "measured", "__init__"))
+SHARED = ("ablations", "common", "measured", "__init__")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 STAGES = ("demonstrations", "comparisons", "prompts", "pretraining")
 
 # Ouyang et al. 2022. Appendix C.1 (16 epochs, residual dropout 0.2) and C.3 (2 epochs, a tenth pretraining data):

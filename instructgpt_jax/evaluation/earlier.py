@@ -1,4 +1,4 @@
-"""What earlier stages of a pipeline have found out, for the report: tables of the prompt sets, folds of labelers."""
+"""What earlier stages of a pipeline have found out, for the report: tables of the prompt sets, folds, sweeps."""
 
 import json
 
@@ -6,15 +6,17 @@ from etils import epath
 
 FOLDS = "generalisation.json"  # of stage `reward` with folds
 PROMPT_SETS = "report.json"  # of stage `prompts`
+SWEEPS = "report/report.json"  # of stage `evaluate` with sweeps
 SHOWN = ("read", "users", "steps", "splits", "languages", "few_shot", "tables")
 
 
-def read(prompt_sets: str, folds: str) -> dict[str, dict]:
-    """The sections `prompt_sets` and `folds` of a report; one whose workdir is '' is left out.
+def read(prompt_sets: str, folds: str, sweeps: str) -> dict[str, dict]:
+    """The sections `prompt_sets`, `folds` and `sweeps` of a report; one whose workdir is '' is left out.
 
     Args:
       prompt_sets: workdir of a finished stage `prompts`.
       folds: workdir of a finished stage `reward` with folds of labelers.
+      sweeps: workdir of a finished stage `evaluate` with sweeps.
 
     Raises:
       ValueError: a workdir without such a file, or with a damaged one.
@@ -25,6 +27,8 @@ def read(prompt_sets: str, folds: str) -> dict[str, dict]:
         found["prompt_sets"] = {key: report[key] for key in SHOWN if key in report}
     if folds:
         found["folds"] = _folds(_json("config.evaluate.folds", folds, FOLDS, "difference"))
+    if sweeps:
+        found["sweeps"] = _json("config.evaluate.sweep_report", sweeps, SWEEPS, "sweeps")["sweeps"]
     return found
 
 

@@ -52,7 +52,7 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
             where = f"config.evaluate.overoptimisation.runs.{name}"
             raise ValueError(f"{where} must be a workdir with snapshots (config.snapshot_every), got {workdir!r}")
     drawn = {stage: curves.read(c.curves[stage]) for stage in c.curves}
-    found_earlier = earlier.read(c.prompt_sets, c.folds)
+    found_earlier = earlier.read(c.prompt_sets, c.folds, c.sweep_report)
 
     def plain(key: str, found: Sequence) -> list:
         """Records that are all used as they are."""

@@ -46,6 +46,7 @@ MODEL = {"label": _text, "method": _text, "size": _text, "parameters?": _number}
 BY_GROUP = ("win_rate?", "likert?", "metadata?", "toxicity?", "relative_toxicity?", "continuity?")
 ROW = dict.fromkeys(BY_GROUP, {"*": _interval}) | {"*": _mean}
 LENGTHS = dict.fromkeys(("count", "mean", "std", "min", "25%", "50%", "75%", "max"), _number)  # of tables 9 to 11
+POINT = {"label": _text, "method": _text, "*": _interval}  # a policy of a sweep: quantity -> interval
 FORM = {
     "title": _text,
     "models": {"*": MODEL},
@@ -66,6 +67,11 @@ FORM = {
     },
     "folds?": dict.fromkeys(("training_groups", "held_out_groups", "difference"), _interval)
     | {"folds": _number, "seeds": _number},
+    "sweeps?": {
+        "runs": {"*": {"key": _text, "points": [POINT | {"value": _text}]}},
+        "beside": {"*": POINT},
+        "spread": {"*": {"sd": _number, "runs": _number, "half": _number}},
+    },
     "people?": {
         "rankings": _number,
         "ratings": _number,

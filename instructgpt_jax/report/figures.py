@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from instructgpt_jax.report import drawing, words
+from instructgpt_jax.report import ablations, drawing, words
 from instructgpt_jax.report.drawing import Row, Scale
 from instructgpt_jax.report.style import HEIGHT, Figure, Panel
 
@@ -18,6 +18,7 @@ NAMES = (
     "reward_model",
     "overoptimisation",
     "curves",
+    *ablations.NAMES,
     "truthfulqa",
     "toxicity",
     "bias",
@@ -65,7 +66,7 @@ BENCHMARKS = {  # key of `benchmark_figures` -> (name, title, what is said)
 
 def all_figures(report: dict) -> list[Figure]:
     """The figures that the report has numbers for, in the order of `NAMES`."""
-    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves, benchmarks)
+    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves, ablations.figures, benchmarks)
     return [figure for maker in makers for figure in maker(report)]
 
 

@@ -3,10 +3,11 @@
 The paper's numbers are those of Ouyang et al. 2022: sections 1 and 4, figures 1, 3, 4 and 5, appendix E.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from instructgpt_jax.report import words
+from instructgpt_jax.report import ablations, words
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too close to tell"
 NEAR = 0.05  # of a win rate or an accuracy: what counts as the same
@@ -46,7 +47,7 @@ def headline(report: dict) -> str:
 def findings(report: dict) -> list[Finding]:
     """The paper's findings that the report has numbers for, in the paper's order."""
     found, lines = _View(report), []
-    for claim, paper, pairs, judge, write in _claims(found):
+    for claim, paper, pairs, judge, write in itertools.chain(_claims(found), ablations.claims(report)):
         verdicts = [judge(a, b) for _, a, b in pairs]
         texts = [f"{where}: {write(a, b)}" if where else write(a, b) for where, a, b in pairs]
         if pairs:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from instructgpt_jax.report import findings, style, words
+from instructgpt_jax.report import ablations, findings, style, words
 
 GROUPED = (  # intervals by name
     "win_rate", "likert", "metadata", "toxicity", "relative_toxicity", "continuity", "tasks",
@@ -55,6 +55,8 @@ def render(report: dict, figures: Sequence[style.Figure]) -> str:
         benchmarks=benchmarks(report, names),
         prompts=prompt_sets(report.get("prompt_sets", {})),
         folds=folds(report.get("folds", {})),
+        sweeps=ablations.NAMES,
+        swept=swept(report.get("sweeps", {})),
         agreement=table({g: {key: reward[key].get(g) for key in reward} for g in groups}, words.GROUPS),
         samples=in_turn(report),
         about=about(report),
@@ -189,6 +191,20 @@ def folds(found: dict) -> tuple[list[str], list[Row]]:
         Row("unseen less seen, points", [found["difference"], None], "share"),
     ]
     return ["this run", "the paper"], rows
+
+
+def swept(found: dict) -> list[tuple[str, list[str], list[Row]]]:
+    """Title, columns and rows of each sweep: every number of its points."""
+    tables = []
+    for name, run in found.get("runs", {}).items():
+        points = [{key: value for key, value in point.items() if isinstance(value, dict)} for point in run["points"]]
+        rows = []
+        for key in words.ordered(dict.fromkeys(key for point in points for key in point), words.METRICS):
+            label, form, _ = words.METRICS.get(key, (f"Task {words.name(key.removeprefix('task_'))}, %", "share", ""))
+            rows.append(Row(label, [point.get(key) for point in points], form))
+        title = f"{words.name(name)} ({run['key']}), {run['points'][0]['method'].replace('_', '-').upper()}"
+        tables.append((title, [point["value"] for point in run["points"]], rows))
+    return tables
 
 
 def in_turn(report: dict) -> list[dict]:

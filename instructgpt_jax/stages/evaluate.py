@@ -11,6 +11,7 @@ What is measured, of each policy of `config.evaluate.models`:
      and 4), head-to-head tables, score, KL to the reference, overlap with references, slots.
   4. The alignment tax: the loss on pretraining text and closed tasks (section 4.2).
   5. Training curves, and over-optimisation: score, judge and gold score against KL along a run's snapshots.
+  6. Sweeps of a setting (appendix E): the numbers of its policies by its values, see evaluation/sweeps.py.
 
 Results lie in `parts/` of the workdir as they come, so that a run that was killed goes on where it was; the report is
 made of them in the end, and its existence says that the stage is complete.
@@ -32,7 +33,7 @@ from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import inputs, labelers, language, people, rewards, statistics, text
+from instructgpt_jax.evaluation import inputs, labelers, language, people, rewards, statistics, sweeps, text
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.models import ModelConfig
@@ -78,7 +79,8 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for distribution in data.prompts
     }
     rows, tables = people.judge(config, data.judged, data.prompts, answers)
-    said = labelers.head_to_head(data.prompts, answers, c.order, config.seed) if c.labelers else {}
+    paired = c.labelers and not c.sweeps.runs  # of many policies it would be most of the work
+    said = labelers.head_to_head(data.prompts, answers, c.order, config.seed) if paired else {}
     report["head_to_head"] = people.merged(tables, said)
     report["results"] = people.merged(report["results"], rows)
     report["people"] = people.about(data.judged, config.seed)
@@ -89,6 +91,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     report["overoptimisation"] = examine_snapshots(config, nets, examiner, data, mesh, parts)
     report["samples"] = side_by_side(config, data, answers)
     report["perf"] = perf(config, time.perf_counter() - started)
+    report = sweeps.apart(report, c.sweeps.to_dict()) if c.sweeps.runs else report
     if jax.process_index() == 0:
         reports.write({key: value for key, value in report.items() if value or key == "seed"}, folder)
         with tracking.run(config.log.wandb, workdir, workdirs.as_json(config)) as tracked:

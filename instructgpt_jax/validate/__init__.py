@@ -115,6 +115,10 @@ SECTIONS = {
         "pretraining": {"num_sequences": integer(0), "row_length": integer(2)},
         "prefix": {"candidates": TEXTS, "prompts": TEXTS, "max_length": integer(0)},
         "overoptimisation": {"runs": Each(TEXT), "prompts": TEXTS}, "curves": Each(TEXT), "folds": TEXT,
+        "sweeps": {
+            "runs": Each({"key": TEXT, "values": TEXTS, "policies": TEXTS}), "repeats": Each(TEXTS), "beside": TEXTS,
+        },
+        "sweep_report": TEXT,
         "prompt_sets": TEXT, "max_prompt_length": integer(1), "row_length": integer(2),
         "microbatch_rows": integer(1), "num_samples": integer(0),
     },

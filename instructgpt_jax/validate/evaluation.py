@@ -32,6 +32,7 @@ def check_evaluation(config: ConfigDict) -> None:
     for name in names:
         if not name.replace("_", "").replace("-", "").isalnum():  # files are called so
             raise ValueError(f"names in {path} must be letters, digits, - and _, got {name!r}")
+    _check_sweeps(c, f"{path}.sweeps")
     prompts = {f"distributions.{name}": c.distributions[name] for name in c.distributions}
     if any(entry.prefix for entry in c.models.values()):
         if config.data.template:
@@ -66,6 +67,31 @@ def check_evaluation(config: ConfigDict) -> None:
                 raise ValueError(f"{path}.labelers=True must have simulated prompts, got {path}.{name}={source!r}")
     if c.split == "valid" and not config.data.valid_fraction:
         raise ValueError("config.data.valid_fraction must be above 0 for config.evaluate.split='valid', got 0")
+
+
+def _check_sweeps(c: ConfigDict, path: str) -> None:
+    """Policies that are evaluated, one for each value; the baseline stands beside them."""
+    runs, repeats = c.sweeps.runs, c.sweeps.repeats
+    named = {f"runs.{name}.policies": runs[name].policies for name in runs}
+    named |= {f"repeats.{name}": repeats[name] for name in repeats} | {"beside": c.sweeps.beside}
+    for key, policies in named.items():
+        for name in policies:
+            if name not in c.models:
+                raise ValueError(f"{path}.{key} must name policies of config.evaluate.models, got {name!r}")
+    for name in runs:
+        values, policies = runs[name]["values"], runs[name].policies
+        if len(values) != len(policies) or len(set(values)) < max(2, len(values)):
+            raise ValueError(
+                f"{path}.runs.{name}.values must be two or more, each once, with a policy for each, got {values} and "
+                f"{policies}"
+            )
+    for name in repeats:
+        if len(repeats[name]) < 2:
+            raise ValueError(f"{path}.repeats.{name} must have at least two policies, got {repeats[name]}")
+    if runs and c.baseline not in c.sweeps.beside:
+        raise ValueError(f"{path}.beside must have the baseline {c.baseline!r}, got {c.sweeps.beside}")
+    if (repeats or c.sweeps.beside) and not runs:
+        raise ValueError(f"{path}.runs must have a sweep for repeats and what stands beside, got none")
 
 
 def check_reward_evaluation(config: ConfigDict) -> None:
