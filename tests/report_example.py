@@ -84,6 +84,7 @@ def example() -> dict:
             "rows": [],
         },
         "prompt_sets": prompt_sets(),
+        "sweeps": sweeps(),
         "prefix": {
             "candidates": [{"text": "Hello.\n\n", "score": -1.5}, {"text": "Q: 1?\nA: 1.", "score": -0.5}],
             "chosen": 1,
@@ -100,6 +101,53 @@ def example() -> dict:
             for n in range(10)
         ],
         "perf": {"seconds": {"ppo": 150.0, "evaluate": 61.2}, "versions": {"jax": "0.10.2"}, "device": "1 x cpu"},
+    }
+
+
+def sweeps() -> dict:
+    """Every sweep, each with the paper's outcome."""
+
+    def point(
+        value: str, likert: float, loss: float, score: float, method: str = "ppo_ptx", usual: bool = False
+    ) -> dict:
+        label = LABELS[method] + f", {value}" * (not usual)
+        rows = {"likert": interval(likert, 0.1), "win_rate": interval(likert / 8, 0.02), "score": interval(score, 0.02)}
+        return {"value": value, "label": label, "method": method, "pretraining_loss": interval(loss, 0.005)} | rows
+
+    def run(key: str, *points: dict) -> dict:
+        return {"key": key, "points": list(points)}
+
+    kl = run(
+        "ppo.kl_coef",
+        *(point(value, 4.5, 0.9 - n / 50, 0.5 - n / 10, "ppo") for n, value in enumerate(("0", "0.02", "0.1", "2"))),
+    )
+    rates = ("1e-05", "0.0001", "0.001")
+    return {
+        "runs": {
+            "ptx_coef": run("ppo.ptx_coef", *(point(f"{n}", 4.6, 0.85 - n / 20, 0.5 - n / 10) for n in range(4))),
+            "kl_coef": kl,
+            "kl_coef_base": kl,
+            "kl_coef_ptx": run(
+                "ppo.kl_coef", point("0", 3.0, 0.8, 0.6), point("0.02", 4.6, 0.74, 0.4), point("2", 3.5, 0.7, 0)
+            ),
+            "start": run(
+                "sft.pretraining_fraction",
+                point("0 %, 6 epochs", 4.5, 0.8, 0.4),
+                point("50 %, 6 epochs", 4.6, 0.7, 0.4),
+            ),
+            "lr": run("lr", *(point(rate, 4.5 - n, 0.8, 0.4, "ppo") for n, rate in enumerate(rates))),
+            "lr_ptx": run("lr", *(point(rate, 4.5 - n / 10, 0.7, 0.4) for n, rate in enumerate(rates))),
+            "episodes": run("ppo.iterations", point("30", 4.6, 0.7, 0.4), point("60", 4.5, 0.7, 0.5)),
+            "ptx_ratio": run("ppo.ptx_ratio", point("1", 4.3, 0.7, 0.4), point("32", 4.6, 0.7, 0.4)),
+            "batch": run("ppo.batch_size", point("64", 4.2, 0.7, 0.4), point("128", 4.6, 0.7, 0.4, usual=True)),
+            "minibatch": run("ppo.num_minibatches", point("16", 4.6, 0.7, 0.4), point("32", 4.6, 0.7, 0.4)),
+        },
+        "beside": {
+            "base": {"label": "GPT", "method": "base", "pretraining_loss": interval(0.66, 0.01)},
+            "start": {"label": "start", "method": "sft", "pretraining_loss": interval(0.78, 0.01)},
+            "ppo_ptx": {key: value for key, value in point("", 4.6, 0.74, 0.4, usual=True).items() if key != "value"},
+        },
+        "spread": {"likert": {"sd": 0.04, "runs": 6, "half": 0.1}},
     }
 
 

@@ -28,6 +28,7 @@ SECTIONS = {  # key of the report -> sections that the page has with it and the 
     "curves": ["training"],
     "overoptimisation": ["overoptimisation"],
     "folds": ["paper", "reward"],
+    "sweeps": ["paper", "settings"],
     "prompt_sets": ["prompts"],
     "prefix": ["prefix"],
     "samples": ["samples"],
@@ -338,7 +339,7 @@ def verdicts(report: dict) -> dict[str, str]:
 
 def test_findings_hold_where_the_numbers_say_so():
     found = findings.findings(example())
-    assert {finding.verdict for finding in found} == {findings.HOLDS} and len(found) == 22
+    assert {finding.verdict for finding in found} == {findings.HOLDS} and len(found) == 36
     texts = {finding.claim: finding.here for finding in found}
     assert texts["PPO-ptx (InstructGPT) is preferred to SFT"] == "small: 50 % → 70 ± 3 %\nmedium: 53 ± 3 % → 73 ± 3 %"
     assert texts["PPO pays an alignment tax: its pretraining loss is more than 2 % above GPT's"] == (

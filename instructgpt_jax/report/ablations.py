@@ -1,7 +1,7 @@
 """Figures and findings of sweeps, appendix E.6 to E.11 of Ouyang et al. 2022: the section `sweeps` of a report.
 
-A point is one run of PPO. The verdicts go by the rules of the other findings: where intervals overlap it is too close to
-tell. The paper's numbers are read off its figures where its text has none.
+A point is one run of PPO. The verdicts go by the rules of the other findings: where intervals overlap it is too close
+to tell. The paper's numbers are read off its figures where its text has none.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ SCALES = {  # quantity -> (title, scale)
     "likert": ("Rating", Scale("mean rating, 1 to 7")),
     "win_rate": ("Win rate against SFT", Scale("win rate", share=True, mark=0.5)),
     "score": ("Score that PPO raises", Scale("of the reward model")),
-    "pretraining_loss": ("Loss on pretraining text", Scale("nats a token; dashed: GPT")),
+    "pretraining_loss": ("Loss on pretraining text", Scale("nats a token")),
 }
 ACROSS = {  # sweep -> what stands below the axis
     "ptx_coef": "ptx_coef",
@@ -58,8 +58,8 @@ def figures(report: dict) -> Iterator[Figure]:
          f"How much of what PPO forgets the pretraining gradients keep, and what they cost: {lost.format(33)}"),
         (NAMES[1], "kl_coef without ptx", ("pretraining_loss", "score"),
          {"kl_coef": ("PPO, from its start", "ppo", 0), "kl_coef_base": ("PPO, from GPT", "ppo", 1)},
-         f"Whether a larger KL penalty does what ptx does: {lost.format(34)} The KL is from the start of PPO or from the "
-         "pretrained model, as in the paper."),
+         f"Whether a larger KL penalty does what ptx does: {lost.format(34)} The KL is from the start of PPO, or from "
+         "the pretrained model, as in the paper."),
         (NAMES[2], "kl_coef with ptx", ("likert", "win_rate"), {"kl_coef_ptx": ("PPO-ptx", "ppo_ptx", 0)},
          "Ratings and preferences against kl_coef with ptx: the form of the paper's figure 36."),
         (NAMES[3], "The start of PPO", ("likert", "win_rate"), {"start": ("PPO-ptx", "ppo_ptx", 0)},
@@ -99,7 +99,7 @@ def _panel(found: dict, quantity: str, looks: dict[str, tuple], title: str) -> I
         labels = dict(sorted(labels.items(), key=lambda item: _number(item[0])))
     scale = SCALES[quantity][1]
     if quantity == "pretraining_loss" and quantity in found["beside"].get("base", {}):
-        scale = scale._replace(mark=found["beside"]["base"][quantity]["mean"])
+        scale = scale._replace(label="nats a token; dashed: GPT", mark=found["beside"]["base"][quantity]["mean"])
     draw = partial(drawing.by_size, lines=lines, sizes=labels, values=values, scale=scale)
     yield Panel(f"{title}, by {across}", draw)
 
@@ -141,7 +141,8 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[Pair], Callable, Calla
     yield claim, paper, ends("ptx_coef", "score", first=1), _falls, _plain
     # E.6, figure 34.
     claim, paper = "A larger kl_coef costs score", "kl_coef 0.001 → 1, from GPT: about 2.8 → −2.3"
-    pairs = ends("kl_coef", "score", first=1) + ends("kl_coef_base", "score", first=1)
+    pairs = [(f"{where}, KL from the start", *rest) for where, *rest in ends("kl_coef", "score", first=1)]
+    pairs += [(f"{where}, from GPT", *rest) for where, *rest in ends("kl_coef_base", "score", first=1)]
     yield claim, paper, pairs, _falls, _plain
     claim = "No kl_coef without ptx has the loss of PPO-ptx at its score"
     pairs = list(_instead_of_ptx(runs, beside))

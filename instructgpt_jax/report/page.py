@@ -202,7 +202,7 @@ def swept(found: dict) -> list[tuple[str, list[str], list[Row]]]:
         for key in words.ordered(dict.fromkeys(key for point in points for key in point), words.METRICS):
             label, form, _ = words.METRICS.get(key, (f"Task {words.name(key.removeprefix('task_'))}, %", "share", ""))
             rows.append(Row(label, [point.get(key) for point in points], form))
-        title = f"{words.name(name)} ({run['key']}), {run['points'][0]['method'].replace('_', '-').upper()}"
+        title = f"{words.name(name)} ({run['key']}), {words.name(run['points'][0]['method'], words.METHODS)}"
         tables.append((title, [point["value"] for point in run["points"]], rows))
     return tables
 
