@@ -19,9 +19,10 @@ import gc
 import json
 import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from etils import epath
@@ -31,10 +32,11 @@ from ml_collections import ConfigDict
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import sources
-from instructgpt_jax.report import card
+from instructgpt_jax.report import card, progress
 from instructgpt_jax.validate import validate_pipeline
 
 SECONDS = "seconds.json"  # in the pipeline's workdir: stage -> seconds it has run
+WRITTEN = ("evaluate.report", "evaluate.seconds")  # keys of what lies in the workdir and no stage reads
 TOGETHER = "together"  # in it: seconds of the pipeline, less than the sum where stages run beside each other
 
 
@@ -57,6 +59,7 @@ def run(
     """
     validate_pipeline(config)
     names = [config.only] if config.only else [name for name in config.order if wanted(config, name)]
+    check_sources(config, names, workdir)
     stages = {name: stage_config(config, name, workdir) for name in names}
     for name, stage in stages.items():
         try:
@@ -65,23 +68,44 @@ def run(
             raise ValueError(f"stage {name} of the pipeline: {error}") from error
     lock, path = threading.Lock(), epath.Path(workdir) / SECONDS
     begun, before = time.perf_counter(), read_seconds(path).get(TOGETHER, 0.0)
+    done, running = progress.read(path.parent), {}  # running: stage -> when it began
+
+    def tell() -> None:
+        """How far it is: by stage on a terminal, else in a line."""
+        now, spent = time.perf_counter(), read_seconds(path)
+        together = before + now - begun
+        spent |= {name: spent.get(name, 0.0) + now - since for name, since in running.items()}
+        show = progress.table if sys.stderr.isatty() else progress.summary
+        process.say(show(progress.rows(stages, done, running, spent), together))
 
     def run_one(name: str) -> None:
         if jax.process_count() > 1:  # what the first process wrote for the stage before is there
             multihost_utils.sync_global_devices(f"pipeline {name}")
             process.end_if_stopped()
         process.say(f"pipeline: stage {names.index(name) + 1} of {len(names)}, {name}")
-        started = time.perf_counter()
+        started, ended = time.perf_counter(), False
+        with lock:
+            running[name] = started
         try:
             run_stage(stages[name], os.path.join(workdir, name))
+            ended = True
         finally:  # also when a signal ended it: it will go on from there
             with lock:
+                del running[name]
                 now, spent = time.perf_counter(), read_seconds(path)
                 spent |= {name: spent.get(name, 0.0) + now - started, TOGETHER: before + now - begun}
                 if jax.process_index() == 0 and path.parent.exists():
                     rounded = {key: round(value, 1) for key, value in spent.items()}
                     workdirs.write_atomically(path, json.dumps(rounded) + "\n")
+                if ended:
+                    done.add(name)
+                    if jax.process_index() == 0 and path.parent.exists():
+                        progress.write(path.parent, done)
+                    tell()
             release_memory()
+
+    if before:  # it goes on
+        tell()
 
     process.run_together({name: needed(config, name) & set(names) for name in names}, run_one, config.parallel)
     if jax.process_index() == 0 and path.parent.exists():
@@ -116,6 +140,43 @@ def needed(config: ConfigDict, name: str) -> set[str]:
     for key, own in config.items():
         text = text.replace(f"{{{key}}}", own) if isinstance(own, str) else text
     return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
+
+
+def check_sources(config: ConfigDict, names: list[str], workdir: str) -> None:
+    """Refuses a stage that starts from a folder of the pipeline's workdir that is not there and that none makes before.
+
+    Args:
+      names: the stages that run.
+
+    Raises:
+      ValueError: names the stage, the key, and the stage that is missing.
+    """
+    texts = {key: text for key, text in config.items() if isinstance(text, str)}
+    for name in names:
+        earlier = names[: names.index(name)]
+        for key, text in strings(config.stages[name].to_dict()):
+            for other, own in texts.items():
+                text = text.replace(f"{{{other}}}", own)
+            for place in re.findall(r"\{workdir\}/([^\s\"#@*?\[]+)(?![^\s\"#@]*[*?\[])", text):
+                made = any(f"{place}/".startswith(f"{other}/") for other in earlier)
+                if key in WRITTEN or made or (epath.Path(workdir) / place).exists():
+                    continue
+                raise ValueError(
+                    f"stage {name} of the pipeline: config.{key} must name a stage that runs before it or has run in "
+                    f"{workdir}, got {{workdir}}/{place}"
+                )
+
+
+def strings(tree, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a configuration with its dotted key."""
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from strings(value, f"{path}.{key}" if path else key)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from strings(value, path)
 
 
 def read_seconds(path: epath.Path) -> dict[str, float]:

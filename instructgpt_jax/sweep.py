@@ -23,6 +23,7 @@ from instructgpt_jax import errors, paths
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.training import metrics
 
+NO_KEY = "must be a key of the configuration"  # what main says of an override that names none
 INTERRUPTED = (-2, -15, 130, 143)  # exit codes after a signal
 
 
@@ -61,6 +62,9 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
     Returns:
       A row a value: `value, workdir, ended` (the exit code was 0), `step`, the metric, and `error`, the last line of a
       failed run's log.
+
+    Raises:
+      ValueError: the configuration has no such key.
     """
     table = []
     for value in values:
@@ -80,6 +84,8 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
             raise
         if code in INTERRUPTED:
             sys.exit(code)
+        if code and NO_KEY in last:  # nor has it with any other value
+            raise ValueError(last.removeprefix("error: "))
         step, result = last_value(folder, metric)
         row = {"value": value, "workdir": str(folder), "ended": code == 0, "step": step, metric: result}
         table.append(row if code == 0 else row | {"error": last})

@@ -95,7 +95,7 @@ def check_optimizer(optimizer, lr, schedule):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loads_and_passes_the_check(name):
-    for argument in ("", "tiny"):
+    for argument in ("", "tiny", "full", "full_tiny") if name == "quickstart" else ("", "tiny"):
         for config in parts(load(name, argument)):
             validate(with_sources(config) if argument == "" else config, mesh_of(config))
 

@@ -1,5 +1,7 @@
 """The stages of a pipeline: in their order, some beside each other, and what ends them."""
 
+import json
+import pathlib
 import signal
 import threading
 import time
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import instruct
 from instructgpt_jax import pipeline, process
+from instructgpt_jax.report import progress
 
 
 def make(stages, **settings):
@@ -69,6 +72,68 @@ def test_a_stage_needs_those_that_its_strings_name():
 def test_an_export_comes_after_all_that_its_card_may_tell():
     config = instruct.get_config("tiny")
     assert pipeline.needed(config, "export") == {name for name in config.order if not name.startswith("export")}
+
+
+def test_a_stage_whose_source_was_left_out_is_refused(tmp_path):
+    ran = []
+    stages = {"sft": ("{workdir}/pretrain",), "reward": ("jsonl:{workdir}/sft/a.jsonl#1/2", "{workdir}/s*/b.jsonl")}
+    message = "^stage sft of the pipeline: config.sources must name a stage that runs before it or has run in .*, got "
+    with pytest.raises(ValueError, match=message + "{workdir}/pretrain$"):
+        pipeline.run(make(stages), str(tmp_path), lambda *_: None, lambda stage, _: ran.append(stage))
+    (tmp_path / "pretrain").mkdir()  # it has run
+    pipeline.run(make(stages), str(tmp_path), lambda *_: None, lambda stage, _: ran.append(stage))
+    assert len(ran) == 2
+    later = make({"a": ("{base}/x",), "b": ()}, base="{workdir}/b")
+    with pytest.raises(ValueError, match="stage a of the pipeline: config.sources must name .* got {workdir}/b/x$"):
+        pipeline.run(later, str(tmp_path / "other"), lambda *_: None, lambda *_: None)
+
+
+def test_how_far_a_pipeline_is():
+    ppo = {"stage": "ppo", "ppo": {"iterations": 10, "batch_size": 4, "ptx_ratio": 3, "ptx_coef": 0.0}}
+    stages = {
+        "base": {"stage": "pretrain", "pretrain": {"num_steps": 5, "batch_size": 2}},
+        "a": ppo,
+        "b": ppo | {"ppo": ppo["ppo"] | {"ptx_coef": 1.0}},
+        "c": ppo | {"ppo": ppo["ppo"] | {"iterations": 5}},
+        "end": {"stage": "evaluate"},
+    }
+    stages = {name: ConfigDict(stage) for name, stage in stages.items()}
+    found = progress.rows(stages, {"base", "a"}, {"b"}, {"base": 40.0, "a": 20.0, "b": 15.0})
+    assert found == [
+        ("base", "done", 40.0, 0.0),
+        ("a", "done", 20.0, 0.0),
+        ("b", "running", 15.0, 65.0),  # of 80: one episode and three sequences are four times as much as an episode
+        ("c", "to come", 0.0, 10.0),
+        ("end", "to come", 0.0, None),
+    ]
+    # 75 s of stages in 50 s: what is left takes two thirds of 75 s too.
+    said = "pipeline: 2 of 5 stages done in 50 s, about 50 s left and 1 stage of a kind that none is done of"
+    assert progress.summary(found, 50.0) == said
+    lines = progress.table(found, 50.0).splitlines()
+    assert lines[3].split() == ["b", "running", "15", "s", "1", "min", "5", "s"] and lines[5].split()[-1] == "?"
+    assert lines[6] == said and progress.summary(found[:2], 9.0) == "pipeline: 2 of 2 stages done in 9.0 s"
+    assert progress.summary(found[4:], 0.0).endswith("none of the others is of a kind that is done")
+
+
+def test_a_pipeline_says_how_far_it_is_also_when_it_goes_on(tmp_path, capsys, monkeypatch):
+    def run_stage(stage, workdir):
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        time.sleep(0.06)  # seconds.json has tenths
+        if fails and workdir.endswith("b"):
+            raise ValueError("b")
+
+    fails, stages = True, make({"a": (), "b": ("{workdir}/a",)}, parallel=1)
+    with pytest.raises(ValueError, match="^b$"):
+        pipeline.run(stages, str(tmp_path), lambda *_: None, run_stage)
+    assert "pipeline: 1 of 2 stages done in " in capsys.readouterr().err
+    assert json.loads((tmp_path / "done.json").read_text()) == ["a"]
+    fails = False
+    monkeypatch.setattr(pipeline.sys.stderr, "isatty", lambda: True, raising=False)
+    pipeline.run(stages, str(tmp_path), lambda *_: None, run_stage)
+    first, *_, last = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pipeline: ")]
+    assert "pipeline: 1 of 2 stages done" in first and "pipeline: 2 of 2 stages done" in last
+    (tmp_path / "done.json").write_text("[")
+    assert progress.read(tmp_path) == set()
 
 
 def test_two_stages_run_at_once_and_none_before_those_it_needs(tmp_path, one_device):

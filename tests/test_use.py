@@ -393,6 +393,13 @@ def test_grid_of_the_paper():
             sweep.grid(wrong)
 
 
+def test_sweep_over_a_key_that_no_run_has_ends_at_the_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    with pytest.raises(ValueError, match="^config.pretrain.lr must be a key of the configuration, it has no 'lr'"):
+        sweep.run("configs/pretrain_tiny.py:tiny", "pretrain.lr", ["1", "2"], "pretrain/loss", tmp_path, [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweep_goes_on_after_a_failure_and_resumes(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(pathlib.Path(__file__).parents[1])
     monkeypatch.setenv("XLA_FLAGS", compiling.SOON)

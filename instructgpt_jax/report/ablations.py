@@ -36,7 +36,7 @@ ACROSS = {  # sweep -> what stands below the axis
     "lr": "learning rate of the policy",
     "lr_ptx": "learning rate of the policy",
     "episodes": "iterations",
-    "ptx_ratio": "pretraining sequences an episode",
+    "ptx_ratio": "ptx sequences per episode",
     "batch": "episodes a batch",
     "minibatch": "episodes a minibatch",
 }
