@@ -60,6 +60,22 @@ def example() -> dict:
             figure: [{"task": "task", "metric": "acc_token", "title": figure, "label": "zero-shot"}]
             for figure in ("truthfulqa", "toxicity", "bias", "tax")
         },
+        "toxicity_by_prompt": {
+            "instructgpt_realtoxicity_basic": {
+                "label": "basic prompt",
+                "models": {
+                    name: [
+                        {
+                            "low": n / 5,
+                            "high": (n + 1) / 5,
+                            "toxicity": interval(0.1 + n / 20 + quality[name] / 9, 0.02),
+                        }
+                        for n in range(5)
+                    ]
+                    for name in models
+                },
+            }
+        },
         "reward_model": {
             "accuracy": {"training": interval(0.716, 0.012), "heldout": interval(0.702, 0.02)},
             "agreement": {"training": 0.738, "heldout": 0.731},

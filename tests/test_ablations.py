@@ -11,7 +11,7 @@ from configs import ablations, quickstart
 from instructgpt_jax import pipeline
 from instructgpt_jax.evaluation import sweeps
 from instructgpt_jax.report import ablations as drawn
-from instructgpt_jax.report import check, findings
+from instructgpt_jax.report import check, findings, toxicity
 from tests.report_example import example, interval
 
 
@@ -158,6 +158,31 @@ def test_a_finding_follows_its_number(claim, where, mean, verdict):
     after = {one.claim: one.verdict for one in findings.findings(report | {"sweeps": section})}
     [found] = [after[one] for one in after if one.startswith(claim)]
     assert found == verdict
+
+
+def test_findings_of_toxicity_follow_its_numbers():
+    models = {name: {"label": name, "method": name, "size": "small"} for name in ("base", "ppo_ptx")}
+    kinds = {"basic": (0.23, 0.23), "respectful": (0.23, 0.19), "biased": (0.28, 0.4)}
+
+    def verdicts(last):
+        parts = [{"low": n / 5, "high": n / 5 + 0.2, "toxicity": interval(x, 0.01)} for n, x in enumerate((0.1, last))]
+        report = {"title": "x", "models": models, "benchmarks": {
+            f"instructgpt_realtoxicity_{kind}": {
+                name: {"toxicity": interval(x, 0.01)} for name, x in zip(models, numbers, strict=True)
+            }
+            for kind, numbers in kinds.items()
+        }, "benchmark_tasks": {}}  # fmt: skip
+        one = {"label": "basic prompt", "models": dict.fromkeys(models, parts)}
+        report["toxicity_by_prompt"] = {"instructgpt_realtoxicity_basic": one}
+        check.check(report)
+        [figure] = toxicity.figures(report)
+        assert figure.name == "figure39_toxicity_by_prompt" and len(figure.panels) == 1
+        return [one.verdict for one in findings.findings(report)]
+
+    assert verdicts(0.3) == [findings.HOLDS] * 3
+    assert verdicts(0.11) == [findings.UNCLEAR, findings.HOLDS, findings.HOLDS]
+    kinds |= {"respectful": (0.2, 0.3), "biased": (0.28, 0.2)}
+    assert verdicts(0.05) == [findings.FAILS] * 3
 
 
 def test_a_run_without_sweeps_shows_none():

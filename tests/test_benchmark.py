@@ -114,7 +114,7 @@ def test_stage_goes_on_where_it_was_killed_and_every_number_is_in_its_parts(poli
     assert {bar["metric"] for bar in report["benchmark_figures"]["tax"]} == {"acc_token"}
     assert "truthfulqa" not in report["benchmark_figures"]  # nobody judged the truth
     page = (whole / "report" / "index.html").read_text()
-    for shown in ("figure_bias", "figure_benchmarks", "figure_toxicity", "instructgpt_truthfulqa_qa_gen, n = 5"):
+    for shown in ("figure_bias", "figure_benchmarks", "figure_toxicity", "figure39", "instructgpt_truthfulqa_qa_gen, n = 5"):
         assert shown in page
 
     with open(whole / "samples" / "instructgpt_realtoxicity_basic.csv", newline="") as file:
@@ -123,6 +123,12 @@ def test_stage_goes_on_where_it_was_killed_and_every_number_is_in_its_parts(poli
     first = [float(line["toxicity"]) for line in lines if line["model_type"] == "first" and line["toxicity"]]
     mean = report["benchmarks"]["instructgpt_realtoxicity_basic"]["first"]["toxicity"]
     assert len(lines) == 10 and mean["mean"] == pytest.approx(np.mean(first)) and mean["n"] == len(first)
+    of_prompts = report["toxicity_by_prompt"]["instructgpt_realtoxicity_basic"]["models"]["first"]
+    assert of_prompts == [{"low": 0.0, "high": 0.2, "toxicity": mean}]  # the toxicity of all prompts is 0.1
+    found = outcome.toxicity_by_prompt((0.0, 0.19, 0.2, 1.0, None, 0.9), (0.1, 0.3, None, 0.8, 0.7, 0.6))
+    assert [(part["low"], part["toxicity"]["mean"], part["toxicity"]["n"]) for part in found] == [
+        (0.0, pytest.approx(0.2), 2), (0.8, pytest.approx(0.7), 2),
+    ]  # fmt: skip
 
 
 def test_data_that_have_changed_are_refused(policies, data, tmp_path):

@@ -85,6 +85,9 @@ FORM = {
     "chance?": {"*": _number},
     "benchmarks?": {"*": {"*": {"*": _mean}}},
     "benchmark_tasks?": {"*": {"n": _number, "cut": {"*": _number}}},
+    "toxicity_by_prompt?": {
+        "*": {"label": _text, "models": {"*": [{"low": _number, "high": _number, "toxicity": _interval}]}}
+    },
     "benchmark_figures?": {"*": [{"task": _text, "metric": _text, "title": _text, "label": _text}]},
     "reward_model?": {
         "accuracy?": {"*": _interval},
@@ -111,6 +114,8 @@ def check(report: dict) -> None:
     rows = [(f"report['results'][{name!r}]", row) for name, row in report.get("results", {}).items()]
     rows += [(f"report['samples'][{n}]", sample["responses"]) for n, sample in enumerate(report.get("samples", []))]
     rows += [(f"report['benchmarks'][{task!r}]", row) for task, row in report.get("benchmarks", {}).items()]
+    for task, one in report.get("toxicity_by_prompt", {}).items():
+        rows.append((f"report['toxicity_by_prompt'][{task!r}]['models']", one["models"]))
     for name, groups in report.get("head_to_head", {}).items():
         for group, table in groups.items():
             where = f"report['head_to_head'][{name!r}][{group!r}]"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from instructgpt_jax.report import ablations, drawing, words
+from instructgpt_jax.report import ablations, drawing, toxicity, words
 from instructgpt_jax.report.drawing import Row, Scale
 from instructgpt_jax.report.style import HEIGHT, Figure, Panel
 
@@ -23,6 +23,7 @@ NAMES = (
     "toxicity",
     "bias",
     "benchmarks",
+    toxicity.NAME,
 )
 CURVES = (  # (title, key on training batches, key on validation data, step, unit)
     ("Pretraining: loss", "pretrain/loss", "pretrain/valid_loss", "step", "nats a token"),
@@ -66,7 +67,8 @@ BENCHMARKS = {  # key of `benchmark_figures` -> (name, title, what is said)
 
 def all_figures(report: dict) -> list[Figure]:
     """The figures that the report has numbers for, in the order of `NAMES`."""
-    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves, ablations.figures, benchmarks)
+    makers = (preferences, metadata, scores, tax, reward_model, overoptimisation, curves, ablations.figures)
+    makers += (benchmarks, toxicity.figures)
     return [figure for maker in makers for figure in maker(report)]
 
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from instructgpt_jax.report import ablations, words
+from instructgpt_jax.report import ablations, toxicity, words
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too close to tell"
 NEAR = 0.05  # of a win rate or an accuracy: what counts as the same
@@ -47,7 +47,9 @@ def headline(report: dict) -> str:
 def findings(report: dict) -> list[Finding]:
     """The paper's findings that the report has numbers for, in the paper's order."""
     found, lines = _View(report), []
-    for claim, paper, pairs, judge, write in itertools.chain(_claims(found), ablations.claims(report)):
+    for claim, paper, pairs, judge, write in itertools.chain(
+        _claims(found), ablations.claims(report), toxicity.claims(report)
+    ):
         verdicts = [judge(a, b) for _, a, b in pairs]
         texts = [f"{where}: {write(a, b)}" if where else write(a, b) for where, a, b in pairs]
         if pairs:

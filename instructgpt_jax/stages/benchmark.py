@@ -67,6 +67,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
         for name, judged in models.items():
             found[task][name]["numbers"] |= outcome.graded(judged)
     report = describe(config, nets, found) | {"benchmark_figures": outcome.figures(found)}
+    report["toxicity_by_prompt"] = outcome.by_prompt(given, scores)
     report["perf"] = {"seconds": {"benchmark": round(time.perf_counter() - started, 1)}} | ledger.machine()
     if jax.process_index() == 0:
         write_samples(config, folder / "samples", found, given, scores)

@@ -17,6 +17,7 @@ from instructgpt_jax.evaluation.benchmarks.adapter import PolicyLM
 
 SEED = 1234  # of few-shot examples, and the other numbers below: the harness's own, so that its figures are had again
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every file that stands in for the Hub
+PARTS = 5  # of the toxicity of prompts
 GRADED = {"true": ("true", "info"), "true_informative": ("true", "info"), "toxicity": ("toxicity",)}
 
 
@@ -116,6 +117,46 @@ def graded(scores: dict[str, Sequence[float | None]]) -> dict[str, dict]:
     if "toxicity" in scores:
         found["toxicity"] = statistics.interval([one for one in scores["toxicity"] if one is not None])
     return {name: value for name, value in found.items() if value}
+
+
+def toxicity_by_prompt(prompts: Sequence[float | None], scores: Sequence[float | None]) -> list[dict]:
+    """The paper's figure 39: mean toxicity of answers by that of their prompts, in parts of equal width.
+
+    Args:
+      prompts: toxicity of each prompt, None where the set has none.
+      scores: of its answer, None where nobody can judge.
+
+    Returns:
+      `low`, `high` and `toxicity`, an interval, of each part that has an answer.
+    """
+    parts: list[list[float]] = [[] for _ in range(PARTS)]
+    for prompt, score in zip(prompts, scores, strict=True):
+        if prompt is not None and score is not None:
+            parts[min(int(prompt * PARTS), PARTS - 1)].append(score)
+    return [
+        {"low": n / PARTS, "high": (n + 1) / PARTS, "toxicity": statistics.interval(some)}
+        for n, some in enumerate(parts)
+        if some
+    ]
+
+
+def by_prompt(given: dict[str, list[dict]], scores: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Task -> `label` and policy -> toxicity_by_prompt, of the tasks whose prompts have a toxicity.
+
+    Args:
+      given: task -> its documents.
+      scores: task -> policy -> graders' probabilities.
+    """
+    labels = {bar.task: bar.label for bar in catalog.groups()["toxicity"]}
+    found = {}
+    for task, label in labels.items():
+        prompts = [one["prompt_toxicity"] for one in given.get(task, [])]
+        judged = {name: one["toxicity"] for name, one in scores.get(task, {}).items() if "toxicity" in one}
+        models = {name: toxicity_by_prompt(prompts, values) for name, values in judged.items()}
+        models = {name: parts for name, parts in models.items() if parts}
+        if models:
+            found[task] = {"label": label, "models": models}
+    return found
 
 
 def figures(found: dict[str, dict[str, dict]]) -> dict[str, list[dict]]:
