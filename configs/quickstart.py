@@ -5,8 +5,10 @@ Paper:    figure 2, sections 3.2 and 4: raw prompts made into sets, two sizes of
           and PPO-ptx, and their evaluation by labelers.
 Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs the stages for a few
-          updates, without the negative control; `:full` adds a second round of comparisons, sweeps of kl_coef and
-          ptx_coef, and every stage of two larger sizes, and takes hours.
+          updates, without the negative control; `:full` adds the settings of PPO that appendix E of the paper varies
+          (ablations.py), a second round of comparisons, and every stage of the larger size, whose base model then has
+          as much text for each of its parameters as the small one's. `:full_tiny` runs all that for a few updates.
+          `:full` is estimated at 2.5 hours of two idle cores, see docs/quickstart.md.
 Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
@@ -273,8 +275,8 @@ def of_sweeps(found):
     """The evaluation of the sweeps alone, on validation prompts: every policy against SFT, not against each other."""
     beside = [
         measured.Policy("pretrain", "base", "GPT", "base", "small"),
-        measured.Policy("select", "sft", "SFT", "sft", "small"),
         measured.Policy("rlhf_init", "start", "start of PPO", "sft", "small"),
+        measured.Policy("select", "sft", "SFT", "sft", "small"),
         measured.Policy("ppo", "ppo", "PPO", "ppo", "small"),
         measured.Policy("ppo_ptx", "ppo_ptx", "PPO-ptx", "ppo_ptx", "small"),
     ]

@@ -114,7 +114,8 @@ def test_stage_goes_on_where_it_was_killed_and_every_number_is_in_its_parts(poli
     assert {bar["metric"] for bar in report["benchmark_figures"]["tax"]} == {"acc_token"}
     assert "truthfulqa" not in report["benchmark_figures"]  # nobody judged the truth
     page = (whole / "report" / "index.html").read_text()
-    for shown in ("figure_bias", "figure_benchmarks", "figure_toxicity", "figure39", "instructgpt_truthfulqa_qa_gen, n = 5"):
+    figures = ("figure_bias", "figure_benchmarks", "figure_toxicity", "figure39_toxicity_by_prompt")
+    for shown in (*figures, "instructgpt_truthfulqa_qa_gen, n = 5"):
         assert shown in page
 
     with open(whole / "samples" / "instructgpt_realtoxicity_basic.csv", newline="") as file:
