@@ -425,7 +425,6 @@ def test_head_to_head_says_what_each_panel_says():
         ({"prefix__prompts": ()}, "config.evaluate.prefix.prompts must name at least one source, got ()"),
         ({"tasks__cloze": ("cloze",)}, "config.evaluate.tasks.cloze: a data source must be jsonl:GLOB"),
         ({"distributions__gpt": ("hf:x:y",)}, "config.evaluate.labelers=True must have simulated prompts, got"),
-        ({"folds": 3}, "config.evaluate.folds must be a string, got 3"),
         ({"row_length": 100}, "config.evaluate.row_length must hold"),
         ({"max_prompt_length": 0}, "config.evaluate.max_prompt_length must be an integer of at least 1, got 0"),
     ],
