@@ -433,7 +433,6 @@ def test_head_to_head_says_what_each_panel_says():
          "config.evaluate.sweeps.beside must have the baseline 'sft', got ()"),
         ({"sweeps__repeats": {"a": ("sft",)}}, "config.evaluate.sweeps.repeats.a must have at least two policies"),
         ({"sweeps__beside": ("sft",)}, "config.evaluate.sweeps.runs must have a sweep for repeats and what stands"),
-        ({"folds": 3}, "config.evaluate.folds must be a string, got 3"),
         ({"row_length": 100}, "config.evaluate.row_length must hold"),
         ({"max_prompt_length": 0}, "config.evaluate.max_prompt_length must be an integer of at least 1, got 0"),
     ],
