@@ -177,6 +177,18 @@ def starts(init: ConfigDict, ptx: ConfigDict, text: tuple[str, ...]) -> Sweep:
     return Sweep("sft.pretraining_fraction", tuple(values), tuple(policies), stages, named)
 
 
+def ends(whole: Sweep) -> Sweep:
+    """The first and the last value alone, for `:full_tiny`."""
+    policies = (whole.policies[0], whole.policies[-1])
+    return Sweep(
+        whole.key,
+        (whole.values[0], whole.values[-1]),
+        policies,
+        {name: stage for name, stage in whole.stages.items() if f"{name}_ppo_ptx" in policies or name in policies},
+        [policy for policy in whole.named if policy.name in policies],
+    )
+
+
 def section(sweeps: dict[str, Sweep], beside: tuple[str, ...]) -> dict:
     """`config.evaluate.sweeps` of a stage that evaluates all of them.
 

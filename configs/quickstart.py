@@ -7,8 +7,8 @@ Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs the stages for a few
           updates, without the negative control; `:full` adds the settings of PPO that appendix E of the paper varies
           (ablations.py), a second round of comparisons, and every stage of the larger size, whose base model then has
-          as much text for each of its parameters as the small one's. `:full_tiny` runs all that for a few updates.
-          `:full` is estimated at 2.5 hours of two idle cores, see docs/quickstart.md.
+          as much text for each of its parameters as the small one's; it is estimated at 2.5 hours of two idle cores,
+          see docs/quickstart.md. `:full_tiny` runs the ends of each sweep for a few updates.
 Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """
@@ -71,6 +71,7 @@ def get_config(arg=""):
     last = {"evaluate": evaluation(stages, models)}
     if full:
         found = sweeps(stages)
+        found = {name: ablations.ends(one) for name, one in found.items()} if tiny else found
         for one in found.values():
             stages |= one.stages
         last = {"sweeps": of_sweeps(found)} | last
@@ -363,4 +364,6 @@ def shrink(stages):
             )
     stages["prompts"].data.prompts = ("simulated:prompts:800",)
     stages["folds"].data.comparisons = ("jsonl:{workdir}/collect/comparisons.jsonl",)
+    if "reward_control" in stages:
+        stages["reward_control"].reward.num_steps = 4  # one epoch of what `collect` has ranked
     stages["folds"].reward.update({"folds": 2, "fold_seeds": 2, "num_steps": 0})

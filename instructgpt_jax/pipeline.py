@@ -97,7 +97,7 @@ def run(
                 if jax.process_index() == 0 and path.parent.exists():
                     rounded = {key: round(value, 1) for key, value in spent.items()}
                     workdirs.write_atomically(path, json.dumps(rounded) + "\n")
-                if ended:
+                if ended and name not in done:  # else it was complete before, and passed by
                     done.add(name)
                     if jax.process_index() == 0 and path.parent.exists():
                         progress.write(path.parent, done)
