@@ -85,6 +85,8 @@ def config(runs, **changes):
         "curves": {"sft": f"{runs}/sft"},
         "prompt_sets": "",
         "folds": "",
+        "sweeps": {"runs": {}, "repeats": {}, "beside": ()},
+        "sweep_report": "",
         "batch_size": 8,
         "max_prompt_length": 96,
         "response_length": 8,
