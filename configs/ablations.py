@@ -89,7 +89,7 @@ def sweep(
         own = f"{name}_{number}"
         stages[own] = varied(stage, {key: value} | (more or {}).get(value, {}))
         stages[own].snapshot_every = 0
-        label = f"{'PPO-ptx' if method == 'ppo_ptx' else 'PPO'}, {name} {shown[number]:.3g}"
+        label = f"{'PPO-ptx' if method == 'ppo_ptx' else 'PPO'}, {name} {written(shown[number])}"
         named.append(measured.Policy(own, own, label, method, "small"))
         policies.append(own)
     return Sweep(key, shown, tuple(policies), stages, named)
@@ -140,6 +140,13 @@ def all_sweeps(ppo: ConfigDict, ptx: ConfigDict, base: str) -> dict[str, Sweep]:
         "seed": sweep("seed", "seed", (0, *SEEDS), (*of_ppo, 0), "ppo"),
         "seed_ptx": sweep("seed_ptx", "seed", (0, *SEEDS), (*of_ptx, 0), "ppo_ptx"),
     }
+
+
+def written(value) -> str:
+    """As it stands below an axis: 6.3e-5 of a small number."""
+    if isinstance(value, float) and 0 < value < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def sized(stage: ConfigDict, batch: int, minibatch: int) -> dict[str, int]:
@@ -199,7 +206,7 @@ def section(sweeps: dict[str, Sweep], beside: tuple[str, ...]) -> dict:
         "runs": {
             name: {
                 "key": one.key,
-                "values": tuple(value if isinstance(value, str) else f"{value:.3g}" for value in one.values),
+                "values": tuple(map(written, one.values)),
                 "policies": one.policies,
             }
             for name, one in sweeps.items()
