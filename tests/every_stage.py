@@ -122,6 +122,7 @@ def get_config(argument=""):
                 elif entry.init_from:
                     entry.init_from = "{workdir}/pretrain"
         stages["evaluate"].evaluate.curves = {"pretrain": "{workdir}/pretrain"}
+        stages["evaluate"].data.tokenizer = "{workdir}/pretrain/tokenizer"
     if part == "pretrain":
         stages = {part: stages[part]}
         stages[part].pretrain.num_steps, stages[part].eval_every = 40, 0
