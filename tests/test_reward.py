@@ -468,12 +468,12 @@ def test_folds_of_labelers_train_with_several_seeds(tmp_path, monkeypatch):
     assert report["training_groups"]["values"] == pytest.approx([0.75, 0.65])
     assert report["held_out_groups"]["values"] == pytest.approx([0.65, 0.55])
     assert report["difference"]["mean"] == pytest.approx(-0.1) and report["difference"]["standard_error"] < 1e-9
-    found = earlier.read("", str(tmp_path / "folds"))["folds"]
+    found = earlier.read("", str(tmp_path / "folds"), "")["folds"]
     assert (found["folds"], found["seeds"]) == (2, 2) and found["training_groups"]["n"] == 2
     half = 12.7062 * 0.05  # Student's for one degree of freedom, times the standard error of 0.75 and 0.65
     assert found["training_groups"]["high"] - found["training_groups"]["mean"] == pytest.approx(half, rel=1e-4)
     with pytest.raises(ValueError, match="config.evaluate.folds must be the workdir of a finished stage with gen"):
-        earlier.read("", str(tmp_path))
+        earlier.read("", str(tmp_path), "")
 
     path.write_text(json.dumps({key: value for key, value in rows[0].items() if key != "labeler"}) + "\n")
     with pytest.raises(ValueError, match="c.jsonl:1: labeler must be there for config.reward.fold_by='labeler'"):
