@@ -220,7 +220,7 @@ def files(root: pathlib.Path) -> set[str]:
             found.add(str(here))
             inside[:] = []
         elif here.name != "snapshots":
-            found |= {str(here / name) for name in names if name != "seconds.json"}
+            found |= {str(here / name) for name in names if name not in ("seconds.json", "done.json")}
         else:
             inside[:] = []
     return found
