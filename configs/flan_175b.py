@@ -20,12 +20,18 @@ Expected: 18,562 updates on 1.2 million examples, a hundredth of them held out. 
 from configs import common
 
 
-def get_config(arg=""):
+def baseline(lr):
+    """What is the same at every size."""
     config = common.config("sft")
     config.data.update({"valid_fraction": 0.01, "skip_long": True})  # a million texts of any length
     config.eval_every = config.snapshot_every = 2000  # 128,000 examples
+    config.sft = common.fine_tuning(lr, batch_size=64, num_epochs=1, pretraining_fraction=0.0)
+    return config
+
+
+def get_config(arg=""):
+    config = baseline(lr=4e-6)
     config.mesh.update({"data": 1, "fsdp": 8, "tensor": -1})  # 64 short examples fill few rows
     config.data.tokenizer = "openai-community/gpt2"
     config.models.model = common.network("gpt3-175b", dtype="bfloat16", remat="full")
-    config.sft = common.fine_tuning(lr=4e-6, batch_size=64, num_epochs=1, pretraining_fraction=0.0)
     return common.shrink(config) if arg == "tiny" else config

@@ -14,13 +14,10 @@ Expected: 18,562 updates on 1.2 million examples, a hundredth of them held out; 
           been run.
 """
 
-from configs import common
+from configs import common, flan_175b
 
 
 def get_config(arg=""):
-    config = common.config("sft")
-    config.data.update({"valid_fraction": 0.01, "skip_long": True})  # a million texts of any length
-    config.eval_every = config.snapshot_every = 2000  # 128,000 examples
+    config = flan_175b.baseline(lr=7.67e-6)
     config.models.model = common.network(init_from="EleutherAI/gpt-j-6b", dtype="bfloat16", remat="full")
-    config.sft = common.fine_tuning(lr=7.67e-6, batch_size=64, num_epochs=1, pretraining_fraction=0.0)
     return common.shrink(config) if arg == "tiny" else config

@@ -21,15 +21,19 @@ Expected: 10,000 updates, 1.3 times through a million examples, a hundredth of t
 from configs import common
 
 
-def get_config(arg=""):
-    second = arg == "second"
+def baseline(lr, batch_size, num_steps):
+    """What is the same at every size."""
     config = common.config("sft")
     config.data.update({"valid_fraction": 0.01, "skip_long": True})  # a million texts of any length
-    config.eval_every = config.snapshot_every = 2000 if second else 1000  # 128,000 examples
+    config.eval_every = config.snapshot_every = 128_000 // batch_size  # updates
+    config.sft = common.fine_tuning(lr, batch_size, num_epochs=2, pretraining_fraction=0.0)
+    config.sft.num_steps = num_steps
+    return config
+
+
+def get_config(arg=""):
+    config = baseline(6e-6, 64, 15_625) if arg == "second" else baseline(4e-6, 128, 10_000)
     config.mesh.update({"data": 1, "fsdp": 8, "tensor": -1})  # 64 short examples fill few rows
     config.data.tokenizer = "openai-community/gpt2"
     config.models.model = common.network("gpt3-175b", dtype="bfloat16", remat="full")
-    lr, batch_size, num_steps = (6e-6, 64, 15_625) if second else (4e-6, 128, 10_000)
-    config.sft = common.fine_tuning(lr, batch_size, num_epochs=2, pretraining_fraction=0.0)
-    config.sft.num_steps = num_steps
     return common.shrink(config) if arg == "tiny" else config

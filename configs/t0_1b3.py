@@ -13,14 +13,10 @@ Hardware: 21 GB of parameters, gradients and moments: one 80 GB GPU, or a slice 
 Expected: 10,000 updates, 1.3 times through a million examples; it has not been run.
 """
 
-from configs import common
+from configs import common, t0_175b
 
 
 def get_config(arg=""):
-    config = common.config("sft")
-    config.data.update({"valid_fraction": 0.01, "skip_long": True})  # a million texts of any length
-    config.eval_every = config.snapshot_every = 1000  # 128,000 examples
+    config = t0_175b.baseline(lr=7.67e-6, batch_size=128, num_steps=10_000)
     config.models.model = common.network(init_from="EleutherAI/gpt-neo-1.3B", dtype="bfloat16", remat="full")
-    config.sft = common.fine_tuning(lr=7.67e-6, batch_size=128, num_epochs=2, pretraining_fraction=0.0)
-    config.sft.num_steps = 10_000
     return common.shrink(config) if arg == "tiny" else config

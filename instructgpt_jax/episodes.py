@@ -131,7 +131,7 @@ def unpack(packed: Packed, values: jax.Array, episodes: Episodes, microbatch: ja
     here = (row >= 0) & (row < m * b)
     column = (packed.column + episodes.prompt_lengths - 1)[:, None] + jnp.arange(R)
     mask = here[:, None] & episodes.response_mask
-    # Few numbers; rows and episodes lie on different devices.
+    # Whole on every device, for rows and episodes lie on different ones: few numbers, or states of one microbatch.
     flat = constrain(values.reshape(m * b, T, *rest), None, None, *[None] * len(rest))
     gathered = flat[jnp.clip(row, 0, m * b - 1)[:, None], jnp.minimum(column, T - 1)]
     return jnp.where(mask.reshape(*mask.shape, *[1] * len(rest)), gathered, 0), mask

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import shutil
 
 import jax
@@ -25,12 +24,7 @@ def world(one_device, tmp_path_factory):
     """A base, SFT with an adapter on it, and a reward model with an adapter on that."""
     folder = tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
     tiny_supervised.make_base(folder)
-    (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{a} {b}:"}) + "\n" for a in "abcd" for b in "xyz12")
-    )
-    (folder / "text.jsonl").write_text(
-        "".join(json.dumps({"text": "the red fox sees a small stone " * 4}) + "\n" for _ in range(30))
-    )
+    tiny_supervised.write_for_ppo(folder)
     sft = tiny_supervised.on_adapter(tiny_supervised.config("sft", folder, **{"sft.num_steps": 4}), folder)
     sft.sft.optimizer.lr = 0.05
     main.run(sft, str(folder / "sft"))

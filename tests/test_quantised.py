@@ -1,7 +1,6 @@
 """Quantised bases of adapters: against kernels written out, in SFT and PPO, and what they leave."""
 
 import functools
-import json
 import math
 import sys
 
@@ -80,12 +79,7 @@ def world(one_device, tmp_path_factory):
     """SFT with an adapter on a base in int8, and a reward model with one on that in nf4."""
     folder = tiny_supervised.make_world(tmp_path_factory.mktemp("world"))
     tiny_supervised.make_base(folder)
-    (folder / "prompts.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"{a} {b}:"}) + "\n" for a in "abcd" for b in "xyz12")
-    )
-    (folder / "text.jsonl").write_text(
-        "".join(json.dumps({"text": "the red fox sees a small stone " * 4}) + "\n" for _ in range(30))
-    )
+    tiny_supervised.write_for_ppo(folder)
     sft = tiny_supervised.config("sft", folder, **{"sft.num_steps": 4})
     sft = tiny_supervised.on_adapter(sft, folder, base="int8")
     sft.sft.optimizer.lr = 0.05

@@ -48,6 +48,14 @@ def make_world(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def write_for_ppo(folder: pathlib.Path) -> None:
+    """Prompts, and text for the pretraining term."""
+    prompts = [{"prompt": f"{a} {b}:"} for a in "abcd" for b in "xyz12"]
+    texts = [{"text": "the red fox sees a small stone " * 4}] * 30
+    for name, records in (("prompts", prompts), ("text", texts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def make_base(folder: pathlib.Path) -> pathlib.Path:
     """A directory in Hugging Face format with a fresh language model and the tokenizer of the world in `folder`."""
     net = models.SIZES["tiny"].replace(**MODEL).without_dropout()
