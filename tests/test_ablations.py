@@ -195,3 +195,7 @@ def test_a_run_without_sweeps_shows_none():
     assert [one.claim for one in findings.findings({"models": few["models"], "sweeps": few["sweeps"]})] == [
         "Twice the episodes are rated no higher"
     ]
+    few["sweeps"]["runs"] = {"ptx_coef": example()["sweeps"]["runs"]["ptx_coef"]}
+    few["sweeps"]["runs"]["ptx_coef"]["points"] = few["sweeps"]["runs"]["ptx_coef"]["points"][-2:]
+    claims = [one.claim for one in findings.findings({"models": few["models"], "sweeps": few["sweeps"]})]
+    assert "More ptx means less alignment tax" in claims and "More ptx costs score" not in claims  # needs two above 0

@@ -26,6 +26,8 @@ def test_interval_of_a_share_is_wilsons():
     close(statistics.interval([1, 1, 1, 0]), 0.75, 0.300642, 0.954413, 4)  # the textbook's 3 of 4
     none = statistics.interval([0] * 20)
     close(none, 0.0, 0.0, 1.959964**2 / (20 + 1.959964**2), 20)  # not empty where nothing was seen
+    assert all(statistics.interval([0] * n)["low"] == 0.0 for n in range(1, 50))  # never "-0 %"
+    assert all(statistics.interval([1] * n)["high"] == 1.0 for n in range(1, 50))
     close(statistics.interval([True] * 20), 1.0, 1 - none["high"], 1.0, 20)
     assert statistics.interval([]) is None
 

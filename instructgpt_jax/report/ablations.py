@@ -121,12 +121,12 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[Pair], Callable, Calla
         return
     runs, beside = {name: run["points"] for name, run in found["runs"].items()}, found["beside"]
 
-    def ends(sweep: str, quantity: str, first: int = 0, last: int = -1) -> list[Pair]:
-        """Two points of a sweep; none where it lacks one."""
+    def ends(sweep: str, quantity: str, first: int = 0) -> list[Pair]:
+        """Two points of a sweep; none where it lacks one, or where both are the same."""
         points = [point for point in runs.get(sweep, []) if quantity in point]
-        if len(points) < 2 or not -len(points) <= first < len(points):
+        if len(points) < first + 2:
             return []
-        a, b = points[first], points[last]
+        a, b = points[first], points[-1]
         return [(f"{ACROSS[sweep]} {a['value']} → {b['value']}", a[quantity], b[quantity])]
 
     # E.6, figure 33.
