@@ -7,8 +7,8 @@ Command:  python -m instructgpt_jax.main --config=configs/quickstart.py
           One stage alone: --config.only=reward. Another seed: --config.seed=1. `:tiny` runs the stages for a few
           updates, without the negative control; `:full` adds the settings of PPO that appendix E of the paper varies
           (ablations.py), a second round of comparisons, and every stage of the larger size, whose base model then has
-          as much text for each of its parameters as the small one's; it is estimated at 2.5 hours of two idle cores,
-          see docs/quickstart.md. `:full_tiny` runs the ends of each sweep for a few updates.
+          as much text for each of its parameters as the small one's; it takes an hour and a half on two cores,
+          see docs/ablations.md. `:full_tiny` runs the ends of each sweep for a few updates.
 Hardware: two CPU cores, 6 GB.
 Writes:   a workdir for each stage and report/ under runs/quickstart/: open report/index.html.
 """

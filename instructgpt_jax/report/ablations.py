@@ -25,14 +25,14 @@ SCALES = {  # quantity -> (title, scale)
     "likert": ("Rating", Scale("mean rating, 1 to 7")),
     "win_rate": ("Win rate against SFT", Scale("win rate", share=True, mark=0.5)),
     "score": ("Score that PPO raises", Scale("of the reward model")),
-    "pretraining_loss": ("Loss on pretraining text", Scale("nats a token")),
+    "pretraining_loss": ("Loss on text", Scale("nats a token")),
 }
 ACROSS = {  # sweep -> what stands below the axis
     "ptx_coef": "ptx_coef",
     "kl_coef": "kl_coef",
     "kl_coef_base": "kl_coef",
     "kl_coef_ptx": "kl_coef",
-    "start": "pretraining data, length",
+    "start": "share of text, epochs",
     "lr": "learning rate",
     "lr_ptx": "learning rate",
     "episodes": "iterations",
@@ -91,7 +91,7 @@ def _panel(found: dict, quantity: str, looks: dict[str, tuple], title: str) -> I
         points = [(f"{sweep} {n}", point) for n, point in enumerate(points) if quantity in point]
         values |= {name: point[quantity] for name, point in points}
         lines.append(words.Line(label, color, dashes, {point["value"]: name for name, point in points}))
-        labels |= {point["value"]: point["value"].replace(", ", "\n") for _, point in points}
+        labels |= {point["value"]: point["value"].removesuffix(" epochs").replace(", ", "\n") for _, point in points}
         across = ACROSS[sweep]
     if not values:
         return
