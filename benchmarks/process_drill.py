@@ -351,6 +351,9 @@ def main() -> None:
             if wrong := finish(plan, cell, whole):
                 sys.exit(f"{whole}: {wrong[0]}")
             (whole / "complete").touch()
+        for stage in filter(None, options.stages.split(",")):
+            if not (whole / stage).exists():
+                sys.exit(f"--stages must be of {whole}, which has no {stage}: other stages need another --workdir")
         if name == "one":
             continue
         found, far = compare(one, whole, exact=False)
