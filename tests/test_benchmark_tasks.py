@@ -108,11 +108,11 @@ ROWS = {
     ],
 }  # fmt: skip
 SQUAD = (
-    'Answer each question using information in the preceding background paragraph.\nIf there is not enough information '
+    "Answer each question using information in the preceding background paragraph.\nIf there is not enough information "
     'provided, answer with "Not in background."\n\n'
 )
 QUAC = (
-    'Answer each question using information in the preceding background paragraph.\nIf there is not enough information '
+    "Answer each question using information in the preceding background paragraph.\nIf there is not enough information "
     'provided, answer with "I don\'t know."\n\n'
 )
 WSC = (

@@ -16,11 +16,7 @@ RECORDS = {
             "completions": [f"c{k}" * (k % 3) for k in range(2 + i % 8)],
             "ranking": [1 + k // 2 for k in range(2 + i % 8)],
             "user": i,
-            **(
-                {"group": "held-out", "ratings": [[1.5, None], []], "extra_fields_json": {"x": "😀"}}
-                if i % 3
-                else {}
-            ),
+            **({"group": "held-out", "ratings": [[1.5, None], []], "extra_fields_json": {"x": "😀"}} if i % 3 else {}),
         }
         for i in range(40)
     ],

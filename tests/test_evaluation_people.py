@@ -150,8 +150,10 @@ def test_rows_of_people_beside_those_that_are_there():
     }
     share = {"agreement": {"training": 1, "training and heldout": 2}}
     assert people.beside({"accuracy": {"training": 0}}, share)["agreement"] == {"training": 1}
-    assert people.beside({"accuracy": {"all": 0}}, share) == {"accuracy": {"all": 0}} == people.beside(
-        {"accuracy": {"all": 0}}, {}
+    assert (
+        people.beside({"accuracy": {"all": 0}}, share)
+        == {"accuracy": {"all": 0}}
+        == people.beside({"accuracy": {"all": 0}}, {})
     )
 
 

@@ -302,9 +302,7 @@ def test_programs_that_the_command_line_compiled_are_no_part_of_an_export(tmp_pa
         assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "foreign", ["merges.txt", "README.md", "pytorch_model.bin", "model.fp16.safetensors"]
-)
+@pytest.mark.parametrize("foreign", ["merges.txt", "README.md", "pytorch_model.bin", "model.fp16.safetensors"])
 def test_a_file_that_no_export_writes_is_refused(foreign, tmp_path):
     config, params = hf.load(GOLDEN / "gpt2")
     hf.save(tmp_path, config, params, shard_bytes=8_000)

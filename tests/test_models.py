@@ -43,8 +43,15 @@ CONFIGS = {
     "qk_norm": LLAMA.replace(qk_norm=True, head_width=6, windows=(2, 0), activation="gelu_tanh", head_bias=True),
     "post_norm": BASE.replace(residual="post_norm", embedding_width=8, position_offset=2, activation="relu"),
     "sandwich": LLAMA.replace(
-        residual="sandwich", norm_offset=1.0, qk_norm=True, scaled_embeddings=True, tied_embeddings=True,
-        windows=(3, 0), local_rotary_theta=5.0, attention_scale=0.3, activation="gelu_tanh",
+        residual="sandwich",
+        norm_offset=1.0,
+        qk_norm=True,
+        scaled_embeddings=True,
+        tied_embeddings=True,
+        windows=(3, 0),
+        local_rotary_theta=5.0,
+        attention_scale=0.3,
+        activation="gelu_tanh",
     ),
     "no positions": BASE.replace(positions="none", gated_mlp=True, tied_embeddings=True, head_bias=True),
 }

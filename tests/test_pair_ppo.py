@@ -29,6 +29,7 @@ SETTINGS = {
     "ppo.policy_optimizer.eps": 1e-3, "ppo.value_optimizer.eps": 1e-3,  # else Adam makes steps of rounding errors
 }  # fmt: skip
 
+
 def arguments(folder: pathlib.Path, name: str) -> list[str]:
     """Of the command line; the pair reads its text as token shards, one process as text."""
     settings = [f"--config.{key}={value}" for key, value in SETTINGS.items()]
@@ -46,11 +47,11 @@ def parameters(workdir):
 class Runs(NamedTuple):
     """What there is after the runs.
 
-    one, pair: workdirs of one process, and of the pair that was killed and started again.
-    before: lines of the pair when its process 1 was killed.
-  hanging: what each process had said until then.
-    alone: exit code of the other process then, seconds until it had ended, and what it had said.
-    again: what process 0 of the second pair said.
+      one, pair: workdirs of one process, and of the pair that was killed and started again.
+      before: lines of the pair when its process 1 was killed.
+    hanging: what each process had said until then.
+      alone: exit code of the other process then, seconds until it had ended, and what it had said.
+      again: what process 0 of the second pair said.
     """
 
     one: pathlib.Path

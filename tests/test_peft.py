@@ -23,9 +23,7 @@ LLAMA = GPT2.replace(
     norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", qkv_bias=False, out_bias=False,
     mlp_bias=False, num_kv_heads=2, tied_embeddings=False,
 )  # fmt: skip
-NEOX = GPT2.replace(
-    positions="rotary", residual="parallel", activation="gelu", tied_embeddings=False, rotary_width=2
-)
+NEOX = GPT2.replace(positions="rotary", residual="parallel", activation="gelu", tied_embeddings=False, rotary_width=2)
 CASES = {
     "gpt2": (GPT2, ("query", "value", "out", "up", "down")),  # queries and values in one matrix of the file
     "llama": (LLAMA, ("query", "key", "value", "out", "up", "gate", "down")),

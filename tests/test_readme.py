@@ -64,6 +64,8 @@ PLAIN = [
     if not is_launch(block)
     for words in commands(block)
 ]
+
+
 def table_commands(document: str) -> list[list[str]]:
     """The words of the commands in the tables that have a column of them, of which each row has at least one.
 

@@ -84,9 +84,7 @@ def _stored(name: str, kernel: jax.Array, form: str) -> dict:
     scaled = "absmax" if form == "nf4" else f"absmax,{127.5 / 127}"
 
     def one(kernel):
-        made = qwix.quantize(
-            kernel, form, channelwise_axes=channels, tiled_axes=tiles, calibration_method=scaled
-        )
+        made = qwix.quantize(kernel, form, channelwise_axes=channels, tiled_axes=tiles, calibration_method=scaled)
         return {"codes": made.qvalue, "scale": made.scale}
 
     return jax.lax.map(one, kernel.astype(jnp.float32))

@@ -283,5 +283,3 @@ def _sentence(plan: dict, answers: dict[str, Answer]) -> str:
         else:
             told += "; no setting that was looked at does: take more devices"
     return told
-
-

@@ -326,9 +326,7 @@ class _Reader:
                 continue
             seen.add(channel[1] if channel else one.name)
             scattered = "all-reduce-scatter" in inside.name and kind == "all-reduce"
-            total = total.plus(
-                self.collective(inside, one, "reduce-scatter" if scattered else kind, not scattered)
-            )
+            total = total.plus(self.collective(inside, one, "reduce-scatter" if scattered else kind, not scattered))
         return total
 
     def collective(self, computation: Computation, op: Op, kind: str, apart: bool) -> Cost:

@@ -102,5 +102,3 @@ def sharding_sizes(config: ConfigDict, devices: int) -> dict[str, int]:
     for size in sizes.values():
         known *= size if size != -1 else 1
     return {axis: size if size != -1 else devices // known for axis, size in sizes.items()}
-
-

@@ -144,7 +144,7 @@ def _measured(found: Found, folder: epath.Path, networks: Sequence[epath.Path]) 
             scores += [table for table in [_json(place / SCORES[1])] if table]
             continue
         report = config[config["stage"]].get("report", "")
-        for path in ([epath.Path(report), place.parent / epath.Path(report).name] if report else [place / "report"]):
+        for path in [epath.Path(report), place.parent / epath.Path(report).name] if report else [place / "report"]:
             if (path / "report.json").exists():
                 reports[os.path.realpath(path)] = _json(path / "report.json")
                 break

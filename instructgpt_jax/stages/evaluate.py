@@ -219,9 +219,7 @@ def answer(
     return found
 
 
-def judge(
-    config: ConfigDict, data: inputs.Data, distribution: str, name: str, answers: dict[str, list[dict]]
-) -> dict:
+def judge(config: ConfigDict, data: inputs.Data, distribution: str, name: str, answers: dict[str, list[dict]]) -> dict:
     """All that the report says of one policy's answers to the prompts of one distribution."""
     c, prompts = config.evaluate, data.prompts[distribution]
     texts = [one["text"] for one in answers[name]]

@@ -212,9 +212,7 @@ def state_shardings(algorithm: ppo.Algorithm, nets: dict[str, Network], mesh: Me
 
 def abstract_state(algorithm: ppo.Algorithm, nets: dict[str, Network], shardings: ppo.PPOState) -> ppo.PPOState:
     """The state as ShapeDtypeStructs with shardings."""
-    shapes = jax.eval_shape(
-        functools.partial(ppo.start, algorithm), nets["policy"].abstract, nets["value"].abstract
-    )
+    shapes = jax.eval_shape(functools.partial(ppo.start, algorithm), nets["policy"].abstract, nets["value"].abstract)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 

@@ -50,9 +50,7 @@ def make_sums(state: PyTree) -> tuple[Callable[[PyTree], jax.Array], Groups]:
             sums[place] += _bits(leaf) * jnp.uint32(2 * number + 1)  # odd: no two arrays can change places
         return jnp.stack(sums).reshape(-1, 1, 1, 1)
 
-    summed = jax.shard_map(
-        local, mesh=mesh, in_specs=tuple(specs), out_specs=P(None, *sharding.AXES), check_vma=False
-    )
+    summed = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=P(None, *sharding.AXES), check_vma=False)
     whole = NamedSharding(mesh, P())
     return jax.jit(lambda state: summed(*jax.tree.leaves(state)), out_shardings=whole), Groups(mesh, groups)
 

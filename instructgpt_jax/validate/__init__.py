@@ -152,7 +152,8 @@ NETWORKS = {  # entries of config.models
     "ppo": ("policy", "ref_policy", "value", "reward"),
     "select": ("model", "reward"),
     "evaluate": ("ref_policy", "reward"),
-    "label": (), "prompts": (),
+    "label": (),
+    "prompts": (),
 }
 SOURCES = {
     "pretrain": "pretraining", "sft": "demonstrations", "reward": "comparisons", "ppo": "prompts",

@@ -120,5 +120,3 @@ def _ask(grader: Grader, texts: Sequence[str], _: list[np.ndarray], options, mes
     logprobs, _ = language.choice_logprobs(grader.network, grader.params, grader.tokenizer, asked, options, mesh)
     yes, no = np.asarray(logprobs, np.float64).reshape(-1, 2).T
     return 1 / (1 + np.exp(no - yes))
-
-

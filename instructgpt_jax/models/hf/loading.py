@@ -136,9 +136,7 @@ def _located(directory: str | os.PathLike, weights: bool) -> tuple[pathlib.Path,
         raise ValueError(f"{adapter.file}: base_model_name_or_path: {error}") from None
 
 
-def _configuration(
-    path: pathlib.Path, adapter: peft.Read | None = None
-) -> tuple[Family, ModelConfig, dict[str, Any]]:
+def _configuration(path: pathlib.Path, adapter: peft.Read | None = None) -> tuple[Family, ModelConfig, dict[str, Any]]:
     file = path / "config.json"
     raw = storage.read_json(file)
     if raw.get("model_type") not in FAMILIES:
