@@ -8,7 +8,7 @@ Command:  python -m instructgpt_jax.main --config=configs/instruct.py --config.b
           `:gpu` is sized for a base of 135M and minutes of one GPU, `:cpu` for such a base on two cores; `:tiny` runs
           every stage for a few updates on the simulated world. `:one_chip` trains adapters (docs/adapters.md) on frozen
           bases, for one chip of 16 GB and a base of up to about 1B; its learning rates are ten times the others', by
-          rule of thumb: it has not been run.
+          rule of thumb. Its stages were run at the sizes of `:cpu`.
           One stage alone: --config.only=reward.
           A base without a chat template of its own: --config.template=human_assistant.
           The paper's public benchmarks too (docs/benchmarks.md): --config.benchmark_data=DIRECTORY.
