@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from instructgpt_jax import errors, paths
@@ -84,6 +85,8 @@ def claim(config: ConfigDict, workdir: epath.Path) -> dict:
     resolved = as_json(config)
     if jax.process_index() == 0:
         write_atomically(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+    if jax.process_count() > 1:  # nobody adds to it before everybody has looked
+        multihost_utils.sync_global_devices("workdir")
     return resolved
 
 

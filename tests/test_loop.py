@@ -311,6 +311,16 @@ def test_a_full_disk_is_one_line(tmp_path):
     assert lines(tmp_path)[-1:] and json.loads(lines(tmp_path)[-1])["step"] >= step
 
 
+def test_no_process_adds_to_a_workdir_before_all_have_looked(tmp_path, monkeypatch):
+    """Else a slow one finds files without a config.json, and refuses the workdir as a stranger's."""
+    seen = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    names = lambda _: seen.append([path.name for path in tmp_path.iterdir()])  # noqa: E731
+    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", names)
+    workdirs.claim(workdirs.resolved(toy_stage.config(), {}), epath.Path(tmp_path))
+    assert seen == [["config.json"]]
+
+
 def test_a_workdir_that_vanishes_ends_the_run(tmp_path):
     settings = toy_stage.config(**{"checkpoint.every": 8})
     stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:1]))
