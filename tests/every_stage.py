@@ -70,7 +70,7 @@ def get_config(argument=""):
     stages["folds"].data.comparisons = ("jsonl:{workdir}/collect/comparisons.jsonl",)
     for name in ("reward", "folds"):
         stages[name].reward = common.rankings(1e-3, 8)
-        stages[name].reward.update(steps | {"row_length": 256})
+        stages[name].reward.update(steps | {"row_length": 256, "microbatch_rows": 32})  # 8 rows a process, or more
     stages["folds"].reward.update({"folds": 2, "num_steps": 2})
     stages["folds"].data.valid_fraction = 0.2
     stages["select"] = common.selection()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jobs
@@ -71,6 +72,20 @@ def test_the_first_difference_is_named():
     assert agreeing.difference(other, first, "process 3") == "config.b.c = (1, 3) in process 3, (1, 2) in process 0"
     assert agreeing.difference({"config": first["config"]}, first, "process 3").startswith("packages.jax = 'nothing'")
     assert agreeing.versions()["jax"] == jax.__version__
+
+
+def test_what_shows_that_a_workdir_is_shared_is_gone_before_anybody_goes_on(tmp_path, monkeypatch):
+    """Else an export, which refuses files that are not its own, refuses it in the process that is the quickest."""
+    there = []
+
+    def exchange(text):
+        there.append((tmp_path / agreeing.TOKEN).exists())
+        return [text]
+
+    monkeypatch.setattr(agreeing, "_state", lambda: types.SimpleNamespace(client=True, process_id=0))
+    monkeypatch.setattr(agreeing, "exchange", exchange)
+    agreeing.shared(tmp_path)
+    assert there[0] and not there[-1]
 
 
 SILENT = """\
