@@ -315,8 +315,7 @@ def test_no_process_adds_to_a_workdir_before_all_have_looked(tmp_path, monkeypat
     """Else a slow one finds files without a config.json, and refuses the workdir as a stranger's."""
     seen = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    names = lambda _: seen.append([path.name for path in tmp_path.iterdir()])  # noqa: E731
-    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", names)
+    monkeypatch.setattr(workdirs.multihost_utils, "sync_global_devices", lambda _: seen.append(os.listdir(tmp_path)))
     workdirs.claim(workdirs.resolved(toy_stage.config(), {}), epath.Path(tmp_path))
     assert seen == [["config.json"]]
 

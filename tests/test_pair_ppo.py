@@ -47,11 +47,11 @@ def parameters(workdir):
 class Runs(NamedTuple):
     """What there is after the runs.
 
-      one, pair: workdirs of one process, and of the pair that was killed and started again.
-      before: lines of the pair when its process 1 was killed.
+    one, pair: workdirs of one process, and of the pair that was killed and started again.
+    before: lines of the pair when its process 1 was killed.
     hanging: what each process had said until then.
-      alone: exit code of the other process then, seconds until it had ended, and what it had said.
-      again: what process 0 of the second pair said.
+    alone: exit code of the other process then, seconds until it had ended, and what it had said.
+    again: what process 0 of the second pair said.
     """
 
     one: pathlib.Path

@@ -34,7 +34,8 @@ def interval(values: Sequence[float], prompts: Sequence[str] = ()) -> dict[str, 
     if np.isin(values, (0.0, 1.0)).all():
         centre = (mean + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z * np.sqrt(mean * (1 - mean) / n + Z**2 / (4 * n**2)) / (1 + Z**2 / n)
-        low, high = max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))  # but for rounding
+        # Rounding alone would leave [0, 1], or shut out a mean of 0 or 1.
+        low, high = max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
     else:
         half = Z * values.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
         low, high = mean - half, mean + half

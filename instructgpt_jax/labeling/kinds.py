@@ -135,7 +135,7 @@ USE_CASES = {  # shares of table 1, in per cent
 
 
 def page(kind: str, pairs: int) -> Page:
-    """The page of a kind; that of `few_shot_prompts` has room for `pairs` queries with responses, two are needed."""
+    """The page of a kind; that of `few_shot_prompts` has room for `pairs` queries with responses, at least two."""
     found = PAGES[kind]
     if kind != "few_shot_prompts":
         return found
