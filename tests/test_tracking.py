@@ -19,31 +19,43 @@ from instructgpt_jax.validate import inputs
 BLOCK, HEADER = 32_768, 7  # bytes of a file of records, as LevelDB writes its log
 
 
-def history(workdir: pathlib.Path) -> list[dict]:
-    """What was logged, run after run."""
+def records(path: pathlib.Path) -> list:
+    """The records of a file up to the last that is whole: another process writes the file, block by block."""
     from wandb.proto import wandb_internal_pb2
 
-    found = []
+    content, at, parts, found = path.read_bytes(), HEADER, b"", []
+    while at + HEADER <= len(content):
+        if BLOCK - at % BLOCK < HEADER:  # the end of a block holds no header
+            at += BLOCK - at % BLOCK
+            continue
+        size, kind = struct.unpack("<HB", content[at + 4 : at + HEADER])
+        if kind == 0 or at + HEADER + size > len(content):  # not written yet
+            break
+        parts += content[at + HEADER : at + HEADER + size]
+        at += HEADER + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
+    return found
+
+
+def history(workdir: pathlib.Path) -> list[dict]:
+    """What was logged, run after run. On a busy machine a file is still being written when its run has ended."""
+    found, patience = [], time.monotonic() + 60
     for path in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
-        content, at, parts = path.read_bytes(), HEADER, b""
-        while at + HEADER <= len(content):
-            if BLOCK - at % BLOCK < HEADER:  # the end of a block holds no header
-                at += BLOCK - at % BLOCK
-                continue
-            size, kind = struct.unpack("<HB", content[at + 4 : at + HEADER])
-            parts += content[at + HEADER : at + HEADER + size]
-            at += HEADER + size
-            if kind in (1, 4):  # a whole record, or the last part of one
-                record, parts = wandb_internal_pb2.Record.FromString(parts), b""
-                logged = {}
-                for item in record.history.item:
-                    first, *rest = item.nested_key or [item.key]
-                    value = json.loads(item.value_json)
-                    if rest:  # a part of a table or an image
-                        logged.setdefault(first, {})[rest[0]] = value
-                    else:
-                        logged[first] = value
-                found += [logged] if logged else []
+        while not (whole := records(path)) or whole[-1].WhichOneof("record_type") != "exit":
+            assert time.monotonic() < patience, f"{path} does not end with the exit of its run"
+            time.sleep(0.1)
+        for record in whole:
+            logged = {}
+            for item in record.history.item:
+                first, *rest = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if rest:  # a part of a table or an image
+                    logged.setdefault(first, {})[rest[0]] = value
+                else:
+                    logged[first] = value
+            found += [logged] if logged else []
     return found
 
 
@@ -70,9 +82,7 @@ def test_figures_of_a_report(offline, tmp_path):
     report.write(example(), tmp_path / "report")
     with tracking.run("team/project", tmp_path, {"seed": 0}) as tracked:
         tracked.figures(tmp_path / "report")
-    names, patience = set(), time.monotonic() + 60
-    while not names and time.monotonic() < patience:  # a busy machine writes the file after the run has ended
-        names = {key for one in history(tmp_path) for key in one if not key.startswith("_")} - {"step"}
+    names = {key for one in history(tmp_path) for key in one if not key.startswith("_")} - {"step"}
     assert names == {path.stem for path in (tmp_path / "report").glob("*.png")} != set()
 
 
