@@ -21,7 +21,7 @@ from instructgpt_jax import sharding
 from instructgpt_jax.data import batches as batching
 from instructgpt_jax.data import datasets, encoding, feeding, packing, sources
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.data.batches import Mix, Order, Rows
+from instructgpt_jax.data.batches import Mix, Order, Rows, own_of
 from instructgpt_jax.data.encoding import Allowed
 from instructgpt_jax.models import flash
 
@@ -333,6 +333,7 @@ def test_every_batch_of_a_loss_share_has_texts_and_demonstrations(world):
     """Also where the share of a batch is less than one text, as for batches of 8 and a tenth."""
     batches = mixed(world, "loss", fraction=0.1, batch_size=4, microbatch_rows=4)
     kinds = [sorted(max(mask) for _, mask in contents(batches[i])) for i in range(len(batches))]
+    assert own_of(4, 0.1) == 3  # what a plan reckons with
     assert all(kind == [1, 1, 1, 2] for kind in kinds) and len(kinds) == 53 * 4 // 3
     batches = mixed(world, "loss")
     whole = [collections.Counter(tokens for tokens, _ in contents(batches[i])) for i in range(3)]

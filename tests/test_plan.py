@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import common, ppo_1b3, ppo_ptx_1b3, pretrain_tiny, sft_175b
+from configs import common, ppo_1b3, ppo_ptx_1b3, pretrain_tiny, rlhf_init_1b3, sft_175b
 from instructgpt_jax import models, networks, sharding
 from instructgpt_jax.plan import answer, command, cost, flags, hlo, rings, sampling, search, shapes, topology
 from instructgpt_jax.plan.rings import Group
@@ -173,6 +173,16 @@ def test_a_plan_of_ppo_has_its_four_networks_and_its_programs():
     shape = shapes.architecture(config, "policy", NOTHING)
     scalar = shape.replace(head="scalar")
     assert learn.flops == pytest.approx(3 * 128 * (shape.flops_per_token(8.5) + scalar.flops_per_token(8.5)))
+
+
+@pytest.mark.parametrize(("fraction_of", "records"), [("loss", 29), ("examples", 28.8)])
+def test_texts_mixed_in_take_places_of_a_batch(fraction_of, records):
+    """Three of 32 where they have a tenth of the loss: 877 updates for two epochs of the paper's demonstrations."""
+    config = rlhf_init_1b3.get_config()
+    config.sft.pretraining_fraction_of = fraction_of
+    known = shapes.Known(shapes.parse_sizes("model=gpt3-1.3b"), {})
+    _, _, planned = command._prepared(config, topology.describe("cpu:8"), known, "")
+    assert planned.records == pytest.approx(records) and planned.epochs == 2
 
 
 def test_shapes_follow_the_configurations_that_would_make_them():

@@ -166,12 +166,17 @@ def _share_of_examples(share: float, demonstrations: Sequence[packing.Example], 
     return share * d / ((1 - share) * text_tokens + share * d)
 
 
+def own_of(batch_size: int, fraction: float) -> int:
+    """The demonstrations of a batch whose texts carry `fraction` of the loss; the others are texts, at least one."""
+    return batch_size - max(1, round(fraction * batch_size))
+
+
 def _with_texts(
     numbers: grain.MapDataset, texts: grain.MapDataset, fraction: float, order: Order
 ) -> tuple[grain.MapDataset, int]:
     """Batches with the same number of texts in each, spread over it, and the number of demonstrations in each."""
-    count = max(1, round(fraction * order.batch_size))
-    own = order.batch_size - count
+    own = own_of(order.batch_size, fraction)
+    count = order.batch_size - own
     if own <= 0:
         raise ValueError(
             f"batch_size must hold demonstrations and texts (pretraining_fraction={fraction}), got {order.batch_size}"

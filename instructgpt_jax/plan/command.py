@@ -155,7 +155,7 @@ def _plan(
     """A stage's answer as plan.json holds it."""
     steps = planned.steps
     if asked.records:
-        steps = -(-asked.records * planned.epochs // planned.records)
+        steps = max(1, int(asked.records * planned.epochs // planned.records))  # whole batches, as training has them
     known = all(one.seconds for one in answers.values() if one.repeats)
     seconds = sum(one.repeats * one.seconds for one in answers.values()) if known else 0.0
     flops = sum(one.repeats * one.flops for one in answers.values())

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from instructgpt_jax import losses, networks, ppo, responses
-from instructgpt_jax.data.batches import ROWS
+from instructgpt_jax.data.batches import ROWS, own_of
 from instructgpt_jax.episodes import Episodes
 from instructgpt_jax.models import ModelConfig
 from instructgpt_jax.plan import sampling, shapes
@@ -69,7 +69,7 @@ class Planned(NamedTuple):
 
     programs: dict[str, Program]
     steps: int
-    records: int
+    records: float
     epochs: int
 
 
@@ -150,7 +150,15 @@ def _supervised(config: ConfigDict, mesh: Mesh, known: Known) -> Planned:
         gradients=net.abstract,
         packed=Packed(net.config, c.microbatch_rows / batch_shards(mesh), c.row_length),
     )
-    return Planned({"update": program}, c.num_steps, c.batch_size, c.num_epochs or 1)
+    return Planned({"update": program}, c.num_steps, _records(c), c.num_epochs or 1)
+
+
+def _records(c: ConfigDict) -> float:
+    """The records of a supervised update that are not text mixed in; of rows that are full, as plans have them."""
+    fraction = c.get("pretraining_fraction", 0.0)
+    if fraction and c.pretraining_fraction_of == "loss":
+        return own_of(c.batch_size, fraction)
+    return (1 - fraction) * c.batch_size
 
 
 def _ppo(config: ConfigDict, mesh: Mesh, known: Known, on_cpu: bool) -> Planned:
