@@ -110,11 +110,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     if jax.process_count() > 1:
         paths.make_folder("workdir", workdir)
         agreeing.shared(workdir)
-    if config.stage not in WITHOUT_TOKENIZER:
-        workdirs.check(epath.Path(workdir))
-        workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
-        config = run_tokenizer.settled(config, workdir)
-    with jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack:
+        if config.stage != "sample":  # of which several may run beside each other
+            stack.enter_context(agreeing.alone(workdir, process.say))
+        if config.stage not in WITHOUT_TOKENIZER:
+            workdirs.check(epath.Path(workdir))
+            workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
+            config = run_tokenizer.settled(config, workdir)
+        stack.enter_context(jax.set_mesh(mesh))
         STAGES[config.stage](config, mesh, workdir)
 
 
@@ -217,10 +220,9 @@ def run_job(config: ConfigDict, named: str) -> None:
     asked = {"config": config.to_dict(), "workdir": named, "packages": agreeing.versions()}
     agreeing.same("configuration and packages", asked)
     keep_programs(workdir)
-    with process.catching_signals() if jax.process_count() > 1 else contextlib.nullcontext():
-        hardware = {"devices": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind}
-        agreeing.same("devices", {"local": hardware})
-        run(config, workdir)
+    hardware = {"devices": jax.local_device_count(), "kind": jax.local_devices()[0].device_kind}
+    agreeing.same("devices", {"local": hardware})
+    run(config, workdir)
 
 
 def main(argv: list[str]) -> None:
@@ -232,10 +234,13 @@ def main(argv: list[str]) -> None:
         plan()
         return
     keep_memory()
-    joining.join(DISTRIBUTED.value, JOIN.value, HEARTBEAT.value)
+    with errors.one_line():
+        joining.join(DISTRIBUTED.value, JOIN.value, HEARTBEAT.value)
+    # A job of several processes catches signals from here on: JAX has just made SIGTERM its own.
+    catching = process.catching_signals() if jax.distributed.is_initialized() else contextlib.nullcontext()
     named = WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
     try:
-        with ending.at_once(), errors.one_line():
+        with catching, ending.at_once(), errors.one_line():
             run_job(CONFIG.value, named)
     except SystemExit as ended:  # with 0: a signal came, and the run has saved
         sys.exit(128 + signal.SIGTERM if PREEMPTIBLE.value and not ended.code else ended.code)

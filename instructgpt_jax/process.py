@@ -1,6 +1,7 @@
 """The processes and threads of a job: what is said, which signals are caught, who stops when, what runs beside what."""
 
 import contextlib
+import os
 import pickle
 import queue
 import signal
@@ -20,12 +21,20 @@ from jax.sharding import PartitionSpec as P
 from instructgpt_jax.cluster import notices
 
 
+def tell(text: str) -> None:
+    """A line on stderr, also where nobody reads it any more: Ctrl-C ends `tee` too, and the run is yet to save."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  for all that is told later
+
+
 def say(text: str) -> None:
     """One line for the person who watches, on process 0's stderr; of stages beside each other with their names."""
     if jax.process_index() == 0:
         thread = threading.current_thread()
         prefix = "" if thread is threading.main_thread() else f"[{thread.name}] "
-        print(prefix + text, file=sys.stderr, flush=True)
+        tell(prefix + text)
 
 
 class Progress:
@@ -91,7 +100,7 @@ def catching_signals() -> Iterator[threading.Event]:
 
     def on_notice(words: str):
         _stop.set()
-        print(f"this machine will be taken ({words}): saving after this step", file=sys.stderr, flush=True)
+        tell(f"this machine will be taken ({words}): saving after this step")
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     if host := notices.server():
@@ -105,13 +114,38 @@ def catching_signals() -> Iterator[threading.Event]:
         _stop.clear()
 
 
+_asked = 0  # the last number that JAX's preemption service was asked about
+
+
+def will_be_taken(step: int | None = None) -> bool:
+    """Whether JAX's preemption service says that a machine of the job will be taken: to all processes at one call.
+
+    When a notice comes, the service takes the number after the largest that a process has asked about, and says yes
+    to that number alone. So the number after the last one is asked about too: steps begin at 1 in each stage of a
+    pipeline, and elsewhere in a run that goes on. All processes of a job call it together.
+
+    Args:
+      step: that is done, as Orbax asks about it when it saves; None = not of a stage that trains.
+    """
+    global _asked
+    if not jax.distributed.is_initialized():
+        return False
+    numbers = dict.fromkeys((_asked + 1, _asked + 1 if step is None else step))
+    try:
+        told = [multihost_utils.reached_preemption_sync_point(number) for number in numbers]
+    except RuntimeError:  # JAX_ENABLE_PREEMPTION_SERVICE=0
+        return False
+    *_, _asked = numbers
+    return any(told)
+
+
 def end_if_stopped() -> None:
     """For stages that do not train, between parts of their work. All processes of a job call it together.
 
     Raises:
       SystemExit: with code 0, where a signal was caught, in any process, or a stage beside this one has failed.
     """
-    stopped = _stop.is_set()
+    stopped = _stop.is_set() | will_be_taken()
     if jax.process_count() > 1:
         stopped = multihost_utils.process_allgather(np.int32(stopped)).any()
     if stopped:

@@ -1,9 +1,15 @@
 """A run's folder: whose it is, and files in it that are never half written."""
 
+import errno
+import fcntl
 import fnmatch
 import json
 import os
-from typing import Any
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -44,6 +50,50 @@ LATER = {  # keys that a config.json from before them lacks (* = any name), and 
     "models.*.adapter.dropout": 0.0,
     "models.*.adapter.base": "",  # also of an architecture
 }
+
+
+LOCK = ".lock"  # in a workdir: held by the run that is at work there, which it names
+PATIENCE = 120.0  # seconds: a file server keeps the lock of a machine that died for about 90
+
+
+def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
+    """Takes a workdir for this run alone: two in one would cut each other's metrics and checkpoints.
+
+    The system gives it back when the file is closed or the process ends, however it ends. Object stores, and file
+    systems that know no locks, are not taken.
+
+    Returns:
+      The file to close in the end, or None.
+
+    Raises:
+      ValueError: another run holds it, and has not ended in `PATIENCE` seconds.
+    """
+    if "://" in str(workdir):
+        return None
+    paths.make_folder("workdir", epath.Path(workdir))
+    path, until, told = os.path.join(workdir, LOCK), time.monotonic() + PATIENCE, False
+    file = open(path, "a+")  # noqa: SIM115
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another run"
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                file.close()
+                return None
+            if time.monotonic() > until:
+                file.close()
+                raise ValueError(f"workdir {workdir} must have one run at a time, got {holder} at work in it") from None
+            if not told:
+                say(f"workdir {workdir}: {holder} is at work in it; waiting {PATIENCE:.0f} s for its end")
+                told = True
+            time.sleep(1)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    return file
 
 
 def resolved(config: ConfigDict, models: dict[str, dict], steps_per_epoch: int = 0) -> FrozenConfigDict:
@@ -163,15 +213,22 @@ def read_config(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """The file has the old content or the new, never a part (an object store's single write is atomic by itself)."""
+    """The file has the old content or the new, never a part (an object store's single write is atomic by itself).
+
+    A link stays one, and what is no file, such as /dev/stdout, is written to.
+    """
     content = content.encode() if isinstance(content, str) else content
     with errors.naming(path):
         if "://" in str(path):
             path.write_bytes(content)
             return
-        temporary = path.parent / f".{path.name}.tmp"
+        target = pathlib.Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            target.write_bytes(content)
+            return
+        temporary = target.parent / f".{target.name}.tmp"
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)

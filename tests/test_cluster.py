@@ -9,7 +9,7 @@ import jax
 import jobs
 import pytest
 
-from instructgpt_jax.cluster import agreeing, ending, last_line
+from instructgpt_jax.cluster import agreeing, ending, joining, last_line
 
 TINY = [f"--config={jobs.ROOT}/configs/pretrain_tiny.py:tiny", "--config.mesh.fsdp=-1", "--join_seconds=5"]
 
@@ -72,6 +72,38 @@ def test_the_first_difference_is_named():
     assert agreeing.difference(other, first, "process 3") == "config.b.c = (1, 3) in process 3, (1, 2) in process 0"
     assert agreeing.difference({"config": first["config"]}, first, "process 3").startswith("packages.jax = 'nothing'")
     assert agreeing.versions()["jax"] == jax.__version__
+
+
+def test_processes_come_from_one_tree_and_one_set_of_options(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/x --xla_force_host_platform_device_count=8")
+    mine = agreeing.versions()
+    assert mine["XLA_FLAGS"] == "--xla_a=1" and mine["LIBTPU_INIT_ARGS"] == ""
+    monkeypatch.setattr(agreeing.pathlib.Path, "read_bytes", lambda path: b"changed")
+    other = agreeing.versions()
+    assert [key for key in mine if mine[key] != other[key]] == ["files of instructgpt_jax"]
+
+
+def test_the_variables_of_a_job_come_together(monkeypatch):
+    """A process that knows a part of them would begin a job of one, in the same workdir as the others."""
+    for name in (*joining.BY_HAND, *joining.CLUSTER):
+        monkeypatch.delenv(name, raising=False)
+    joined = []
+    monkeypatch.setattr(joining, "_listen", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: joined.append(given))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # joining sets it
+    joining.join(False, 5, 0)
+    assert not joined
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ValueError, match="^JAX_COORDINATOR_.* must be set together, got no JAX_PROCESS_ID$"):
+        joining.join(False, 5, 0)
+    for wrong in ("x", "2", "-1"):
+        monkeypatch.setenv("JAX_PROCESS_ID", wrong)
+        with pytest.raises(ValueError, match=f"^JAX_PROCESS_ID must be a number below JAX_.*, got '{wrong}' of '2'$"):
+            joining.join(False, 5, 0)
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    joining.join(False, 5, 0)
+    assert joined == [("localhost:1", 2, 1)]
 
 
 def test_what_shows_that_a_workdir_is_shared_is_gone_before_anybody_goes_on(tmp_path, monkeypatch):

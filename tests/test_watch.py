@@ -2,6 +2,7 @@
 
 import http.server
 import re
+import socket
 import threading
 import time
 
@@ -117,6 +118,31 @@ def test_a_notice_of_the_cloud_saves_and_exits_0(tmp_path, monkeypatch, capfd):
     assert Metadata.asked == asked  # nobody asks any more
     with process.catching_signals() as stop:
         assert not stop.is_set()
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_again(monkeypatch):
+    """A server that starts again may say anything."""
+    monkeypatch.setattr(notices, "EVERY", 0.01)
+    told, over, listening = [], threading.Event(), socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        for said in (
+            b"garbage\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nTR",
+            b"HTTP/1.1 200 OK\r\n\r\nTRUE",
+        ):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(said)
+
+    threading.Thread(target=answer, daemon=True).start()
+    monkeypatch.setattr(notices, "_NOTICES", {"preempted": "TRUE"})
+    thread = threading.Thread(target=notices.watch, args=(f"127.0.0.1:{listening.getsockname()[1]}", told.append, over))
+    thread.start()
+    thread.join(timeout=20)
+    over.set()
+    assert told == ["preempted: TRUE"]
 
 
 def test_a_server_of_the_cloud_that_is_away_is_no_notice(monkeypatch):

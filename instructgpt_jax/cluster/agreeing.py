@@ -4,12 +4,17 @@ It goes through the store of JAX's coordination service, which is there before a
 compile different programs wait for each other for ever in the first one that communicates.
 """
 
+import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
+import os
+import pathlib
 import platform
 import secrets
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,13 +22,16 @@ from etils import epath
 
 from instructgpt_jax import workdir as workdirs
 
-SECONDS = 300  # for all to tell something; they come here at about the same time
+SECONDS = 3600  # for all to tell something: one may read its data far slower; who died is noticed by its heartbeats
 SHOWN = 20.0  # seconds until a file of one process is seen by all, over a network with caches
 TOKEN = ".job"  # a file in the workdir
 PACKAGES = (
     "instructgpt_jax", "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "numpy",
-    "ml_collections", "tokenizers", "transformers", "safetensors",
+    "ml_collections", "tokenizers", "transformers", "safetensors", "scipy", "qwix", "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
 )  # fmt: skip
+OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64")  # of the compilers
+OWN_OPTIONS = ("--xla_dump", "--xla_force_host_platform_device_count")  # where, and what is compared by itself
 
 _calls = itertools.count()  # all processes call in the same order
 
@@ -73,7 +81,12 @@ def same(what: str, tree: dict[str, Any]) -> None:
     key = f"instructgpt_jax/first/{next(_calls)}"
     if state.process_id == 0:
         state.client.key_value_set(key, json.dumps(mine))
-    first = json.loads(state.client.blocking_key_value_get(key, SECONDS * 1000))
+    try:
+        first = json.loads(state.client.blocking_key_value_get(key, SECONDS * 1000))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise ValueError(f"all processes of a job must go on together, got none of [0] in {SECONDS} s") from None
     differences = exchange(difference(mine, first, f"process {state.process_id} ({platform.node()})"))
     for found in filter(None, differences):
         raise ValueError(f"all processes of a job must have the same {what}, got {found}")
@@ -90,14 +103,43 @@ def difference(mine: dict, first: dict, name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide what is computed or how it is saved."""
+    """What decides what is computed or how it is saved: Python, packages, our own files, options of the compilers."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    digest, root = hashlib.sha256(), pathlib.Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):  # one version has many commits
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    found["files of instructgpt_jax"] = digest.hexdigest()[:16]
+    for name in OPTIONS:
+        words = os.environ.get(name, "").split()
+        found[name] = " ".join(word for word in words if not word.startswith(OWN_OPTIONS))
     return found
+
+
+@contextlib.contextmanager
+def alone(workdir: epath.PathLike, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps a workdir for this job while the block runs, see workdir.lock: process 0 holds it.
+
+    Raises:
+      ValueError: in all processes, where another run is at work there.
+    """
+    held, refusal = None, ""
+    if _state().process_id == 0:
+        try:
+            held = workdirs.lock(workdir, say)
+        except ValueError as error:
+            refusal = str(error)
+    for told in filter(None, exchange(refusal)):
+        raise ValueError(told)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
 
 
 def shared(workdir: epath.PathLike) -> None:

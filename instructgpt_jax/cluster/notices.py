@@ -5,10 +5,10 @@ A Spot VM gets half a minute. Its metadata server then has `instance/preempted` 
 plan for a host maintenance event"). Kubernetes and the ends of `launch/` send SIGTERM, which process.py catches.
 """
 
+import http.client
 import os
 import pathlib
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 
@@ -41,5 +41,5 @@ def _ask(host: str, name: str) -> str:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=2) as answer:
             return answer.read().decode("utf-8", "replace").strip()
-    except (urllib.error.URLError, OSError):  # it restarts with its machine, and is no reason to end
+    except (OSError, http.client.HTTPException):  # it restarts with its machine, and is no reason to end
         return ""

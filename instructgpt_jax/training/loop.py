@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -176,7 +175,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
             pending = (step, on_device, bits_of(state) if _due(step, copies_every) else None)
 
             last = step == stage.num_steps
-            stopping = stop() | multihost_utils.reached_preemption_sync_point(step)
+            stopping = stop() | process.will_be_taken(step)
             evaluating = last or _due(step, config.eval_every)
             snapshotting = _due(step, config.snapshot_every)
             saving = last or stopping or _due(step, c.every)

@@ -9,6 +9,8 @@ import traceback
 
 import jax
 
+from instructgpt_jax import process
+
 KNOWN = 5  # times that a thing must have been done before it can take too long: the first compile
 _LOOKS = 20  # times in the shortest limit
 
@@ -62,7 +64,7 @@ class Watchdog:
     def _say(self, at: tuple[str, int, float], since: float, median: float) -> None:
         who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
         told = f"{self._stage}: {at[0]} {at[1]}{who} has taken {since:.0f} s, the median is {median:.1f} s; threads:"
-        print(f"{told}\n{stacks()}", file=sys.stderr, flush=True)
+        process.tell(f"{told}\n{stacks()}")
 
 
 def stacks() -> str:
