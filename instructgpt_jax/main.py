@@ -81,6 +81,7 @@ STAGES = {  # name -> (config, mesh, workdir)
     "sample": sample.run,
     "export": export.run,
 }
+UNLOCKED = ("sample", "export")  # several people may ask one policy; what is exported has no file but its own
 
 
 def check(config: ConfigDict, workdir: str, later: str = "") -> tuple[FrozenConfigDict, jax.sharding.Mesh]:
@@ -111,7 +112,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         paths.make_folder("workdir", workdir)
         agreeing.shared(workdir)
     with contextlib.ExitStack() as stack:
-        if config.stage != "sample":  # of which several may run beside each other
+        if config.stage not in UNLOCKED:
             stack.enter_context(agreeing.alone(workdir, process.say))
         if config.stage not in WITHOUT_TOKENIZER:
             workdirs.check(epath.Path(workdir))

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from instructgpt_jax import process, sharding
 from instructgpt_jax.cluster import notices
 from instructgpt_jax.training import checkpoint, copies, loop
-from instructgpt_jax.training.watchdog import KNOWN, Watchdog
+from instructgpt_jax.training.watchdog import FIRST, KNOWN, Watchdog
 
 
 def one_device(**changes):
@@ -45,12 +45,12 @@ def test_a_step_that_stands_still_is_told_with_all_threads(tmp_path, capfd):
 
 def test_what_takes_too_long_is_known_from_what_it_took_before():
     watchdog = Watchdog("toy", factor=0.0, seconds=2.0)
-    assert watchdog.limit("step") is None
+    assert watchdog.limit("step") == FIRST
     watchdog._took["step"].extend([1.0] * (KNOWN - 1))
-    assert watchdog.limit("step") is None  # the first of them compile
+    assert watchdog.limit("step") == FIRST  # the first of them compile
     watchdog._took["step"].append(9.0)
     watchdog._factor = 10.0
-    assert watchdog.limit("step") == 10.0 and watchdog.limit("other") is None
+    assert watchdog.limit("step") == 10.0 and watchdog.limit("other") == FIRST
     watchdog._factor = 0.1
     assert watchdog.limit("step") == 2.0
 

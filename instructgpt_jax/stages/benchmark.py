@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from instructgpt_jax import networks, process, run_tokenizer
 from instructgpt_jax import report as reports
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.cluster import agreeing
 from instructgpt_jax.data import chats
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation.benchmarks import catalog, graders, perspective, samples
@@ -53,6 +54,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
 
     parts = Parts(folder / "parts")
     given = {task: outcome.documents(tasks[task], c.limit) for task in tasks}
+    agreeing.same("tasks", {task: outcome.fingerprint(documents) for task, documents in given.items()})
     found: dict[str, dict[str, dict]] = {task: {} for task in tasks}
     for name in c.order:
         lm = functools.cache(lambda name=name: model(config, *nets[name], mesh))  # loaded where a part is missing

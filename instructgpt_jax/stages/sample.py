@@ -20,7 +20,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from instructgpt_jax import errors, networks, paths, responses, run_tokenizer
+from instructgpt_jax import errors, networks, paths, process, responses, run_tokenizer
+from instructgpt_jax.cluster import agreeing
 from instructgpt_jax.data import chats, jsonl, padding, schema, sources, templates
 from instructgpt_jax.data import tokenizer as tokenizers
 
@@ -44,6 +45,7 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     """
     source = config.models.model.init_from
     given = read_prompts(config)
+    agreeing.same("prompts", {prompt.origin: prompt.text for prompt in given})
     if not given and jax.process_count() > 1:
         raise ValueError(f"config.sample.file or prompts must be set with {jax.process_count()} processes, got neither")
     folder = paths.make_folder("workdir", workdir)
@@ -139,6 +141,7 @@ def make_answer(
                 text = prompts[place].text
                 also = {"messages": text.messages} if isinstance(text, chats.Dialogue) else {}
                 yield {"prompt": text, **also, "response": one.text, "ended": one.ended}
+            process.end_if_stopped()
 
     return answer
 

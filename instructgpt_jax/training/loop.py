@@ -114,6 +114,9 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
     with contextlib.ExitStack() as stack:
         received = stack.enter_context(process.catching_signals())
         stop = received.is_set if jax.process_count() == 1 else process.agreed(received)
+        watch = Watchdog(config.stage, config.watch.factor, config.watch.seconds)
+        watchdog = stack.enter_context(contextlib.closing(watch))
+        watchdog.begin("the start, before step", 1)
         opened = checkpoint.Checkpoints(workdir, c.keep_last, c.best_metric, c.best_mode)
         checkpoints = stack.enter_context(opened)
 
@@ -138,9 +141,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
         data = stack.enter_context(contextlib.closing(stage.data(step)))
         tracked = stack.enter_context(tracking.run(config.log.wandb, workdir, resolved))
         writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage, tracked))
-        watch = config.watch
-        watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stage, watch.factor, watch.seconds)))
-        copies_every = watch.copies_every if jax.process_count() > 1 else 0
+        copies_every = config.watch.copies_every if jax.process_count() > 1 else 0
         bits_of, groups = copies.make_sums(state) if copies_every else (None, None)
         meter, spent = metrics.Meter(), ledger.Ledger(saved.get("spent"), step)
 

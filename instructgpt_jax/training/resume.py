@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
+from instructgpt_jax.cluster import agreeing
 from instructgpt_jax.training import checkpoint
 
 DATA = "data.json"  # in a workdir: kind -> what was read, see datasets.described
@@ -80,7 +81,8 @@ def _told(entry: dict) -> str:
 
 
 def tell_data(read: dict, workdir: epath.Path) -> None:
-    """Writes data.json, and says in a line what was left out of each kind of data."""
+    """Writes data.json, and says in a line what was left out of each kind of data; all processes have the same."""
+    agreeing.same("data", {"data": read})
     for kind, entry in read.items():
         left_out = entry["left_out"]
         if left_out:

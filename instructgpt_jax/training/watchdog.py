@@ -11,15 +11,17 @@ import jax
 
 from instructgpt_jax import process
 
-KNOWN = 5  # times that a thing must have been done before it can take too long: the first compile
+KNOWN = 5  # times that a thing must have been done before it can take too long for what it is
+FIRST = 1800.0  # seconds that it may take before: reading a checkpoint, the first compile
 _LOOKS = 20  # times in the shortest limit
 
 
 class Watchdog:
     """Beside the loop, on a thread of its own and on every process: the one that is not in a program holds the others.
 
-    A thing takes too long after `factor` times the median of the times it took before, and `seconds`; it is said then,
-    and again whenever it has taken twice as long. Nothing is ended.
+    A thing takes too long after `factor` times the median of the times it took before, and `seconds`; what was not
+    done `KNOWN` times yet after `FIRST`. It is said then, and again whenever it has taken twice as long. Nothing is
+    ended.
     """
 
     def __init__(self, stage: str, factor: float, seconds: float):
@@ -44,26 +46,28 @@ class Watchdog:
         if self._factor:
             self._thread.join()
 
-    def limit(self, what: str) -> float | None:
-        """Seconds that a thing may take; None = not known yet."""
+    def limit(self, what: str) -> float:
+        """Seconds that a thing may take."""
         took = list(self._took[what])
-        return max(self._seconds, self._factor * statistics.median(took)) if len(took) >= KNOWN else None
+        return max(self._seconds, self._factor * statistics.median(took)) if len(took) >= KNOWN else FIRST
 
     def _watch(self) -> None:
         said, after = None, 0.0
         while not self._over.wait(self._seconds / _LOOKS):
             at = self._at
-            limit = self.limit(at[0]) if at is not None else None
-            if limit is None:
+            if at is None:
                 continue
+            limit = self.limit(at[0])
             since = time.monotonic() - at[2]
             if since > (after if said == at else limit):
                 said, after = at, 2 * since
-                self._say(at, since, statistics.median(self._took[at[0]]))
+                self._say(at, since)
 
-    def _say(self, at: tuple[str, int, float], since: float, median: float) -> None:
+    def _say(self, at: tuple[str, int, float], since: float) -> None:
         who = f" in process {jax.process_index()}" if jax.process_count() > 1 else ""
-        told = f"{self._stage}: {at[0]} {at[1]}{who} has taken {since:.0f} s, the median is {median:.1f} s; threads:"
+        took = list(self._took[at[0]])
+        usual = f"the median is {statistics.median(took):.1f} s" if took else "for the first time"
+        told = f"{self._stage}: {at[0]} {at[1]}{who} has taken {since:.0f} s, {usual}; threads:"
         process.tell(f"{told}\n{stacks()}")
 
 
