@@ -388,7 +388,9 @@ def test_grid_of_the_paper():
         [2.55e-6, 3.74e-6, 5.49e-6, 8.06e-6, 1.18e-5, 1.74e-5, 2.55e-5], rel=1e-9
     )
     assert sweep.grid("1e-3, 2e-3") == ["1e-3", "2e-3"]
-    for wrong in ("", "1e-3,,2e-3", "1:2", "0:1:3", "1:2:1", "a:b:c"):
+    assert sweep.grid("(0.9,0.95), (0.8,0.99)") == ["(0.9,0.95)", "(0.8,0.99)"] and sweep.grid("3") == ["3"]
+    assert sweep.grid("jsonl:a,jsonl:b") == ["jsonl:a", "jsonl:b"] and sweep.grid("a:b:2") == ["a:b:2"]
+    for wrong in ("", "1e-3,,2e-3", "1:2", "0:1:3", "1:2:1", "1:2:2.5", "1:2:3:4"):
         with pytest.raises(ValueError, match="--values must"):
             sweep.grid(wrong)
 
@@ -413,3 +415,30 @@ def test_sweep_goes_on_after_a_failure_and_resumes(runs, tmp_path, monkeypatch):
     assert "config.pretrain.optimizer.lr must be a positive number, got nan" in table[1]["error"]
     assert json.loads((tmp_path / "sweep.json").read_text()) == table
     assert (tmp_path / "lr_1e-3" / "metrics.jsonl").exists()
+
+
+STOPPED = """
+import signal, sys
+from configs import pretrain_tiny
+from instructgpt_jax import process
+
+
+def train(config, mesh, workdir):
+    with process.catching_signals():
+        signal.raise_signal(signal.SIGTERM)
+        process.end_if_stopped()
+
+
+sys.modules["__main__"].STAGES["pretrain"] = train
+get_config = pretrain_tiny.get_config
+"""  # a configuration whose run gets SIGTERM
+
+
+def test_sweep_ends_with_a_run_that_a_signal_stopped(tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    arguments = (f"{tmp_path}/stopped.py:tiny", "pretrain.optimizer.lr", ["1e-3", "2e-3"], "pretrain/loss")
+    with pytest.raises(SystemExit) as ended:
+        sweep.run(*arguments, tmp_path / "sweep", ["--config.data.pretraining=simulated:pretraining:100"])
+    assert ended.value.code == 143
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["lr_1e-3"]  # no table, and no other run
