@@ -61,6 +61,7 @@ def test_keys():
         ("sft", "checkpoint.best_mode", "lowest", "one of ('min', 'max'), got 'lowest'"),
         ("sft", "sft.optimizer.schedule", "cos", "one of ('constant', 'linear', 'cosine'), got 'cos'"),
         ("sft", "sft.optimizer.eps_form", "tf", "one of ('optax', 'tensorflow'), got 'tf'"),
+        ("sft", "data.cache_dir", "gs://b/cache", "a local path, or '', got 'gs://b/cache'"),
         ("sft", "data.tokenizer", "train:many", "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''"),
         ("ppo", "eval_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),
         ("ppo", "snapshot_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),

@@ -21,6 +21,7 @@ from instructgpt_jax.validate.evaluation import (
 )
 from instructgpt_jax.validate.rules import (
     FLAG,
+    LOCAL,
     PART,
     POSITIVE,
     SHARE,
@@ -53,7 +54,7 @@ DATA = {
     "tokenizer": TOKENIZER, "template": TEXT, "end_tokens": TEXTS,
     "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "skip_long": FLAG,
-    "data_dir": TEXT, "cache_dir": TEXT, "allow_changed": FLAG,
+    "data_dir": TEXT, "cache_dir": LOCAL, "allow_changed": FLAG,
 }  # fmt: skip
 LOG = {"log": {"wandb": TEXT}}
 TRAINING = {
