@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bucket import install
+from etils import epath
 
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import errors, main, models, networks, responses, run_tokenizer, sharding, sweep
@@ -20,6 +22,7 @@ from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves
 from instructgpt_jax.models import hf
+from instructgpt_jax.stages import sample as sample_stage
 from instructgpt_jax.stages import select as select_stage
 from instructgpt_jax.training import checkpoint, metrics
 
@@ -226,6 +229,16 @@ def test_sample_goes_on_after_a_piped_line_that_is_no_utf_8(runs, tmp_path, monk
     monkeypatch.setattr("sys.stdin", piped)
     assert [answer["prompt"] for answer in sampling(runs, tmp_path)] == ["One.", "Two\u2028too.", "End."]
     assert "error: the prompt holds bytes that are no UTF-8, or half of a surrogate pair" in capsys.readouterr().err
+
+
+def test_sample_adds_to_a_file_in_a_bucket(runs, monkeypatch):
+    install(monkeypatch)
+    folder = epath.Path("gs://bucket/run")
+    (first,) = sampling(runs, folder, sample__prompts=("Hé.",))
+    with pytest.raises(KeyboardInterrupt), sample_stage.adding(folder / "samples.jsonl") as add:
+        add(json.dumps(first) + "\n")
+        raise KeyboardInterrupt
+    assert sampling(runs, folder, sample__prompts=("Hé.",)) == [first] * 3
 
 
 def test_sample_says_which_file_a_full_disk_stopped(runs, tmp_path):
