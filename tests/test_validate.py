@@ -51,7 +51,8 @@ def test_keys():
     [
         ("sft", "sft.batch_size", "8", "an integer of at least 1, got '8'"),
         ("sft", "sft.batch_size", True, "an integer of at least 1, got True"),
-        ("sft", "seed", -1, "an integer of at least 0, got -1"),
+        ("sft", "seed", -1, "an integer of at least 0 and below 2**31, got -1"),
+        ("sft", "seed", 2**31, "an integer of at least 0 and below 2**31, got 2147483648"),
         ("sft", "sft.optimizer.lr", 0.0, "a positive number, got 0.0"),
         ("sft", "sft.optimizer.lr", float("nan"), "a positive number, got nan"),
         ("sft", "sft.optimizer.b2", 1.0, "a number of at least 0 and below 1, got 1.0"),
