@@ -76,3 +76,14 @@ def make_folder(name: str, folder: str | os.PathLike) -> epath.Path:
     if "://" not in str(folder) and not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{name} must be a folder that can be written, got {folder}")
     return folder
+
+
+def copy_folder(source: str | os.PathLike, target: str | os.PathLike, last: str) -> None:
+    """Copies a folder and those in it, local or gs://; the file `last` comes last: where it is, the others are."""
+    target = epath.Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(epath.Path(source).iterdir(), key=lambda path: path.name == last):
+        if path.is_dir():
+            copy_folder(path, target / path.name, last)
+        else:
+            path.copy(target / path.name, overwrite=True)

@@ -15,7 +15,9 @@ does not depend on its company. Elsewhere a stage has all the devices, and they 
 
 import contextlib
 import ctypes
+import fnmatch
 import gc
+import glob
 import json
 import os
 import re
@@ -132,14 +134,30 @@ def needed(config: ConfigDict, name: str) -> set[str]:
     """The stages before this one in the order whose workdirs its configuration names.
 
     For an export all before it: its model card has what they measured.
+
+    Raises:
+      ValueError: a key that the stage needs is empty.
     """
     earlier = config.order[: config.order.index(name)]
     if config.stages[name].get("stage") == "export":
         return set(earlier)
-    text = json.dumps(config.stages[name].to_dict(), default=str)
-    for key, own in config.items():
-        text = text.replace(f"{{{key}}}", own) if isinstance(own, str) else text
-    return {other for other in earlier if re.search(rf'{{workdir}}/{re.escape(other)}["/]', text)}
+    places = places_in(stage_config(config, name, "{workdir}"))
+    return {other for other in earlier if any(leads_to(place, other) for _, place in places)}
+
+
+def places_in(stage: ConfigDict) -> list[tuple[str, str]]:
+    """The places in the pipeline's workdir that a stage names, patterns among them, each with its dotted key."""
+    found = ((key, re.findall(r"\{workdir\}/([^\s\"#@]+)", text)) for key, text in strings(stage.to_dict()))
+    return [(key, place) for key, places in found for place in places]
+
+
+def leads_to(place: str, name: str) -> bool:
+    """Whether a place, or a file that its pattern fits, may lie in the folder of the stage `name`."""
+    patterns, parts = place.split("/"), name.split("/")
+    if "**" in patterns:  # any folders
+        before = patterns.index("**")
+        patterns, parts = patterns[:before], parts[:before]
+    return len(patterns) >= len(parts) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def check_sources(config: ConfigDict, names: list[str], workdir: str) -> None:
@@ -149,18 +167,13 @@ def check_sources(config: ConfigDict, names: list[str], workdir: str) -> None:
       names: the stages that run.
 
     Raises:
-      ValueError: names the stage, the key, and the stage that is missing.
+      ValueError: names the stage, the key, and the stage that is missing; or a key that a stage needs is empty.
     """
-    texts = {key: text for key, text in config.items() if isinstance(text, str)}
     for name in names:
         earlier = names[: names.index(name)]
-        for key, text in strings(config.stages[name].to_dict()):
-            for other, own in texts.items():
-                text = text.replace(f"{{{other}}}", own)
-            for place in re.findall(r"\{workdir\}/([^\s\"#@*?\[]+)(?![^\s\"#@]*[*?\[])", text):
-                made = any(f"{place}/".startswith(f"{other}/") for other in earlier)
-                if key in WRITTEN or made or (epath.Path(workdir) / place).exists():
-                    continue
+        for key, place in places_in(stage_config(config, name, "{workdir}")):
+            made = any(leads_to(place, other) for other in earlier)
+            if not (key in WRITTEN or made or glob.has_magic(place) or (epath.Path(workdir) / place).exists()):
                 raise ValueError(
                     f"stage {name} of the pipeline: config.{key} must name a stage that runs before it or has run in "
                     f"{workdir}, got {{workdir}}/{place}"

@@ -10,7 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from instructgpt_jax import process
+from instructgpt_jax import paths, process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, sources
 from instructgpt_jax.data.tokenizer import Tokenizer, load, train
@@ -122,10 +122,7 @@ def settled(config: ConfigDict, workdir: str | os.PathLike) -> FrozenConfigDict:
             if generation:
                 generation["eos_token_id"] = tokenizer.ends
                 (pathlib.Path(made) / storage.GENERATION).write_text(json.dumps(generation, indent=2) + "\n")
-            kept.mkdir(parents=True, exist_ok=True)
-            # tokenizer.json comes last: where it is, the others are.
-            for path in sorted(epath.Path(made).iterdir(), key=lambda path: path.name == "tokenizer.json"):
-                path.copy(kept / path.name, overwrite=True)
+            paths.copy_folder(made, kept, last="tokenizer.json")
     if jax.process_index() == 0 and jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     tree = config.to_dict()

@@ -3,10 +3,10 @@
     python -m instructgpt_jax.sweep --config=configs/ppo_1b3.py --key=ppo.policy_optimizer.lr \
         --values=2.55e-6:2.55e-5:7 --metric=valid/score [--workdir=runs/sweep] [--config.KEY=VALUE …]
 
-`--values` is a list (`1e-6,3e-6`) or a geometric grid `FIRST:LAST:COUNT`; the one above is the paper's (appendix E.9:
-seven values from 2.55e-6 to 2.55e-5). Each run lives in `WORKDIR/<last part of the key>_<value>` and resumes there: an
-interrupted sweep is continued by the same command. A run that fails, as those with too high a rate do, is reported and
-the sweep goes on. `WORKDIR/sweep.json` has the table.
+`--values` is a list (`1e-6,3e-6`, `(0.9,0.95),(0.8,0.99)`) or a geometric grid `FIRST:LAST:COUNT`; the one above is
+the paper's (appendix E.9: seven values from 2.55e-6 to 2.55e-5). Each run lives in `WORKDIR/<last part of the
+key>_<value>` and resumes there: an interrupted sweep is continued by the same command. A run that fails, as those with
+too high a rate do, is reported and the sweep goes on. `WORKDIR/sweep.json` has the table.
 """
 
 import argparse
@@ -33,20 +33,34 @@ def grid(text: str) -> list[str]:
     Raises:
       ValueError: neither a list nor FIRST:LAST:COUNT with positive ends and a count of at least 2.
     """
-    if ":" not in text:
-        values = [value.strip() for value in text.split(",")]
-        if not all(values):
-            raise ValueError(f"--values must be a list or FIRST:LAST:COUNT, got {text!r}")
-        return values
+    values = split(text)
+    if not all(values):
+        raise ValueError(f"--values must be a list or FIRST:LAST:COUNT, got {text!r}")
     try:
-        first, last, count = text.split(":")
-        first, last, count = float(first), float(last), int(count)
-    except ValueError:
-        raise ValueError(f"--values must be a list or FIRST:LAST:COUNT, got {text!r}") from None
+        numbers = [float(number) for number in text.split(":")]
+    except ValueError:  # what has a colon of its own, as a data source has, is a value
+        return values
+    if len(numbers) == 1:
+        return values
+    if len(numbers) != 3 or not numbers[2].is_integer():
+        raise ValueError(f"--values must be a list or FIRST:LAST:COUNT, got {text!r}")
+    first, last, count = *numbers[:2], int(numbers[2])
     if not (first > 0 and last > 0 and count >= 2):
         raise ValueError(f"--values must have positive ends and a count of at least 2, got {text!r}")
     ratio = (last / first) ** (1 / (count - 1))
     return [f"{first * ratio**i:.3g}" for i in range(count)]
+
+
+def split(text: str) -> list[str]:
+    """The parts between the commas that stand outside of brackets: a value may be a tuple."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
 
 
 def last_value(workdir: epath.Path, metric: str) -> tuple[int, float | None]:
@@ -69,7 +83,8 @@ def run(config: str, key: str, values: list[str], metric: str, workdir: epath.Pa
     table = []
     for value in values:
         folder = workdir / f"{key.rpartition('.')[2]}_{value}"
-        command = [sys.executable, "-m", "instructgpt_jax.main", f"--config={config}", f"--workdir={folder}"]
+        command = [sys.executable, "-m", "instructgpt_jax.main", "--preemptible"]  # a signal must not look like the end
+        command += [f"--config={config}", f"--workdir={folder}"]
         process = subprocess.Popen(
             [*command, f"--config.{key}={value}", *overrides], stderr=subprocess.PIPE, text=True, errors="replace"
         )

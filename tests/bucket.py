@@ -21,6 +21,10 @@ class Bucket(MemoryFileSystem):
     def _strip_protocol(cls, path):
         return MemoryFileSystem._strip_protocol(re.sub(r"^gc?s://", "memory://", path))
 
+    def _open(self, path, mode="rb", **options):
+        assert "a" not in mode, "an object store cannot append"
+        return super()._open(path, mode, **options)
+
     def cat_file(self, path, start=None, end=None, **more):
         if start is not None:
             self.asked.append(end - start)

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from instructgpt_jax import sharding
 from instructgpt_jax.data import batches as batching
-from instructgpt_jax.data import datasets, encoding, feeding, packing, sources
+from instructgpt_jax.data import datasets, documents, encoding, feeding, packing, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.data.batches import Mix, Order, Rows, own_of
 from instructgpt_jax.data.encoding import Allowed
@@ -197,6 +197,26 @@ def test_pretraining_text_is_joined_by_eos_and_cut(world, tmp_path):
         assert sorted(tokens for tokens, _ in found) == wanted
         assert all(mask == (0,) + (1,) * 63 for _, mask in found)
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_encoded_text_that_is_kept_can_be_shared_and_is_whole(world, tmp_path, monkeypatch):
+    before = os.umask(0o022)
+    try:
+        build(world, "pretraining", cache_dir=str(tmp_path))
+    finally:
+        os.umask(before)
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o644
+    kept.unlink()
+
+    def interrupted(*_):
+        yield np.arange(9, dtype=np.uint32)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(documents, "_encode_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(world, "pretraining", cache_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", KINDS)

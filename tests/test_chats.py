@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from bucket import install
 from small_runs import common
 from test_tokenizer import FAMILIES
 from tokenizers import AddedToken
@@ -422,6 +423,20 @@ def test_a_run_keeps_template_ends_and_day(tmp_path):
     assert exported.chat_template.startswith("{{ strftime_now(")
     config.data.template = ""
     assert tokenizers.load(run_tokenizer.settled(config, tmp_path / "plain").data.tokenizer).chat is None
+
+
+def test_a_run_keeps_all_templates_of_a_tokenizer_that_has_several(tmp_path, monkeypatch):
+    install(monkeypatch)
+    made = transformers.AutoTokenizer.from_pretrained(checkpoint(tmp_path / "own", "chatml"))
+    several = {"default": made.chat_template, "tool_use": "{{ messages }}"}
+    made.chat_template = several
+    made.save_pretrained(tmp_path / "several")
+    config = common.config("sft")
+    config.data.tokenizer = str(tmp_path / "several")
+    for workdir in (str(tmp_path / "sft"), "gs://bucket/sft"):
+        config.data.tokenizer = run_tokenizer.settled(config, workdir).data.tokenizer
+        assert tokenizers.load(config.data.tokenizer).pretrained(pad=False).chat_template == several
+    assert loaded(config.data.tokenizer).chat.jinja == several["default"]
 
 
 def test_a_run_from_before_there_were_templates_goes_on_without_one():

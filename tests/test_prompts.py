@@ -8,6 +8,7 @@ import random
 import time
 
 import pytest
+from bucket import install
 
 from configs import prompts as prompts_config
 from instructgpt_jax import main, splits
@@ -331,7 +332,8 @@ def test_stage_writes_the_sets_that_the_functions_give(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().err and (tmp_path / "report.json").stat().st_mtime_ns == before
 
 
-def test_stage_without_few_shot_instructions(tmp_path):
+def test_stage_without_few_shot_instructions(tmp_path, monkeypatch):
+    bucket = install(monkeypatch)
     config = prompts_config.get_config("tiny")
     config.data.prompts = ("simulated:prompts:20",)
     config.prompts.few_shot = ()
@@ -340,6 +342,9 @@ def test_stage_without_few_shot_instructions(tmp_path):
     assert report["few_shot"] == {"instructions": 0, "made": 0, "left": 0}
     assert report["tables"]["lengths_of_demonstrations"] == {"prompt": {}, "demonstration": {}}
     assert not (tmp_path / "few_shot.jsonl.gz").exists() and (tmp_path / "train.jsonl.gz").exists()
+    main.run(config, "gs://bucket/run")
+    for name in ("train.jsonl.gz", "valid.jsonl.gz", "test.jsonl.gz", "report.json"):
+        assert bucket.cat_file(f"/bucket/run/{name}") == (tmp_path / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,23 @@ def test_a_stage_needs_those_that_its_strings_name():
     }
 
 
+def test_a_stage_needs_those_that_its_patterns_and_the_users_sources_lead_to():
+    stages = {name: () for name in ("a", "b1", "b2/x", "b2/y")}
+    stages |= {
+        "own": ("{given}@0.5",),
+        "one": ("jsonl:{workdir}/b?/x.jsonl", "jsonl:{workdir}/[c-z]/x.jsonl"),
+        "two": ("jsonl:{workdir}/b*/x/*.jsonl#1/2",),
+        "any": ("jsonl:{workdir}/b2/**/x.jsonl",),
+    }
+    config = make(stages, given=("jsonl:{workdir}/a/x.jsonl", "jsonl:{base}/x.jsonl"), base="{workdir}/b1")
+    assert {name: pipeline.needed(config, name) for name in ("own", "one", "two", "any")} == {
+        "own": {"a", "b1"},
+        "one": {"b1"},
+        "two": {"b1", "b2/x"},  # b1/x may be a folder of b1
+        "any": {"b2/x", "b2/y"},
+    }
+
+
 def test_an_export_comes_after_all_that_its_card_may_tell():
     config = instruct.get_config("tiny")
     assert pipeline.needed(config, "export") == {name for name in config.order if not name.startswith("export")}
@@ -84,6 +101,9 @@ def test_a_stage_whose_source_was_left_out_is_refused(tmp_path):
     pipeline.run(make(stages), str(tmp_path), lambda *_: None, lambda stage, _: ran.append(stage))
     assert len(ran) == 2
     later = make({"a": ("{base}/x",), "b": ()}, base="{workdir}/b")
+    with pytest.raises(ValueError, match="stage a of the pipeline: config.sources must name .* got {workdir}/b/x$"):
+        pipeline.run(later, str(tmp_path / "other"), lambda *_: None, lambda *_: None)
+    later = make({"a": ("{given}",), "b": ()}, given=("jsonl:{workdir}/b/x",))
     with pytest.raises(ValueError, match="stage a of the pipeline: config.sources must name .* got {workdir}/b/x$"):
         pipeline.run(later, str(tmp_path / "other"), lambda *_: None, lambda *_: None)
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bucket import install
+from etils import epath
 
 from configs import common, export, pretrain_tiny, reward_6b, sample, select, sft_1b3
 from instructgpt_jax import errors, main, models, networks, responses, run_tokenizer, sharding, sweep
@@ -20,6 +22,7 @@ from instructgpt_jax.data import datasets, sources
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.evaluation import curves
 from instructgpt_jax.models import hf
+from instructgpt_jax.stages import sample as sample_stage
 from instructgpt_jax.stages import select as select_stage
 from instructgpt_jax.training import checkpoint, metrics
 
@@ -228,6 +231,16 @@ def test_sample_goes_on_after_a_piped_line_that_is_no_utf_8(runs, tmp_path, monk
     assert "error: the prompt holds bytes that are no UTF-8, or half of a surrogate pair" in capsys.readouterr().err
 
 
+def test_sample_adds_to_a_file_in_a_bucket(runs, monkeypatch):
+    install(monkeypatch)
+    folder = epath.Path("gs://bucket/run")
+    (first,) = sampling(runs, folder, sample__prompts=("Hé.",))
+    with pytest.raises(KeyboardInterrupt), sample_stage.adding(folder / "samples.jsonl") as add:
+        add(json.dumps(first) + "\n")
+        raise KeyboardInterrupt
+    assert sampling(runs, folder, sample__prompts=("Hé.",)) == [first] * 3
+
+
 def test_sample_says_which_file_a_full_disk_stopped(runs, tmp_path):
     (tmp_path / "samples.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError) as stopped:
@@ -388,7 +401,9 @@ def test_grid_of_the_paper():
         [2.55e-6, 3.74e-6, 5.49e-6, 8.06e-6, 1.18e-5, 1.74e-5, 2.55e-5], rel=1e-9
     )
     assert sweep.grid("1e-3, 2e-3") == ["1e-3", "2e-3"]
-    for wrong in ("", "1e-3,,2e-3", "1:2", "0:1:3", "1:2:1", "a:b:c"):
+    assert sweep.grid("(0.9,0.95), (0.8,0.99)") == ["(0.9,0.95)", "(0.8,0.99)"] and sweep.grid("3") == ["3"]
+    assert sweep.grid("jsonl:a,jsonl:b") == ["jsonl:a", "jsonl:b"] and sweep.grid("a:b:2") == ["a:b:2"]
+    for wrong in ("", "1e-3,,2e-3", "1:2", "0:1:3", "1:2:1", "1:2:2.5", "1:2:3:4"):
         with pytest.raises(ValueError, match="--values must"):
             sweep.grid(wrong)
 
@@ -413,3 +428,30 @@ def test_sweep_goes_on_after_a_failure_and_resumes(runs, tmp_path, monkeypatch):
     assert "config.pretrain.optimizer.lr must be a positive number, got nan" in table[1]["error"]
     assert json.loads((tmp_path / "sweep.json").read_text()) == table
     assert (tmp_path / "lr_1e-3" / "metrics.jsonl").exists()
+
+
+STOPPED = """
+import signal, sys
+from configs import pretrain_tiny
+from instructgpt_jax import process
+
+
+def train(config, mesh, workdir):
+    with process.catching_signals():
+        signal.raise_signal(signal.SIGTERM)
+        process.end_if_stopped()
+
+
+sys.modules["__main__"].STAGES["pretrain"] = train
+get_config = pretrain_tiny.get_config
+"""  # a configuration whose run gets SIGTERM
+
+
+def test_sweep_ends_with_a_run_that_a_signal_stopped(tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    arguments = (f"{tmp_path}/stopped.py:tiny", "pretrain.optimizer.lr", ["1e-3", "2e-3"], "pretrain/loss")
+    with pytest.raises(SystemExit) as ended:
+        sweep.run(*arguments, tmp_path / "sweep", ["--config.data.pretraining=simulated:pretraining:100"])
+    assert ended.value.code == 143
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["lr_1e-3"]  # no table, and no other run

@@ -51,7 +51,8 @@ def test_keys():
     [
         ("sft", "sft.batch_size", "8", "an integer of at least 1, got '8'"),
         ("sft", "sft.batch_size", True, "an integer of at least 1, got True"),
-        ("sft", "seed", -1, "an integer of at least 0, got -1"),
+        ("sft", "seed", -1, "an integer of at least 0 and below 2**31, got -1"),
+        ("sft", "seed", 2**31, "an integer of at least 0 and below 2**31, got 2147483648"),
         ("sft", "sft.optimizer.lr", 0.0, "a positive number, got 0.0"),
         ("sft", "sft.optimizer.lr", float("nan"), "a positive number, got nan"),
         ("sft", "sft.optimizer.b2", 1.0, "a number of at least 0 and below 1, got 1.0"),
@@ -61,6 +62,7 @@ def test_keys():
         ("sft", "checkpoint.best_mode", "lowest", "one of ('min', 'max'), got 'lowest'"),
         ("sft", "sft.optimizer.schedule", "cos", "one of ('constant', 'linear', 'cosine'), got 'cos'"),
         ("sft", "sft.optimizer.eps_form", "tf", "one of ('optax', 'tensorflow'), got 'tf'"),
+        ("sft", "data.cache_dir", "gs://b/cache", "a local path, or '', got 'gs://b/cache'"),
         ("sft", "data.tokenizer", "train:many", "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''"),
         ("ppo", "eval_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),
         ("ppo", "snapshot_every", -1, "an integer of at least 0 (PPO has no epochs), got -1"),

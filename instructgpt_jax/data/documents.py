@@ -3,7 +3,7 @@
 import hashlib
 import os
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,10 +29,14 @@ def stream(records, tokenizer, cache_dir: str) -> np.ndarray | tokens.Stream:
     path = folder / f"{key.hexdigest()[:32]}.uint32"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:  # whole or not at all, whoever is first
-            for ids in _encode_all(records, tokenizer):
-                ids.tofile(file)
-        os.replace(file.name, path)
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # whole or not at all, whoever is first
+        try:
+            with open(partial, "wb") as file:  # not by tempfile, whose files are for their owner alone
+                for ids in _encode_all(records, tokenizer):
+                    ids.tofile(file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     return np.memmap(path, np.uint32, "r")
 
 

@@ -24,7 +24,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tokenizers
 import transformers
-from etils import epath
 
 from instructgpt_jax import paths
 from instructgpt_jax.data import chats, end_tokens, rendered, templates
@@ -247,8 +246,7 @@ def load(name_or_directory: str | os.PathLike, chat: chats.Chat | None = None) -
     name = paths.expand(name_or_directory)
     if "://" in name:  # transformers reads local files only
         with tempfile.TemporaryDirectory() as folder:
-            for path in epath.Path(name).iterdir():
-                path.copy(f"{folder}/{path.name}")
+            paths.copy_folder(name, folder, last="tokenizer.json")
             return load(folder, chat)
     directory = pathlib.Path(name)
     bare = (directory / "vocab.json").is_file() and not (directory / "tokenizer.json").is_file()

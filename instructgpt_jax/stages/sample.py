@@ -8,6 +8,7 @@ else text with a prompt a line, plain or gzip), or, where both are empty, from t
 UTF-8, and a line ends at its line feed. Each answer is printed and becomes a line of `samples.jsonl` in the workdir.
 """
 
+import contextlib
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from instructgpt_jax import errors, networks, paths, process, responses, run_tokenizer
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.cluster import agreeing
 from instructgpt_jax.data import chats, jsonl, padding, schema, sources, templates
 from instructgpt_jax.data import tokenizer as tokenizers
@@ -53,12 +55,11 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
     answer = make_answer(config, mesh, tokenizer)
 
     def keep(answers: Iterable[dict]) -> None:
-        for one in answers:
-            if jax.process_index() == 0:
-                print(f"{RULE}\n" * (len(given) > 1) + shown(one), flush=True)
-                path = folder / "samples.jsonl"
-                with errors.naming(path), path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"model": source, **one}, ensure_ascii=False) + "\n")
+        with adding(folder / "samples.jsonl") as add:
+            for one in answers:
+                if jax.process_index() == 0:
+                    print(f"{RULE}\n" * (len(given) > 1) + shown(one), flush=True)
+                    add(json.dumps({"model": source, **one}, ensure_ascii=False) + "\n")
 
     def shown(one: dict) -> str:
         if tokenizer.chat is None:
@@ -80,6 +81,26 @@ def run(config: ConfigDict, mesh: Mesh, workdir: str) -> None:
             said = [*turns, {"role": schema.ASSISTANT, "content": found[0]["response"]}]
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def adding(path: epath.Path) -> Iterator[Callable[[str], None]]:
+    """Yields what adds a line to a file: at once, or at the end where an object store has no append."""
+    lines = []
+
+    def append(line: str) -> None:
+        with errors.naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    if "://" not in str(path):
+        yield append
+        return
+    try:
+        yield lines.append
+    finally:  # also what there is when a signal ends it
+        if lines:
+            before = path.read_bytes() if path.exists() else b""
+            workdirs.write_atomically(path, before + "".join(lines).encode())
 
 
 def read_prompts(config: ConfigDict) -> list[Prompt]:

@@ -21,6 +21,7 @@ from instructgpt_jax.validate.evaluation import (
 )
 from instructgpt_jax.validate.rules import (
     FLAG,
+    LOCAL,
     PART,
     POSITIVE,
     SHARE,
@@ -48,12 +49,14 @@ TOKENIZER = Rule(
     "a directory, a Hub id, train:SIZE with a SIZE of at least 258, or ''",
     lambda x: isinstance(x, str) and (not x.startswith("train:") or (x[6:].isdecimal() and int(x[6:]) >= 258)),
 )
+# A larger one is no int32, as programs take it; up to here the next ones too, of folds and of sources, are uint32.
+SEED = Rule("an integer of at least 0 and below 2**31", lambda x: integer(0).holds(x) and x < 2**31)
 MESH = {axis: integer(-1) for axis in ("data", "fsdp", "tensor")}
 DATA = {
     "tokenizer": TOKENIZER, "template": TEXT, "end_tokens": TEXTS,
     "demonstrations": TEXTS, "comparisons": TEXTS, "prompts": TEXTS, "pretraining": TEXTS,
     "valid_fraction": SHARE, "max_prompt_tokens": integer(0), "skip_bad": integer(0), "skip_long": FLAG,
-    "data_dir": TEXT, "cache_dir": TEXT, "allow_changed": FLAG,
+    "data_dir": TEXT, "cache_dir": LOCAL, "allow_changed": FLAG,
 }  # fmt: skip
 LOG = {"log": {"wandb": TEXT}}
 TRAINING = {
@@ -175,7 +178,7 @@ def validate(config: ConfigDict, mesh: Mesh) -> None:
     if stage not in SECTIONS:
         raise ValueError(f"config.stage must be one of {sorted(SECTIONS)}, got {stage!r}")
     slices = {"slices": integer(1)} if "slices" in config.get("mesh", {}) else {}  # a mesh from before them has one
-    rules = {"seed": integer(0), "mesh": MESH | slices} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
+    rules = {"seed": SEED, "mesh": MESH | slices} | ({stage: SECTIONS[stage]} if SECTIONS[stage] else {})
     rules |= TRAINING if stage in TRAINED else {}
     rules |= LOG if stage in (*TRAINED, "evaluate", "benchmark") else {}
     rules |= {"eval_every": NO_EPOCHS, "snapshot_every": NO_EPOCHS} if stage == "ppo" else {}

@@ -51,6 +51,7 @@ EXAMPLE = Rule(
 PART = Rule("a number above 0 and at most 1", lambda x: _is_number(x) and 0 < x <= 1)
 FLAG = Rule("True or False", lambda x: isinstance(x, bool))
 TEXT = Rule("a string", lambda x: isinstance(x, str))
+LOCAL = Rule("a local path, or ''", lambda x: isinstance(x, str) and "://" not in x)
 TEXTS = Rule("a tuple of strings", lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x))
 
 
