@@ -335,8 +335,11 @@ def test_scores_by_hand(tmp_path, capsys):
         for who, values in {"r": "1100", "s": "1110", "a": "1100"}.items()
         for n, value in enumerate(values)
     ]
-    rankings = {"r": [1, 2, 3], "a": [1, 1, 2], "b": [3, 2, 1]}
-    comparisons = [{"task": "t", "labeler": who, "ranking": ranks} for who, ranks in rankings.items()]
+    texts = ["p", "q", "s", "q "]  # the last is the second once more: one item on the page, judged once
+    rankings = {"r": [1, 2, 3, 2], "a": [1, 1, 2, 1], "b": [3, 2, 1, 2]}
+    comparisons = [
+        {"task": "t", "labeler": who, "completions": texts, "ranking": ranks} for who, ranks in rankings.items()
+    ]
     grades = [{"author": "a", "labeler": who, "grade": grade} for who, grade in (("r", 7), ("s", 5), ("b", 1))]
     names = {"labelers": crowd, "flags": flags, "comparisons": comparisons, "grades": grades}
     files = [f"--{name}={write(tmp_path / f'{name}.jsonl', lines)}" for name, lines in names.items()]
