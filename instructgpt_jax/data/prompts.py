@@ -16,13 +16,13 @@ import gzip
 import hashlib
 import json
 import math
-import os
-import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from instructgpt_jax import errors
+from etils import epath
+
+from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.data import chats, pii
 from instructgpt_jax.data.records import about
 from instructgpt_jax.data.schema import ASSISTANT
@@ -235,15 +235,13 @@ def prepare(
     return Prepared(**sets, report=report)
 
 
-def write_splits(prepared: Prepared, folder: pathlib.Path) -> None:
+def write_splits(prepared: Prepared, folder: epath.Path) -> None:
     """`train.jsonl.gz`, `valid.jsonl.gz` and `test.jsonl.gz` in a folder."""
     for name in SPLITS:
         write_whole(folder / f"{name}.jsonl.gz", getattr(prepared, name))
 
 
-def write_whole(path: pathlib.Path, records: Iterable[Record]) -> None:
-    """Writes a gzip file of JSONL that appears only when it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    with errors.naming(partial), gzip.open(partial, "wt", encoding="utf-8", compresslevel=3) as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    os.replace(partial, path)
+def write_whole(path: epath.Path, records: Iterable[Record]) -> None:
+    """Writes a gzip file of JSONL that appears only when it is complete; equal records give equal bytes."""
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    workdirs.write_atomically(path, gzip.compress(lines.encode(), compresslevel=3, mtime=0))
