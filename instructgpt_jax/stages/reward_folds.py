@@ -102,13 +102,17 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     """Folds over prompts; complete folds are skipped, a cut one resumes.
 
     Writes `generalisation.json`, the accuracy on untied pairs of held-out prompts with its interval over prompts, and
-    `held_out.jsonl`, each comparison with the `scores` of its completions and its `fold`, by fold and in their order.
+    `held_out.jsonl`, each comparison with the `scores` of its completions and its `fold`, by fold and in their order;
+    those that are longer than the model's context are left out, as they are of training.
 
     Args:
       config: of a reward stage, `config.reward.folds` at least 2.
 
     Returns:
       What `generalisation.json` holds: `accuracy` of all pairs, and `folds`, that of each fold.
+
+    Raises:
+      ValueError: a fold whose comparisons are all too long.
     """
     workdir, data, count = epath.Path(workdir), config.data, config.reward.folds
     workdirs.claim(config, workdir)
@@ -124,7 +128,7 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         # Whether they may be left out is for the training of the other folds to say, which reads them too.
         kept = encoding.that_fit(records, text, network.config.max_length)
         if not len(kept):
-            raise ValueError(f"config.data.comparisons must leave fold {number} one that can be scored, got none")
+            raise ValueError(f"config.data.comparisons must leave fold {number} one that fits the context, got none")
         if len(kept) < len(records):
             process.say(f"reward: fold {number}: left out {kept.left_out}")
         rows = list(kept)
