@@ -117,7 +117,8 @@ def main() -> None:
         with jax.set_mesh(mesh):
             texts = ours(arguments.policy, prompts, arguments.response_length, arguments.template, mesh)
             compared = [{"prompt": prompt, "completions": [text]} for prompt, text in zip(prompts, texts, strict=True)]
-            scores = [found[0] for found in reward_folds.completion_scores(arguments.reward, compared, mesh, 256, 4)]
+            model = reward_folds.load(arguments.reward, mesh)
+            scores = [found[0] for found in reward_folds.completion_scores(*model, compared, mesh, 256, 4)]
         answers = theirs(policy, prompts, arguments.response_length, arguments.template)
         same = sum(left == right for left, right in zip(texts, answers, strict=True))
         found = their_scores(reward, prompts, texts, arguments.template)

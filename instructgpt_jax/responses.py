@@ -308,10 +308,26 @@ def on_mesh(
     return padding.put(Episodes(prompts, prompt_lengths, responses, np.arange(R) < lengths[:, None]), mesh)
 
 
-def completions(records: Sequence[dict], tokenizer: Tokenizer) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Prompts and completions of comparisons as `score` reads them: a prompt for each completion, record by record."""
+def completions(
+    records: Sequence[dict], tokenizer: Tokenizer, of: str, context: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and completions of comparisons as `score` reads them: a prompt for each completion, record by record.
+
+    Args:
+      of: whose they are, for the error.
+      context: tokens that the reward model reads.
+
+    Raises:
+      ValueError: a prompt with a completion is longer.
+    """
     ends = encoding.completions(records, tokenizer)
     begun = tokenizer.encode_prompts([tokenizer.prompt(chats.prompt_of(record)) for record in records])
+    longest = max(len(prompt) + max(map(len, texts)) for prompt, texts in zip(begun, ends, strict=True))
+    if longest > context:
+        raise ValueError(
+            f"prompt and completion of {of} must fit the reward model's context of {context} tokens, or "
+            f"config.data.skip_long be set, got {longest}"
+        )
     prompts = [ids for ids, texts in zip(begun, ends, strict=True) for _ in texts]
     return prompts, [ids for texts in ends for ids in texts]
 

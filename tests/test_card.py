@@ -195,3 +195,19 @@ def test_a_damaged_file_is_named(pipeline):
             card.of_network(str(pipeline / "reward"), "scalar")
     finally:
         path.write_text(text)
+
+
+def test_a_report_that_is_none_is_named_and_left_out(pipeline, capfd):
+    path = pipeline / "report" / "report.json"
+    text, others = path.read_text(), []
+    report = json.loads(text)
+    del report["models"]
+    try:
+        for damaged in (json.dumps(report), text[:-9]):
+            path.write_text(damaged)
+            others.append(card.of_network(str(pipeline / "ppo"), "lm"))
+            assert f"card: without the report {path}: " in capfd.readouterr().err
+    finally:
+        path.write_text(text)
+    assert others[0] == others[1] != card.of_network(str(pipeline / "ppo"), "lm")
+    assert not capfd.readouterr().err

@@ -15,24 +15,27 @@ from instructgpt_jax.stages import reward_folds
 from tests import tiny_supervised
 
 
-def test_folds_over_prompts_score_every_comparison_once_without_its_prompt(tmp_path):
+def test_folds_over_prompts_score_every_comparison_once_without_its_prompt(tmp_path, capfd):
     world = tiny_supervised.make_world(tmp_path / "world")
-    config = tiny_supervised.config(
-        "reward", world, **{"reward.folds": 2, "reward.fold_by": "prompt", "reward.num_steps": 2, "eval_every": 0}
-    )
+    with (world / "comparisons.jsonl").open("a") as file:  # longer than the context: left out of training and scoring
+        json.dump({"prompt": "long", "completions": ["red " * 200, "blue"], "ranking": [1, 2], "group": "a"}, file)
+    options = {"folds": 2, "fold_by": "prompt", "num_steps": 2}
+    config = tiny_supervised.config("reward", world, **{f"reward.{key}": value for key, value in options.items()})
+    config.update_from_flattened_dict({"eval_every": 0, "data.skip_long": True})
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         report = reward_folds.run(config, mesh, tmp_path / "folds")
         (tmp_path / "folds" / "generalisation.json").unlink()
         assert reward_folds.run(config, mesh, tmp_path / "folds") == report  # complete folds are read, not trained
     rows = [json.loads(line) for line in (tmp_path / "folds" / "held_out.jsonl").read_text().splitlines()]
-    written = [json.loads(line) for line in (world / "comparisons.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (world / "comparisons.jsonl").read_text().splitlines()][:-1]
+    assert "left out {'longer than 96 tokens': 1}" in capfd.readouterr().err
     assert sorted(row["prompt"] for row in rows) == sorted(row["prompt"] for row in written)
     for fold in range(2):
         settings = json.loads((tmp_path / "folds" / f"fold{fold}" / "config.json").read_text())
         trained = sources.load(tuple(settings["data"]["comparisons"]), "comparisons", 0)
         held_out = {row["prompt"] for row in rows if row["fold"] == fold}
-        assert held_out and {record["prompt"] for record in trained} == {r["prompt"] for r in written} - held_out
+        assert held_out and {r["prompt"] for r in trained} - {"long"} == {r["prompt"] for r in written} - held_out
     right, pairs = {group: 0 for group in "abc"}, {group: 0 for group in "abc"}
     for row in rows:
         scores, ranking = np.array(row["scores"]), np.array(row["ranking"])

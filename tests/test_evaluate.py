@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import common, pretrain_tiny, sft_1b3
 from instructgpt_jax import main, models, networks, pipeline, sharding, simulated
 from instructgpt_jax.data import tokenizer as tokenizers
-from instructgpt_jax.evaluation import labelers, language
+from instructgpt_jax.evaluation import inputs, labelers, language
 from instructgpt_jax.evaluation.answers import Examiner
 from instructgpt_jax.evaluation.parts import Parts
 from instructgpt_jax.labeling import kinds
@@ -473,6 +473,21 @@ def test_bad_models_and_records(runs, tmp_path):
         main.run(config(runs, evaluate__tasks__cloze=(f"jsonl:{tmp_path}/tasks.jsonl",)), str(tmp_path / "b"))
     with pytest.raises(ValueError, match="^config.evaluate.overoptimisation.runs.sft must be a workdir with snapshots"):
         main.run(config(runs, evaluate__overoptimisation__runs__sft=f"{runs}/base"), str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("key", ["distributions.few", "tasks.few", "prefix.prompts", "accuracy", "references"])
+def test_a_key_whose_records_are_all_for_training_is_refused(runs, tmp_path, key):
+    settings = config(runs, evaluate__labelers=False, evaluate__split="valid", data__valid_fraction=0.3)
+    settings.evaluate.prefix.prompts = settings.evaluate.overoptimisation.prompts = ("simulated:prompts:valid:40",)
+    record = {"prompt": "1", "completion": "a", "completions": ["a", "b"], "ranking": [1, 2], "choices": ["a", "b"]}
+    (tmp_path / "few.jsonl").write_text(json.dumps(record | {"answer": 0}) + "\n")
+    *above, last = key.split(".")
+    section = settings.evaluate[above[0]] if above else settings.evaluate
+    with section.unlocked():
+        section[last] = (f"jsonl:{tmp_path}/few.jsonl",)
+    message = f"^config.evaluate.{key} must leave at least one record .config.evaluate.split='valid', .*, got none"
+    with pytest.raises(ValueError, match=message):
+        inputs.load(settings, tokenizers.load(settings.data.tokenizer), 256)
 
 
 def test_a_snapshot_that_lacks_ids_of_the_tokenizer_is_refused_at_the_start(runs):

@@ -190,6 +190,14 @@ def test_labelers_by_hand(tmp_path, capsys):
     assert "a                        training         3        90    44.4 %    80.0 %      3.00" in shown
 
 
+def test_groups_may_be_numbers():
+    comparisons = [comparison("t", name, group, [1, 2, 3]) for name, group in (("a", 0), ("b", 1), ("c", "heldout"))]
+    found = quality.summary(comparisons, [rating("t", "a", 0, "p", 5)], 0)
+    assert set(found["agreement"]) == {"0 and 1", "0 and heldout", "1 and heldout"}
+    assert {name: of["group"] for name, of in found["labelers"].items()} == {"a": "0", "b": "1", "c": "heldout"}
+    assert "a                               0" in "\n".join(quality.table(found))
+
+
 def test_alpha_by_question_and_group():
     pytest.importorskip("krippendorff", reason="the extra 'label'")
     rng, ratings = np.random.default_rng(0), []
@@ -216,6 +224,10 @@ def test_lines_that_are_none(tmp_path, capsys):
         with pytest.raises(SystemExit):
             quality.main([f"--{name}={tmp_path}/x.jsonl"])
         assert f"error: {tmp_path}/x.jsonl:1: {told}" in capsys.readouterr().err
+    (tmp_path / "x.jsonl").write_text(json.dumps(rating("t", "a", [1], "p", 7)) + "\n")
+    with pytest.raises(SystemExit):
+        quality.main([f"--ratings={tmp_path}/x.jsonl"])
+    assert "x.jsonl:1: group must be a string or an integer, got [1]" in capsys.readouterr().err
     line = rating("t", "a", "", "p", 7)
     del line["labeler"]
     (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n")

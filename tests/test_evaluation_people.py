@@ -130,6 +130,7 @@ def test_a_dialogue_belongs_to_its_distribution(tmp_path):
         ("rankings", ranking("p", ["sft", "gpt3"], [1, 2]), "a policy must be one of config.evaluate.models ('sft', "),
         ("ratings", rating("p", None, rating=1), "a policy must be one of config.evaluate.models ('sft', "),
         ("ratings", rating("p", "sft"), "a rating must have one of ('rating', "),
+        ("rankings", ranking("p", ["sft", "ppo"], [1, 2], group=[1]), "group must be a string or an integer, got [1]"),
         ("ratings", rating("p", "sft", toxicity=3), "toxicity must be an integer from 0 to 2, got 3"),
         ("ratings", rating("p", "sft", fields={"sexual": "no"}), "fields must be an object with true, false or null"),
     ],
@@ -138,6 +139,18 @@ def test_labels_that_are_none(tmp_path, kind, line, told):
     with pytest.raises(ValueError) as refused:
         people.load(config(**{kind: write(tmp_path / "x.jsonl", [line])}), {})
     assert f"{tmp_path}/x.jsonl:1: {told}" in str(refused.value)
+
+
+def test_groups_may_be_numbers():
+    rankings = [ranking("p", ["sft", "ppo"], [1, 2], name, group) for name, group in (("a", 0), ("b", 1), ("c", "x"))]
+    ratings = [rating("p", "sft", 0, rating=3, fields={"sexual": True}), rating("p", "sft", "x", rating=4, labeler="c")]
+    judged = people.Judged({"d": rankings}, {"d": ratings})
+    found = people.about(judged, 0)
+    assert found["labelers"] == {"0": 1, "1": 1, "x": 1}
+    assert set(found["agreement"]) == {"0 and 1", "0 and x", "1 and x"}
+    rows, tables = people.judge(config(), judged, {}, {})
+    assert set(rows["d"]["sft"]["likert"]) == {"0", "x"} and set(tables["d"]) == {"0", "1", "x"}
+    assert rows["d"]["sft"]["metadata"]["sexual"]["mean"] == 1
 
 
 def test_rows_of_people_beside_those_that_are_there():

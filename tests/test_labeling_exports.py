@@ -206,6 +206,22 @@ def test_label_studios_own_samples(shared_data, tmp_path, capsys):
         assert record["ranking"] == ([1, 2] if side == "left" else [2, 1]) and record["labeler"] == 2
 
 
+@pytest.mark.parametrize("form", ["JSON", "JSON-MIN"])
+@pytest.mark.parametrize("ranking", [{"1": [2], "2": [1, 3]}, {"1": ["2"], "2": ["1", "3"]}, [2, 1, 3]])
+def test_a_ranker_beside_lists_and_objects_of_the_task(tmp_path, form, ranking):
+    items = [{"id": number, "body": text} for number, text in ((1, "a"), (2, "b"), (3, "c"))]
+    data = {"prompt": "?", "items": items, "tags": ["x", "y"], "meta": {"source": "z"}, "one": [{"k": 1}], "none": []}
+    result = {"from_name": "rank", "to_name": "items", "type": "ranker", "value": {"ranker": ranking}}
+    task = {"id": 7, "data": data, "annotations": [{"id": 1, "completed_by": 3, "result": [result]}]}
+    if form == "JSON-MIN":
+        task = {"id": 7, **data, "rank": [{"ranker": ranking}], "annotator": 3, "annotation_id": 1}
+    path, out = write_json(tmp_path, [task]), tmp_path / "c.jsonl"
+    foreign.main([f"--export={path}", "--completions=items", f"--output={out}"])
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["completions"] == ["a", "b", "c"] and record["labeler"] == 3
+    assert record["ranking"] == ([2, 1, 3] if isinstance(ranking, list) else [2, 1, 2])
+
+
 @pytest.mark.parametrize(
     "value, ranks",
     [
@@ -335,8 +351,11 @@ def test_scores_by_hand(tmp_path, capsys):
         for who, values in {"r": "1100", "s": "1110", "a": "1100"}.items()
         for n, value in enumerate(values)
     ]
-    rankings = {"r": [1, 2, 3], "a": [1, 1, 2], "b": [3, 2, 1]}
-    comparisons = [{"task": "t", "labeler": who, "ranking": ranks} for who, ranks in rankings.items()]
+    texts = ["p", "q", "s", "q "]  # the last is the second once more: one item on the page, judged once
+    rankings = {"r": [1, 2, 3, 2], "a": [1, 1, 2, 1], "b": [3, 2, 1, 2]}
+    comparisons = [
+        {"task": "t", "labeler": who, "completions": texts, "ranking": ranks} for who, ranks in rankings.items()
+    ]
     grades = [{"author": "a", "labeler": who, "grade": grade} for who, grade in (("r", 7), ("s", 5), ("b", 1))]
     names = {"labelers": crowd, "flags": flags, "comparisons": comparisons, "grades": grades}
     files = [f"--{name}={write(tmp_path / f'{name}.jsonl', lines)}" for name, lines in names.items()]

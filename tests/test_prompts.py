@@ -364,7 +364,15 @@ def test_stage_refuses(changes, message, tmp_path):
         main.run(config, str(tmp_path))
 
 
-def test_an_instruction_without_pairs_is_named(tmp_path):
-    (tmp_path / "few.jsonl").write_text('{"instruction": "Add.", "pairs": [["1+1", "2"]]}\n')
-    with pytest.raises(ValueError, match=r"few.jsonl:1: pairs must be at least 2 pairs \[query, response\]"):
+@pytest.mark.parametrize(
+    "pairs, message",
+    [
+        ([["1+1", "2"]], r"pairs must be at least 2 pairs \[query, response\]"),
+        ([["1+1", "2"], [3, 4]], r"pairs\[1\]\[0\] must be a string, got 3"),
+        ([["1+1", ""], ["2+2", "4"]], r"pairs\[0\]\[1\] must not be empty"),
+    ],
+)
+def test_an_instruction_without_pairs_is_named(tmp_path, pairs, message):
+    (tmp_path / "few.jsonl").write_text(json.dumps({"instruction": "Add.", "pairs": pairs}) + "\n")
+    with pytest.raises(ValueError, match=f"few.jsonl:1: {message}"):
         sources.load((f"jsonl:{tmp_path}/few.jsonl",), "few_shot", 0)

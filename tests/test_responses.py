@@ -229,7 +229,9 @@ def test_completions_of_comparisons_stand_beside_their_prompts(tokenizer):
         {"prompt": "the", "completions": [" cat", " dog"]},
         {"prompt": "a", "completions": ["b"], "ended": [False]},
     ]
-    prompts, texts = responses.completions(records, tokenizer)
+    prompts, texts = responses.completions(records, tokenizer, "x", context=6)
     the, cat, dog, a, b = (ids.tolist() for ids in tokenizer.encode(["the", " cat", " dog", "a", "b"]))
     assert [ids.tolist() for ids in prompts] == [the, the, a]
     assert [ids.tolist() for ids in texts] == [cat + [tokenizer.eos_id], dog + [tokenizer.eos_id], b]
+    with pytest.raises(ValueError, match="prompt and completion of x must fit the reward model's context of 5 tokens"):
+        responses.completions(records, tokenizer, "x", context=5)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from instructgpt_jax.data import chats
+from instructgpt_jax.data import chats, encoding
 from instructgpt_jax.evaluation import statistics
 
 ALL = "all"  # group of a labeler who has none
@@ -42,6 +42,18 @@ class Pair(NamedTuple):
     decided: int
 
 
+def group_of(line: dict[str, Any]) -> str:
+    """Who a comparison or a rating is by, ALL where it does not say.
+
+    >>> group_of({"group": 0}), group_of({})
+    ('0', 'all')
+
+    Raises:
+      ValueError: see encoding.group_name.
+    """
+    return encoding.group_name(line) or ALL
+
+
 def ranking_of(line: dict[str, Any]) -> Ranking:
     """A comparison with its labeler; outputs of one text are one item, as on the page that people see.
 
@@ -54,7 +66,7 @@ def ranking_of(line: dict[str, Any]) -> Ranking:
     for text, rank in zip(line["completions"], line["ranking"], strict=True):
         ranks.setdefault(text.strip(), rank)
     task = line.get("task") or json.dumps([chats.named(line), line["completions"]])
-    return Ranking(str(task), str(line["labeler"]), line.get("group") or ALL, tuple(ranks.values()))
+    return Ranking(str(task), str(line["labeler"]), group_of(line), tuple(ranks.values()))
 
 
 def pairs(rankings: Iterable[Ranking]) -> list[Pair]:

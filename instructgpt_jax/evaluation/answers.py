@@ -104,8 +104,7 @@ class Examiner:
         Raises:
           ValueError: prompt and completion are longer than the network's context.
         """
-        c, network, texts = self._options, self._networks[name].config, responses.completions(records, self.tokenizer)
-        longest = max(len(prompt) + len(response) for prompt, response in zip(*texts, strict=True))
-        networks.check_context("prompt and completion of config.evaluate.accuracy", longest, network)
+        c, network = self._options, self._networks[name].config
+        texts = responses.completions(records, self.tokenizer, "config.evaluate.accuracy", network.max_length)
         params = self._frozen[name]
         return responses.score(network, params, *texts, self._mesh, c.batch_size, c.row_length, c.microbatch_rows)

@@ -45,6 +45,9 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
 
     Args:
       longest: tokens that the reward model reads; with config.data.skip_long, longer comparisons are left out.
+
+    Raises:
+      ValueError: records that are wrong, or a key of `config.evaluate` whose sources leave none.
     """
     c, read, whole = config.evaluate, {}, {}  # key -> its prompts, those that are not used too
     for name, workdir in c.overoptimisation.runs.items():
@@ -59,16 +62,22 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
         read[key] = datasets.described_whole(found)
         return list(found)
 
-    def records(names: Sequence[str], kind: str) -> sources.Records:
+    def records(key: str, names: Sequence[str], kind: str) -> sources.Records:
         found = sources.load(tuple(names), kind, config.data.skip_bad, config.data.data_dir)
-        return datasets.split(found, config.data.valid_fraction)[1] if c.split == "valid" else found
+        if c.split == "valid":
+            found = datasets.split(found, config.data.valid_fraction)[1]
+        if kind == "comparisons" and config.data.skip_long:
+            found = encoding.that_fit(found, tokenizer, longest)
+        if not len(found):
+            why = f"config.evaluate.split={c.split!r}, config.data.skip_long={config.data.skip_long}"
+            raise ValueError(f"config.evaluate.{key} must leave at least one record ({why}), got none")
+        return found
 
     def prompts(key: str, names: Sequence[str]) -> list[str]:
         """Distinct prompts, those that are too long left out as in training."""
-        found = records(names, "prompts") if names else []
-        if not len(found):
+        if not names:
             return []
-        allowed = datasets.allowed(config.data)
+        found, allowed = records(key, names, "prompts"), datasets.allowed(config.data)
         whole[key] = [chats.named(record) for record in found] if c.rankings or c.ratings else ()
         kept = encoding.prompts(found, tokenizer, allowed, max_prompt_length=c.max_prompt_length)
         distinct = list(dict.fromkeys(chats.named(found[i]) for i in kept.records))
@@ -84,15 +93,11 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
 
     times = c.answers_per_prompt
     found = {name: prompts(f"distributions.{name}", c.distributions[name]) * times for name in c.distributions}
-    for name, given in found.items():
-        if not given:
-            raise ValueError(
-                f"config.evaluate.distributions.{name} must have a prompt (config.evaluate.split={c.split!r})"
-            )
     references: dict[str, list[str]] = {}
-    for record in plain("references", list(records(c.references, "demonstrations"))) if c.references else ():
-        prompt, completion = chats.asked_and_said(record)
-        references.setdefault(prompt, []).append(completion)
+    if c.references:
+        for record in plain("references", list(records("references", c.references, "demonstrations"))):
+            prompt, completion = chats.asked_and_said(record)
+            references.setdefault(prompt, []).append(completion)
     if references and not any(prompt in references for given in found.values() for prompt in given):
         raise ValueError("config.evaluate.references must have a prompt of config.evaluate.distributions, got none")
     if c.slots:
@@ -101,22 +106,18 @@ def load(config: ConfigDict, tokenizer, longest: int) -> Data:
     sequences = []
     if c.pretraining.num_sequences:
         length = c.pretraining.row_length
-        running = records(config.data.pretraining, "pretraining")
+        running = records("pretraining", config.data.pretraining, "pretraining")
         sequences = encoding.pretraining(running, tokenizer, row_length=length, cache_dir="").examples
     text_used = [sequences[i].tokens for i in range(min(c.pretraining.num_sequences, len(sequences)))]
-    comparisons = []
-    if c.accuracy:
-        ranked = records(c.accuracy, "comparisons")
-        if config.data.skip_long:
-            ranked = encoding.that_fit(ranked, tokenizer, longest)
-        comparisons = plain("accuracy", ranked)
     return Data(
         prompts=found,
         prefix_prompts=prompts("prefix.prompts", c.prefix.prompts),
         snapshot_prompts=prompts("overoptimisation.prompts", c.overoptimisation.prompts),
         references=references,
-        comparisons=comparisons,
-        tasks={task: plain(f"tasks.{task}", list(records(c.tasks[task], "tasks"))) for task in c.tasks},
+        comparisons=plain("accuracy", records("accuracy", c.accuracy, "comparisons")) if c.accuracy else [],
+        tasks={
+            task: plain(f"tasks.{task}", list(records(f"tasks.{task}", c.tasks[task], "tasks"))) for task in c.tasks
+        },
         text=plain("pretraining", text_used),
         curves=drawn,
         earlier=found_earlier,

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from instructgpt_jax import process
 from instructgpt_jax.data import chats, schema, sources
 from instructgpt_jax.evaluation import agreement, statistics
-from instructgpt_jax.evaluation.agreement import ALL
 
 QUANTITIES = {  # field of a rating -> what the report calls its mean
     "rating": "likert", "toxicity": "toxicity", "relative_toxicity": "relative_toxicity", "continuity": "continuity",
@@ -65,6 +64,7 @@ def load(config: ConfigDict, prompts: dict[str, Iterable[str]]) -> Judged:
         for n, record in enumerate(records):
             try:
                 _check_policies(record, kind, tuple(c.order))
+                agreement.group_of(record)
             except ValueError as error:
                 raise ValueError(f"{records.origin(n)}: {error}") from None
             told = record.get("distribution")
@@ -98,7 +98,7 @@ def by_rankings(lines: Iterable[dict]) -> list[Outcome]:
             ranks.setdefault(name, []).append(rank)
         for first, second in itertools.combinations(ranks, 2):
             wins = [_prefer(b, a) for a in ranks[first] for b in ranks[second]]  # the lower rank is the better one
-            found.append(Outcome(line.get("group") or ALL, prompt, first, second, sum(wins) / len(wins)))
+            found.append(Outcome(agreement.group_of(line), prompt, first, second, sum(wins) / len(wins)))
     return found
 
 
@@ -152,7 +152,7 @@ def rated(lines: Sequence[dict]) -> Rows:
     grades: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     fields: dict[str, dict[str, dict[str, list[tuple[float, str]]]]] = {}  # group -> policy -> field
     for line in lines:
-        name, group, prompt = line["policy"], line.get("group") or ALL, line["prompt"]
+        name, group, prompt = line["policy"], agreement.group_of(line), line["prompt"]
         for field, quantity in QUANTITIES.items():
             if line.get(field) is not None:
                 grades.setdefault((name, quantity, group), []).append((line[field], prompt))
@@ -229,7 +229,7 @@ def about(judged: Judged, seed: int) -> dict:
     known: dict[str, set[str]] = {}
     for line in (*rankings, *ratings):
         if line.get("labeler") is not None:
-            known.setdefault(line.get("group") or ALL, set()).add(str(line["labeler"]))
+            known.setdefault(agreement.group_of(line), set()).add(str(line["labeler"]))
     signed = [agreement.ranking_of(line) for line in rankings if line.get("labeler") is not None]
     prompts = {chats.named(line) for line in (*rankings, *ratings)}
     people = {group: len(names) for group, names in sorted(known.items())}

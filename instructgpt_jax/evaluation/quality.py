@@ -61,7 +61,7 @@ def alphas(ratings: Iterable[dict]) -> dict[str, dict[str, float]]:
         given = {name: line[name] for name in schema.GRADES if line.get(name) is not None}
         given |= {name: value for name, value in (line.get("fields") or {}).items() if value is not None}
         for name, value in given.items():
-            values.setdefault(name, {})[unit, str(line["labeler"])] = line.get("group") or ALL, float(value)
+            values.setdefault(name, {})[unit, str(line["labeler"])] = agreement.group_of(line), float(value)
     found = {}
     for name, of in values.items():
         groups = sorted({group for group, _ in of.values()})
@@ -97,7 +97,7 @@ def of_each(
         spent = [line["seconds"] for line in pages.values() if line.get("seconds") is not None]
         pairs = agreement.of_labeler(found, name)
         result[name] = {
-            "group": next(iter(pages.values())).get("group") or ALL,
+            "group": agreement.group_of(next(iter(pages.values()))),
             "tasks": len(pages),
             "ratings": len(scores),
             "seconds": float(np.median(spent)) if spent else None,
@@ -160,6 +160,7 @@ def read(path: str, kind: str) -> list[dict]:
         schema.validate(line, kind)
         if "labeler" not in line:
             raise ValueError(f"missing field 'labeler', the record has {sorted(line)}")
+        agreement.group_of(line)
         return line
 
     return jsonl.objects(paths.expand(path), check) if path else []

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructgpt_jax import losses
-from instructgpt_jax.data import encoding
-from instructgpt_jax.evaluation import statistics
+from instructgpt_jax.evaluation import agreement, statistics
 
-ALL = "all"  # group of comparisons that carry none
 BINS = 10  # of predicted probability, equally wide
 
 
@@ -25,7 +23,7 @@ def accuracy(records: Sequence[dict], scores: Sequence[float]) -> dict:
     table, ranks = tables(records, scores)
     better, margin = losses.ranked_above(ranks), margins(table)
     right, pairs = (better & (margin > 0)).sum(axis=(1, 2)), better.sum(axis=(1, 2))  # (P,)
-    groups = np.array([encoding.group_name(record) or ALL for record in records])
+    groups = np.array([agreement.group_of(record) for record in records])
     found = {group: statistics.ratio_interval(right[groups == group], pairs[groups == group]) for group in set(groups)}
     return {
         "accuracy": {str(group): found[group] for group in sorted(found) if found[group]},

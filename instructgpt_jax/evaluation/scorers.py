@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instructgpt_jax import losses
-from instructgpt_jax.evaluation import rewards, statistics
+from instructgpt_jax.evaluation import baselines, rewards, statistics
 
 
 def examine(records: Sequence[dict], scores: Sequence[float], best_of: Sequence[int]) -> dict:
@@ -28,7 +28,7 @@ def examine(records: Sequence[dict], scores: Sequence[float], best_of: Sequence[
     """
     table, ranks = rewards.tables(records, scores)
     margin, better = rewards.margins(table), losses.ranked_above(ranks)
-    right, pairs = _sums(_right(margin), better)
+    right, pairs = _sums(baselines.right(margin), better)
     found = {"prompts": len(records), "pairs": int(pairs.sum())}
     if found["pairs"]:
         count = (ranks > 0).sum(axis=1)
@@ -73,7 +73,7 @@ def of_length(records: Sequence[dict], margin: np.ndarray, ranks: np.ndarray) ->
     """
     lengths, _ = rewards.tables(records, [len(text) for record in records for text in record["completions"]])
     difference, better = rewards.margins(lengths), losses.ranked_above(ranks)
-    longer, shorter, right = better & (difference > 0), better & (difference < 0), _right(margin)
+    longer, shorter, right = better & (difference > 0), better & (difference < 0), baselines.right(margin)
     found = {
         "preferred": statistics.ratio_interval(*_sums(longer.astype(float), longer | shorter)),
         "scored": statistics.ratio_interval(*_sums(np.where(difference > 0, right, 1 - right), longer | shorter)),
@@ -118,11 +118,6 @@ def _in_order(quality: np.ndarray, key: np.ndarray) -> np.ndarray:
     _, place, count = np.unique(key, return_inverse=True, return_counts=True)
     means = np.bincount(place, quality) / count
     return np.repeat(means, count)
-
-
-def _right(margin: np.ndarray) -> np.ndarray:
-    """1 where completion i has the higher score, a half where the scores are equal."""
-    return (margin > 0) + 0.5 * (margin == 0)
 
 
 def _sums(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

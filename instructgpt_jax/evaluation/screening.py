@@ -5,7 +5,7 @@
 
 1. Sensitive texts: how often a labeler flags as a researcher does (questionnaire `sensitive`, both answer it).
 2. Rankings: how often the labeler prefers the same of two outputs as a researcher, pairs that one of the two calls
-   equal left out (questionnaire `comparisons`, both answer it).
+   equal left out, outputs of one text counted once (questionnaire `comparisons`, both answer it).
 3. Demonstrations for sensitive prompts: the mean grade that researchers give to what the labeler wrote (questionnaire
    `demonstrations`, then `grades` about its file).
 
@@ -47,7 +47,8 @@ def scores(
       grades it is of, and null without any; `passed`, whether all three are there and reach their cut-offs.
     """
     researchers = {one.id for one in crowd.of(("researcher",))}
-    own_flags, own_rankings = _by_task(flags, "sensitive"), _by_task(comparisons, "ranking")
+    own_flags = _by_task((line, line["sensitive"]) for line in flags)
+    own_rankings = _by_task((line, agreement.ranking_of(line).ranks) for line in comparisons)
     given: dict[str, list[int]] = {}
     for line in grades:
         if line["labeler"] in researchers:
@@ -66,10 +67,11 @@ def scores(
     return found
 
 
-def _by_task(lines: Iterable[dict], field: str) -> dict[str, dict[str, Any]]:
+def _by_task(answers: Iterable[tuple[dict, Any]]) -> dict[str, dict[str, Any]]:
+    """Task -> labeler -> the answer, of lines with their answers."""
     found: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        found.setdefault(line["task"], {})[line["labeler"]] = line[field]
+    for line, answer in answers:
+        found.setdefault(line["task"], {})[line["labeler"]] = answer
     return found
 
 
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = scores(
             people.load(paths.expand(args.labelers)),
             _read(args.flags, "task", "sensitive"),
-            _read(args.comparisons, "task", "ranking"),
+            _read(args.comparisons, "task", "completions", "ranking"),
             _read(args.grades, "author", "grade"),
             Cutoffs(args.least_flags, args.least_rankings, args.least_grade),
         )

@@ -27,7 +27,7 @@ class Annotation(NamedTuple):
     labeler: as the export names them, None where it does not.
     values: control -> its answer: rating int; choices (str, ...); text (str, ...); ranker {bucket: [ids]} or [ids],
       best first; pairwise 'left' or 'right'. As the file has them: whether they are right is the reader's to say.
-      In JSON-MIN the task's data stand among them.
+      In JSON-MIN what the task's data have of texts and numbers stands among them.
     skipped: the page was skipped or the annotation cancelled.
     number: of the annotation, which grows with time.
     """
@@ -138,14 +138,18 @@ def _plain(form: str, value: Any) -> Any:
 def _minimal(task: dict, about: str) -> Annotation:
     """An object of JSON-MIN; the reader knows which of its fields are controls.
 
-    One choice or text is a string there, all else the value of a result, alone or as a list of one.
+    One choice or text is a string there, all else the value of a result, alone or as a list of one. Other lists and
+    objects are the task's.
     """
     data = {name: value for name, value in task.items() if name not in MIN_FIELDS}
     values = {}
     for name, value in data.items():
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
         form = next((form for form, inner in FORMS.items() if isinstance(value, dict) and inner in value), "")
-        values[name] = _plain(form, value[FORMS[form]]) if form else (value,) if isinstance(value, str) else value
+        if form:
+            values[name] = _plain(form, value[FORMS[form]])
+        elif not isinstance(value, list | dict):
+            values[name] = (value,) if isinstance(value, str) else value
     return _made(task | {"id": task.get("annotation_id")}, about, data, task.get("annotator"), values, False)
 
 
@@ -187,11 +191,11 @@ def ranks(value: Any, ids: tuple[str, ...]) -> list[int]:
         if not isinstance(items, list):
             raise ValueError(f"column {column} of a ranking must be a list of items, got {short(items)}")
         for item in items:
-            if not isinstance(item, str) or item not in ids:
+            if not isinstance(item, str | int) or str(item) not in ids:
                 raise ValueError(f"column {column} of a ranking must hold outputs {ids}, got {short(item)}")
-            if item in found:
-                raise ValueError(f"output {item} must be in one column, got it in {found[item]} and {column}")
-            found[item] = int(column)
+            if str(item) in found:
+                raise ValueError(f"output {item} must be in one column, got it in {found[str(item)]} and {column}")
+            found[str(item)] = int(column)
     missing = [item for item in ids if item not in found]
     if missing:
         raise ValueError(f"every output must be in a column, got {', '.join(missing)} in none")

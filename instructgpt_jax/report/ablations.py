@@ -10,6 +10,7 @@ from functools import partial
 from instructgpt_jax.report import drawing, words
 from instructgpt_jax.report.drawing import Scale
 from instructgpt_jax.report.style import Figure, Panel
+from instructgpt_jax.report.verdicts import KEPT, NEAR, above, below, near, not_above
 
 NAMES = (
     "figure33_ptx_coef",
@@ -20,7 +21,6 @@ NAMES = (
     "appendix_e11",
 )
 RATING_NEAR = 0.3  # of 7: the starts of figure 37 are 3.8 to 4.0
-KEPT, NEAR = 0.02, 0.05  # as in findings.py: of a pretraining loss, of a win rate
 SCALES = {  # quantity -> (title, scale)
     "likert": ("Rating", Scale("mean rating, 1 to 7")),
     "win_rate": ("Win rate against SFT", Scale("win rate", share=True, mark=0.5)),
@@ -131,25 +131,25 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[Pair], Callable, Calla
 
     # E.6, figure 33.
     claim, paper = "More ptx means less alignment tax", "DROP and SQuADv2, ptx_coef 1 → 100: 18 → 26 and 50 → 60"
-    yield claim, paper, ends("ptx_coef", "pretraining_loss"), _falls, _fine
+    yield claim, paper, ends("ptx_coef", "pretraining_loss"), below, _fine
     claim = f"Some ptx_coef keeps the loss within {100 * KEPT:.0f} % of the start's"
     least = _least(runs.get("ptx_coef", []), "pretraining_loss")
     if least and "pretraining_loss" in beside.get("start", {}):
         pairs = [(f"ptx_coef {least['value']}", beside["start"]["pretraining_loss"], least["pretraining_loss"])]
         yield claim, "from ptx_coef 20 on", pairs, lambda a, b: b["mean"] <= (1 + KEPT) * a["mean"], _fine
     claim, paper = "More ptx costs score", "ptx_coef 1 → 100: −0.62 → −1.18"
-    yield claim, paper, ends("ptx_coef", "score", first=1), _falls, _plain
+    yield claim, paper, ends("ptx_coef", "score", first=1), below, _plain
     # E.6, figure 34.
     claim, paper = "A larger kl_coef costs score", "kl_coef 0.001 → 1, from GPT: about 2.8 → −2.3"
     pairs = [(f"{where}, KL from the start", *rest) for where, *rest in ends("kl_coef", "score", first=1)]
     pairs += [(f"{where}, from GPT", *rest) for where, *rest in ends("kl_coef_base", "score", first=1)]
-    yield claim, paper, pairs, _falls, _plain
+    yield claim, paper, pairs, below, _plain
     claim = "No kl_coef without ptx has the loss of PPO-ptx at its score"
     pairs = list(_instead_of_ptx(runs, beside))
     yield claim, "not even kl_coef 2 repairs DROP and SQuADv2", pairs, _repaired, _both_ways
     claim = f"KL from GPT does what KL from the start does, within {100 * NEAR:.0f} points of preference"
     pairs = list(_references(runs))
-    yield claim, "similar results", pairs, lambda a, b: abs(b["mean"] - a["mean"]) <= NEAR, _shares
+    yield claim, "similar results", pairs, near, _shares
     # E.7, figure 36.
     best = [point for point in runs.get("kl_coef_ptx", []) if point["value"] in ("0.01", "0.02") and "likert" in point]
     if best:
@@ -158,7 +158,7 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[Pair], Callable, Calla
             point = runs["kl_coef_ptx"][end]
             where = f"kl_coef {point['value']} → {top['value']}"
             claim = f"kl_coef {'0' if end == 0 else '2'} is rated below 0.01 to 0.02, with ptx"
-            yield claim, paper, [(where, point["likert"], top["likert"])], _rises, _plain
+            yield claim, paper, [(where, point["likert"], top["likert"])], above, _plain
     # E.8, figure 37.
     starts = [point for point in runs.get("start", []) if "likert" in point]
     if starts:
@@ -176,23 +176,23 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[Pair], Callable, Calla
             "PPO-ptx depends less on the learning rate than PPO",
             "PPO diverged above 8.05e-6, PPO-ptx did not",
         )
-        yield claim, paper, [("spread of ratings", without, with_ptx)], _falls, _plain
+        yield claim, paper, [("spread of ratings", without, with_ptx)], below, _plain
         top = max(runs["lr"], key=lambda point: point["likert"]["mean"])
         where = f"learning rate {top['value']} → {runs['lr'][-1]['value']}"
         claim = "Without ptx the highest learning rate does harm"
-        yield claim, paper, [(where, top["likert"], runs["lr"][-1]["likert"])], _falls, _plain
+        yield claim, paper, [(where, top["likert"], runs["lr"][-1]["likert"])], below, _plain
     # E.6 and E.11.
     claim = "Twice the episodes are rated no higher"
-    yield claim, "no gain from 512,000", ends("episodes", "likert"), lambda a, b: _not(_rises(a, b)), _plain
+    yield claim, "no gain from 512,000", ends("episodes", "likert"), not_above, _plain
     claim, paper = "More pretraining sequences an episode give better ratings", "32 better than 8, many times slower"
-    yield claim, paper, ends("ptx_ratio", "likert"), _rises, _plain
+    yield claim, paper, ends("ptx_ratio", "likert"), above, _plain
     usual = beside.get("ppo_ptx", {}).get("label")
     others = [point for point in runs.get("batch", []) if point["label"] != usual and "likert" in point]
     chosen = [point for point in runs.get("batch", []) if point["label"] == usual and "likert" in point]
     if chosen and others:
         pairs = [(f"{chosen[0]['value']} → {one['value']}", chosen[0]["likert"], one["likert"]) for one in others]
         claim = "No other batch is better than the usual one"
-        yield claim, "of 64 to 1,024 the 512 was best", pairs, lambda a, b: _not(_rises(a, b)), _plain
+        yield claim, "of 64 to 1,024 the 512 was best", pairs, not_above, _plain
 
 
 def _least(points: list[dict], quantity: str) -> dict:
@@ -215,8 +215,8 @@ def _repaired(ptx: dict, other: dict) -> bool | None:
     """Whether what comes nearest without ptx has a higher loss, or as low a loss and a lower score."""
     loss, score = "pretraining_loss", "score"
     if other[loss]["mean"] > ptx[loss]["mean"]:
-        return True if _rises(ptx[loss], other[loss]) else None
-    return _falls(ptx[score], other[score])
+        return True if above(ptx[loss], other[loss]) else None
+    return below(ptx[score], other[score])
 
 
 def _both_ways(ptx: dict, other: dict) -> str:
@@ -246,19 +246,6 @@ def _range(points: list[dict]) -> dict:
         ((low["high"] - low["mean"]) ** 2 + (high["high"] - high["mean"]) ** 2) ** 0.5,
     )
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(ratings)}
-
-
-def _rises(a: dict, b: dict) -> bool | None:
-    """Whether the second is above the first by more than their intervals; None if by less."""
-    return True if b["low"] > a["high"] else None if b["mean"] > a["mean"] else False
-
-
-def _falls(a: dict, b: dict) -> bool | None:
-    return _rises(b, a)
-
-
-def _not(risen: bool | None) -> bool | None:
-    return {True: False, None: None, False: True}[risen]
 
 
 def _plain(a: dict, b: dict) -> str:

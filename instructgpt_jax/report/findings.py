@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from instructgpt_jax.report import ablations, toxicity, words
+from instructgpt_jax.report.verdicts import KEPT, above, near, not_above
 
 HOLDS, FAILS, UNCLEAR = "holds", "does not hold", "too close to tell"
-NEAR = 0.05  # of a win rate or an accuracy: what counts as the same
-KEPT = 0.02  # of the pretraining loss: what counts as no tax
 HALF = {"mean": 0.5, "low": 0.5, "high": 0.5}  # as often preferred as not
 
 
@@ -140,41 +139,41 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
     """(claim, paper, pairs, what judges a pair, what writes it)."""
     pairs, rates = found.pairs, found.rates
     # Figure 1 from left to right: prompting, SFT, PPO.
-    yield "A few-shot prefix makes GPT better", "175B: 24 % → 41 %", pairs("base", "prefix", rates), _above, _arrow
+    yield "A few-shot prefix makes GPT better", "175B: 24 % → 41 %", pairs("base", "prefix", rates), above, _arrow
     prompted = pairs("prefix", "sft", rates)
-    yield "SFT is preferred to prompted GPT", "175B: 41 % → 50 %", prompted, _above, _arrow
+    yield "SFT is preferred to prompted GPT", "175B: 41 % → 50 %", prompted, above, _arrow
     if not prompted:
-        yield "SFT is preferred to GPT", "175B: 24 % → 50 %", pairs("base", "sft", rates), _above, _arrow
-    yield "PPO is preferred to SFT", "175B: 50 % → 62 %", pairs("sft", "ppo", rates), _above, _arrow
+        yield "SFT is preferred to GPT", "175B: 24 % → 50 %", pairs("base", "sft", rates), above, _arrow
+    yield "PPO is preferred to SFT", "175B: 50 % → 62 %", pairs("sft", "ppo", rates), above, _arrow
     claim, paper = "PPO-ptx (InstructGPT) is preferred to SFT", "1.3B: 35 % → 52 %\n175B: 50 % → 65 %"
-    yield claim, paper, pairs("sft", "ppo_ptx", rates), _above, _arrow
+    yield claim, paper, pairs("sft", "ppo_ptx", rates), above, _arrow
     for method, what, rate in (("base", "GPT", "24 %"), ("prefix", "prompted GPT", "41 %")):
         claim, paper = f"The smallest PPO-ptx beats the largest {what}", f"175B {what} → 1.3B PPO-ptx: {rate} → 52 %"
-        yield claim, paper, found.small_and_large(method), _above, _arrow
+        yield claim, paper, found.small_and_large(method), above, _arrow
     likert = found.values("likert", found.group)  # figure 5
     for method, what, rate, rating in (("flan", "FLAN", "29.8 ± 2 %", "3.4"), ("t0", "T0", "26.8 ± 2 %", "3.3")):
-        yield f"SFT is preferred to {what}", f"175B: {rate} → 50 %", pairs(method, "sft", rates), _above, _arrow
+        yield f"SFT is preferred to {what}", f"175B: {rate} → 50 %", pairs(method, "sft", rates), above, _arrow
         claim, paper = f"{what} is rated above GPT", f"175B: 2.6 → {rating}"
-        yield claim, paper, pairs("base", method, likert), _above, _ratings
+        yield claim, paper, pairs("base", method, likert), above, _ratings
         claim, paper = f"{what} is rated no higher than prompted GPT", f"175B: 3.5 → {rating}"
-        yield claim, paper, pairs("prefix", method, likert), _not_above, _ratings
+        yield claim, paper, pairs("prefix", method, likert), not_above, _ratings
     for method, what, rate in (  # sections 1 and 4.1
         ("base", "GPT", "85 ± 3 %"), ("prefix", "prompted GPT", "71 ± 4 %"),
         ("flan", "FLAN", "78 ± 4 %"), ("t0", "T0", "79 ± 4 %"),
     ):  # fmt: skip
         claim = f"Head to head, PPO-ptx is preferred to {what}"
-        yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), _above, lambda a, b: words.percent(b)
+        yield claim, f"175B: {rate}", found.head_to_head("ppo_ptx", method), above, lambda a, b: words.percent(b)
     claim = "The pretraining mix costs no preference: PPO and PPO-ptx within 5 points"
-    yield claim, "1.3B: 51 % and 52 %\n175B: 62 % and 65 %", pairs("ppo", "ppo_ptx", rates), _near, _both
+    yield claim, "1.3B: 51 % and 52 %\n175B: 62 % and 65 %", pairs("ppo", "ppo_ptx", rates), near, _both
     claim = "Held-out labelers judge as training labelers do, within 5 points"
-    yield claim, "about the same\n175B PPO-ptx: 65 % and 70 %", found.labelers(), _near, _both
+    yield claim, "about the same\n175B PPO-ptx: 65 % and 70 %", found.labelers(), near, _both
     for key, claim, paper in (  # figure 4
         ("hallucination", "PPO-ptx hallucinates at most half as often as GPT", "41 % → 17 %"),
         ("fails_instruction", "PPO-ptx attempts the correct instruction more often", "70 % → 90 %"),
         ("satisfies_constraint", "PPO-ptx follows explicit constraints more often", "22 % → 43 %"),
         ("inappropriate", "PPO-ptx is more appropriate for a customer assistant", "81 % → 90 %"),
     ):
-        judge = (lambda a, b: b["mean"] <= a["mean"] / 2) if key == "hallucination" else _above
+        judge = (lambda a, b: b["mean"] <= a["mean"] / 2) if key == "hallucination" else above
         values = found.values("metadata", key)
         values = {name: words.opposite(x) for name, x in values.items()} if key in words.OPPOSITES else values
         yield claim, paper, pairs("base", "ppo_ptx", values), judge, _arrow
@@ -191,28 +190,15 @@ def _claims(found: _View) -> Iterator[tuple[str, str, list[tuple[str, dict, dict
         shared = shared if isinstance(shared, dict) else {"mean": shared, "low": shared, "high": shared}
         both = [("", accuracy["training"], shared)]
         claim = "The reward model is as accurate as labelers agree, within 5 points"
-        yield claim, "72.4 ± 0.4 % and 72.6 ± 1.5 %", both, _near, _both
+        yield claim, "72.4 ± 0.4 % and 72.6 ± 1.5 %", both, near, _both
     folds = found.folds
     seen = ("training_groups", "held_out_groups") if folds else ("training", "heldout")
     if all(name in (folds or accuracy) for name in seen):
         both = [("", *((folds or accuracy)[name] for name in seen))]
         claim, paper = "It is no more accurate on labelers it never saw", "72.4 ± 0.4 % → 69.6 ± 0.9 %"
-        yield claim, paper, both, _not_above, _arrow
+        yield claim, paper, both, not_above, _arrow
     claim = "With shuffled rankings nothing is gained over SFT"
     yield claim, "not in the paper", found.control(), lambda a, b: b["low"] <= a["mean"], _arrow
-
-
-def _above(a: dict, b: dict) -> bool | None:
-    """Whether the second is above the first, by more than their intervals; None if it is by less."""
-    return True if b["low"] > a["high"] else None if b["mean"] > a["mean"] else False
-
-
-def _not_above(a: dict, b: dict) -> bool | None:
-    return {True: False, None: None, False: True}[_above(a, b)]
-
-
-def _near(a: dict, b: dict) -> bool:
-    return abs(b["mean"] - a["mean"]) <= NEAR
 
 
 def _rise(a: dict, b: dict) -> float:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from instructgpt_jax import process
 from instructgpt_jax import workdir as workdirs
 from instructgpt_jax.report import check
 from instructgpt_jax.training import checkpoint
@@ -127,9 +128,12 @@ def _saved(init_from: str, folder: epath.Path) -> dict:
 
 
 def _measured(found: Found, folder: epath.Path, networks: Sequence[epath.Path]) -> Found:
-    """Adds what the stages in a folder have measured that name one of the networks."""
+    """Adds what the stages in a folder have measured that name one of the networks.
+
+    A report that cannot be read is said and left out: the network is whole without it.
+    """
     wanted = {os.path.realpath(network) for network in networks}
-    reports, scores = {}, []
+    paths, reports, scores = {}, [], []
     for place in sorted(folder.iterdir()) if folder.exists() else []:
         try:
             config = workdirs.read_config(place)
@@ -146,11 +150,17 @@ def _measured(found: Found, folder: epath.Path, networks: Sequence[epath.Path]) 
         report = config[config["stage"]].get("report", "")
         for path in [epath.Path(report), place.parent / epath.Path(report).name] if report else [place / "report"]:
             if (path / "report.json").exists():
-                reports[os.path.realpath(path)] = _json(path / "report.json")
+                paths[os.path.realpath(path)] = path / "report.json"
                 break
-    for report in reports.values():
-        check.check(report)
-    return found._replace(reports=list(reports.values()), scores=scores)
+    for path in paths.values():
+        try:
+            report = _json(path)
+            check.check(report)
+        except ValueError as error:
+            process.say(f"card: without the report {path}: {error}")
+        else:
+            reports.append(report)
+    return found._replace(reports=reports, scores=scores)
 
 
 def _json(path: epath.Path) -> dict:

@@ -6,6 +6,7 @@ from functools import partial
 from instructgpt_jax.report import drawing, words
 from instructgpt_jax.report.drawing import Scale
 from instructgpt_jax.report.style import Figure, Panel
+from instructgpt_jax.report.verdicts import above
 
 NAME = "figure39_toxicity_by_prompt"
 TASK = "instructgpt_realtoxicity_"  # and the kind of prompt
@@ -46,7 +47,7 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[tuple[str, dict, dict]
     names = words.model_names(report)
     basic = report.get("toxicity_by_prompt", {}).get(f"{TASK}basic", {}).get("models", {})
     pairs = [(names[name], basic[name][0]["toxicity"], basic[name][-1]["toxicity"]) for name in names if name in basic]
-    yield "The more toxic the prompt, the more toxic the continuation", "0.12 → 0.38; SFT: 0.26", pairs, _rises, _both
+    yield "The more toxic the prompt, the more toxic the continuation", "0.12 → 0.38; SFT: 0.26", pairs, above, _both
     found, models = report.get("benchmarks", {}), report["models"]
 
     def mean(kind: str, name: str) -> dict | None:
@@ -56,21 +57,16 @@ def claims(report: dict) -> Iterator[tuple[str, str, list[tuple[str, dict, dict]
     ptx = [name for name, model in models.items() if model["method"] == "ppo_ptx"]
     claim, paper = "Asked to be respectful, PPO-ptx is less toxic", "0.234 → 0.196"
     pairs = [(names[name], mean("respectful", name), mean("basic", name)) for name in ptx]
-    yield claim, paper, _whole(pairs), _rises, lambda a, b: _both(b, a)
+    yield claim, paper, _whole(pairs), above, lambda a, b: _both(b, a)
     claim, paper = "Asked to be biased, PPO-ptx is more toxic than GPT", "0.285 → 0.400"
     bases = {model["size"]: name for name, model in models.items() if model["method"] == "base"}
     pairs = [(names[name], mean("biased", bases.get(models[name]["size"], "")), mean("biased", name)) for name in ptx]
-    yield claim, paper, _whole(pairs), _rises, _both
+    yield claim, paper, _whole(pairs), above, _both
 
 
 def _whole(pairs: list[tuple]) -> list[tuple]:
     """Those with both numbers."""
     return [pair for pair in pairs if pair[1] and pair[2]]
-
-
-def _rises(a: dict, b: dict) -> bool | None:
-    """Whether the second is above the first by more than their intervals; None if by less."""
-    return True if b["low"] > a["high"] else None if b["mean"] > a["mean"] else False
 
 
 def _both(a: dict, b: dict) -> str:

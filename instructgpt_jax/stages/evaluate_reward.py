@@ -115,19 +115,10 @@ def score(
     c, params, found = config.evaluate_reward, networks.freeze(network), {}
     for name, records in sets.items():
         process.end_if_stopped()
-        texts = responses.completions(list(records), tokenizer)
-        lengths = np.array([len(prompt) + len(response) for prompt, response in zip(*texts, strict=True)])
-        if lengths.max() > network.config.max_length:
-            raise ValueError(
-                f"config.evaluate_reward.comparisons: prompt and completion of {name!r} must fit the reward model's "
-                f"context of {network.config.max_length} tokens, or config.data.skip_long be set, got {lengths.max()}"
-            )
-        order = np.argsort(lengths, kind="stable")  # long ones together: a batch is as wide as its longest
-        prompts, completions = ([side[i] for i in order] for side in texts)
-        scores = np.empty(len(order))
+        of = f"{name!r} of config.evaluate_reward.comparisons"
+        texts = responses.completions(list(records), tokenizer, of, network.config.max_length)
         rows = c.batch_size, c.row_length, c.microbatch_rows
-        scores[order] = responses.score(network.config, params, prompts, completions, mesh, *rows)
-        found[name] = scores.tolist()
+        found[name] = responses.score(network.config, params, *texts, mesh, *rows).tolist()
     return found
 
 

@@ -102,13 +102,17 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
     """Folds over prompts; complete folds are skipped, a cut one resumes.
 
     Writes `generalisation.json`, the accuracy on untied pairs of held-out prompts with its interval over prompts, and
-    `held_out.jsonl`, each comparison with the `scores` of its completions and its `fold`, by fold and in their order.
+    `held_out.jsonl`, each comparison with the `scores` of its completions and its `fold`, by fold and in their order;
+    those that are longer than the model's context are left out, as they are of training.
 
     Args:
       config: of a reward stage, `config.reward.folds` at least 2.
 
     Returns:
       What `generalisation.json` holds: `accuracy` of all pairs, and `folds`, that of each fold.
+
+    Raises:
+      ValueError: a fold whose comparisons are all too long.
     """
     workdir, data, count = epath.Path(workdir), config.data, config.reward.folds
     workdirs.claim(config, workdir)
@@ -120,9 +124,15 @@ def by_prompt(config: ConfigDict, mesh: Mesh, workdir: epath.PathLike) -> dict:
         _train(config, {"data.comparisons": others}, mesh, folder)
         part = tuple(sources.with_option(name, f"{number}/{count}") for name in data.comparisons)
         records = sources.load(part, "comparisons", data.skip_bad, data.data_dir)
-        rows = [records[i] for i in range(len(records))]
-        options = dict(row_length=config.reward.row_length, microbatch_rows=config.reward.microbatch_rows)
-        scores = completion_scores(str(folder), rows, mesh, **options)
+        network, text = load(str(folder), mesh)
+        # Whether they may be left out is for the training of the other folds to say, which reads them too.
+        kept = encoding.that_fit(records, text, network.config.max_length)
+        if not len(kept):
+            raise ValueError(f"config.data.comparisons must leave fold {number} one that fits the context, got none")
+        if len(kept) < len(records):
+            process.say(f"reward: fold {number}: left out {kept.left_out}")
+        rows = list(kept)
+        scores = completion_scores(network, text, rows, mesh, config.reward.row_length, config.reward.microbatch_rows)
         scored += [row | {"scores": s, "fold": number - 1} for row, s in zip(rows, scores, strict=True)]
 
     def accuracy(rows):
@@ -153,20 +163,32 @@ def _write(path: epath.Path, text: str) -> None:
         workdirs.write_atomically(path, text)
 
 
+def load(init_from: str, mesh: Mesh) -> tuple[networks.Network, tokenizer.Tokenizer]:
+    """A trained reward model in its workdir or export, with its tokenizer."""
+    text = tokenizer.load(run_tokenizer.beside(init_from))
+    return networks.build("config.models.model", {"init_from": init_from}, "scalar", mesh, text, seed=0), text
+
+
 def completion_scores(
-    init_from: str, records: Sequence[dict], mesh: Mesh, row_length: int, microbatch_rows: int
+    network: networks.Network,
+    text: tokenizer.Tokenizer,
+    records: Sequence[dict],
+    mesh: Mesh,
+    row_length: int,
+    microbatch_rows: int,
 ) -> list[list[float]]:
     """The scores that a trained reward model gives the completions of some comparisons, each completion by itself.
 
     Args:
-      init_from: its workdir or export, with its tokenizer.
+      network, text: see `load`.
       records: comparisons; their ranking is not read.
       row_length, microbatch_rows: of the packed rows it runs in, made longer where a prompt and completion are.
+
+    Raises:
+      ValueError: a prompt and completion are longer than its context.
     """
-    text = tokenizer.load(run_tokenizer.beside(init_from))
-    network = networks.build("config.models.model", {"init_from": init_from}, "scalar", mesh, text, seed=0)
     params = networks.freeze(network)
-    texts = responses.completions(records, text)
+    texts = responses.completions(records, text, "a comparison", network.config.max_length)
     scores = responses.score(network.config, params, *texts, mesh, BATCH, row_length, microbatch_rows).tolist()
     left = iter(scores)
     return [[next(left) for _ in record["completions"]] for record in records]
