@@ -13,11 +13,11 @@ term    SIGTERM to a random process: all save the same step and exit 0; the same
 mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own: equal to rounding
 
 `--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=pretrain` takes that
-stage alone, `--part=short` pretraining, SFT and PPO-ptx, `--part=measured` pretraining, collect and evaluate.
-`--benchmark=FOLDER` adds the stage `benchmark` (extra `eval`), its records are written into FOLDER.
-A run that has not ended after `--patience` seconds counts as one that hangs, and as a difference. Every case is written
-into DIR/cases.jsonl; what is there already is not run again. Prints a line a case, and the table in the end; exits 1
-where anything differs.
+stage alone, `--part=short` pretraining, SFT and PPO-ptx, `--part=measured` pretraining, collect and evaluate,
+`--part=adapters` pretraining, and SFT, reward model and PPO-ptx on adapters. `--benchmark=FOLDER` adds the stage
+`benchmark` (extra `eval`), its records are written into FOLDER. A run that has not ended after `--patience` seconds
+counts as one that hangs, and as a difference. Every case is written into DIR/cases.jsonl; what is there already is not
+run again. Prints a line a case, and the table in the end; exits 1 where anything differs.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from instructgpt_jax.training import checkpoint  # noqa: E402
 
 CONFIG = "tests/every_stage.py"
 MOMENTS = {"evaluate": 6, "benchmark": 1}  # of a stage's work, see `done`, after the last of which it is disturbed
-PARTS = ("all", "pretrain", "short", "measured")
+PARTS = ("all", "pretrain", "short", "adapters", "measured")
 JOIN = 60  # seconds that a process waits for the others
 RELATIVE, ABSOLUTE = 2e-3, 2e-4  # "to rounding", over all stages one after the other
 CLOCK = ("perf", "seconds", "command", "config", "versions", "workdir", "hash")  # keys that need not be the same

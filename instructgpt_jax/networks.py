@@ -4,7 +4,8 @@ An entry is `dict(size=…, init_from=…, weights=…, …)`; its other keys ar
 workdir of an earlier stage (or one of its checkpoints or snapshots), a directory in Hugging Face format, a Hub id, or
 empty for a fresh model of the named size. `weights` chooses between the averaged ('ema') and the raw ('params') weights
 of a stage that keeps both. An entry with an `architecture` is one that a run goes on with: its own checkpoint has the
-weights, and `init_from` is not looked at.
+weights, and `init_from` is not looked at. `version` says which weights were in `init_from` when a run began:
+`build` notes it, and a run that goes on, and whoever reads an adapter on it, reads those and no others.
 
 Dropout is the setting of a stage: a network comes without it, wherever from, and has what its entry says.
 
@@ -54,7 +55,7 @@ class Network(NamedTuple):
     config: its shape.
     load: () -> parameters, float32, sharded by the training rules; of one with an adapter those that train.
     abstract: the same tree as ShapeDtypeStructs with shardings.
-    entry: that it was built from, with its `architecture`.
+    entry: that it was built from, with its `architecture` and the `version` of its init_from.
     grown: whether its scalar head is a fresh one, on the body of a language model.
     base: of the adapter; None where everything trains.
     source: where the parameters come from; None of one that is planned and never loaded.
@@ -116,6 +117,7 @@ def build(key: str, entry: ConfigDict | dict, head: str, mesh: Mesh, tokenizer: 
         return jax.jit(grown, out_shardings=shardings)(params, fresh_key)
 
     found = dict(ConfigDict(dict(entry)).to_dict()) | {"architecture": dataclasses.asdict(network)}
+    found |= {"version": source.version} if source.version else {}
     whole = Network(network, load, own, found, grown=grow and source.kind != "fresh", source=source)
     adapter = adapter_of(key, entry, network)
     if adapter is not None and adapter.base:

@@ -22,11 +22,12 @@ from instructgpt_jax import errors, paths
 # same when it is run again ...
 FIXED = ("stage", "seed", "models", "data", "rollout")
 # ... except, inside them, the length of the run, what changes speed or memory alone, places (the tokenizer that counts
-# is the copy in the workdir), the step of labelling, and who judges the answers. All else (mesh, logging, checkpoints,
-# evaluation) may change freely.
+# is the copy in the workdir), the step of labelling, who judges the answers, and the version of an init_from,
+# which a run that goes on has from here (resume.recalled). All else (mesh, logging, checkpoints, evaluation) may change
+# freely.
 FREE = (
     "num_steps", "num_epochs", "iterations", "eval_batches", "num_samples", "distribution_every", "wave", "remat",
-    "attention", "parallel", "tokenizer", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
+    "attention", "parallel", "tokenizer", "version", "cache_dir", "data_dir", "allow_changed", "step", "url", "export",
     "skip_answers", "rankings", "ratings", "preferences",
 )  # fmt: skip
 LATER = {  # keys that a config.json from before them lacks (* = any name), and what they were then

@@ -4,6 +4,7 @@
 --config=tests/every_stage.py:all,FOLDER          also that, on the records that `write_benchmark` has put into FOLDER
 --config=tests/every_stage.py:pretrain            that stage alone, longer
 --config=tests/every_stage.py:short               pretraining, SFT and a longer PPO-ptx alone, with a fresh reward model
+--config=tests/every_stage.py:adapters            pretraining, and SFT, reward model and PPO-ptx on adapters
 --config=tests/every_stage.py:measured[,FOLDER]   pretraining, and what measures its model with a fresh reward model
 
 A network is wide enough for a tensor axis of four; every batch is a multiple of eight.
@@ -106,6 +107,12 @@ def get_config(argument=""):
         stages["ppo"].models.policy = common.network(init_from="{workdir}/sft")
         stages["ppo"].models.reward = common.network("tiny", **TINY)
         stages["ppo"].ppo.iterations = 8
+    if part == "adapters":
+        stages = {name: stages[name] for name in ("pretrain", "sft", "reward", "ppo")}
+        stages["reward"].data.comparisons = ("simulated:comparisons:train:40",)
+        stages["ppo"].models.policy = common.network(init_from="{workdir}/sft")
+        for stage, name in (("sft", "model"), ("reward", "model"), ("ppo", "policy"), ("ppo", "value")):
+            stages[stage].models[name].adapter.update(common.adapter(rank=4, alpha=8.0, targets=("all",)))
     if folder:
         asked = [
             measured.Policy("select", "sft", "SFT", "sft", "tiny"),

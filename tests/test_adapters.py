@@ -1,6 +1,7 @@
 """Adapters on frozen networks: against W + (alpha / r) A B written out, in the stages, and what they leave."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from instructgpt_jax import main, models, networks, sharding, validate
 from instructgpt_jax.data import tokenizer as tokenizers
 from instructgpt_jax.models import Adapter, adapters
 from instructgpt_jax.stages import reward as reward_stage
-from instructgpt_jax.training import checkpoint
+from instructgpt_jax.stages import sft as sft_stage
+from instructgpt_jax.training import checkpoint, resume
 
 pytestmark = pytest.mark.usefixtures("one_device")
 ALL = models.config.PROJECTIONS
@@ -101,6 +103,15 @@ def test_dropout_is_of_what_the_adapter_reads_alone():
     assert all(np.abs(noise - plain).max() > 0.1 for noise in noisy) and np.abs(noisy[0] - noisy[1]).max() > 0.1
 
 
+def test_dropout_does_not_touch_an_adapter_that_is_frozen():
+    """A fresh one over it changes nothing yet, whatever it drops."""
+    base = adapters.join(NET, random_params(NET, models.init), moved(adapters.init(NET, jax.random.key(1))))
+    net = NET.replace(adapter=Adapter(2, 1.0, ("up", "key"), dropout=0.5))
+    joined, tokens = adapters.join(net, base, adapters.init(net, jax.random.key(2))), jnp.arange(8)[None]
+    hidden = lambda key: models.hidden(net, joined, tokens, tokens, None, dropout_key=key)  # noqa: E731
+    np.testing.assert_allclose(hidden(jax.random.key(3)), hidden(None), atol=1e-5)
+
+
 def test_meshes_agree(world):
     config = tiny_supervised.on_adapter(tiny_supervised.config("reward", world), world)
     tiny_supervised.check_meshes(reward_stage.build, config, "reward/loss", ((2, 2, 2),))
@@ -169,13 +180,63 @@ def test_another_base_is_refused(world, tuned, tmp_path):
     made = tokenizers.load(world / "bpe").pretrained(pad=False)
     models.hf.save(here, other.without_dropout(), models.init(other, jax.random.key(0)), made)
     saved = checkpoint.read_metadata(tuned / "sft")
-    saved["config"]["models"]["model"]["init_from"] = str(here)
+    saved["config"]["models"]["model"] |= {"init_from": str(here), "version": ""}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "read_metadata", lambda *_: saved)
         with pytest.raises(ValueError, match=r"made for another base than .*base: activation gelu_tanh and now relu"):
             built(tuned / "sft", world)
         saved["config"]["models"]["model"]["init_from"] = str(tmp_path / "gone")
         with pytest.raises(ValueError, match=r"in .*sft, config.models.model.init_from must exist, got .*gone"):
+            built(tuned / "sft", world)
+
+
+def test_a_base_that_was_trained_on_is_read_as_it_was(world, tmp_path):
+    """By whoever starts from the adapter, and by its own run that goes on."""
+    base = tiny_supervised.config("sft", world, **{"sft.num_steps": 2, "checkpoint.keep_last": 4})
+    main.run(base, str(tmp_path / "base"))
+    config = tiny_supervised.on_adapter(tiny_supervised.config("sft", world, **{"sft.num_steps": 2}), world)
+    config.models.model.init_from = str(tmp_path / "base")
+    main.run(config, str(tmp_path / "run"))
+
+    def frozen():
+        mesh = sharding.make_mesh(config.mesh)
+        with jax.set_mesh(mesh):
+            return jax.tree.map(np.asarray, sft_stage.build(resume.recalled(config, tmp_path / "run"), mesh).frozen())
+
+    before, whole = frozen(), jax.tree.map(np.asarray, built(tmp_path / "run", world).load())
+    base.sft.num_steps = 4
+    main.run(base, str(tmp_path / "base"))
+    assert checkpoint.steps(tmp_path / "base") == [2, 4]
+    jax.tree.map(np.testing.assert_array_equal, built(tmp_path / "run", world).load(), whole)
+    jax.tree.map(np.testing.assert_array_equal, frozen(), before)
+    saved = checkpoint.read_metadata(tmp_path / "run")
+    assert saved["config"]["models"]["model"].pop("version") == "step 2"
+    read = checkpoint.read_metadata
+    with pytest.MonkeyPatch.context() as patch:  # of an adapter from before there were versions, it is the newest
+        patch.setattr(checkpoint, "read_metadata", lambda at: saved if "/run/" in at else read(at))
+        assert built(tmp_path / "run", world).source.base.version == "step 4"
+    shutil.rmtree(tmp_path / "base" / "checkpoints" / "2")
+    told = r"in .*/run, config.models.model.init_from must still hold what was read at first, step 2, got steps \[4\]"
+    with pytest.raises(ValueError, match=told):
+        built(tmp_path / "run", world)
+    with pytest.raises(ValueError, match=r"config.models.model.init_from must still hold .* in '.*/base'"):
+        frozen()
+
+
+def test_a_base_in_other_files_is_refused(world, tuned, tmp_path):
+    """Files of the same names, sizes and headers."""
+    made = tokenizers.load(world / "bpe").pretrained(pad=False)
+    config, params = models.hf.load(world / "base")
+    changed = jax.tree.map(lambda x: x + 1e-3, params)
+    shutil.copytree(world / "base", tmp_path / "base")
+    assert models.hf.version(tmp_path / "base") == models.hf.version(world / "base")
+    saved = checkpoint.read_metadata(tuned / "sft")
+    saved["config"]["models"]["model"]["init_from"] = str(tmp_path / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "read_metadata", lambda *_: saved)
+        built(tuned / "sft", world)
+        models.hf.save(tmp_path / "base", config, changed, made)
+        with pytest.raises(ValueError, match=r"still hold what was read at first, files \w{16}, got files \w{16} in"):
             built(tuned / "sft", world)
 
 

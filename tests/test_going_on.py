@@ -227,5 +227,32 @@ def test_ppo_goes_on_without_the_sources_of_what_it_trains(world, first, tmp_pat
         build(ref_policy=dict(size="", init_from="", weights=""))  # a frozen copy of the policy that it starts from
     with pytest.raises(ValueError, match=r"config\.models\.reward\.init_from must exist, got '.*/scores'"):
         build(**own, reward=dict(size="", init_from=str(tmp_path / "scores"), weights=""))
+
+
+def test_what_does_not_train_is_read_as_it_was_when_ppo_began(world, first, tmp_path):
+    """Shapes alone: the run that the policy and its reference start from is made longer meanwhile."""
+    start, run = shutil.copytree(first, tmp_path / "start"), tmp_path / "run"
+    config = small_runs.get_config(str(tmp_path))
+    config.data.tokenizer = str(world / "bpe")
+    config.models.policy = dict(size="", init_from=str(start), weights="")
+    config.models.reward = dict(size="tiny", init_from="", **tiny_supervised.MODEL)
+
+    def build():
+        asked = resume.recalled(config, run)
+        nets = ppo_stage.build_networks(asked, mesh(), tokenizer.load(config.data.tokenizer))
+        workdirs.claim(workdirs.resolved(asked, {name: net.entry for name, net in nets.items()}), run)
+        return {name: net.entry.get("version") for name, net in nets.items()}, nets["ref_policy"].source.path
+
+    shutil.rmtree(start / "checkpoints" / "2")
+    began = build()
+    assert began == (dict(policy="step 1", ref_policy="step 1", reward=None, value=None), f"{start}/checkpoints/1")
+    with checkpoint.Checkpoints(run, 1, "", "min") as checkpoints:
+        checkpoints.save(1, {"step": jax.numpy.zeros(())}, {}, {})
+    shutil.copytree(first / "checkpoints" / "2", start / "checkpoints" / "2")
+    assert build() == began
+    shutil.rmtree(start / "checkpoints" / "1")
+    told = r"ref_policy.init_from must still hold what was read at first, step 1, got steps \[2\] in .*/start'"
+    with pytest.raises(ValueError, match=told):
+        build()
     with pytest.raises(ValueError, match=r"config\.models\.model\.init_from: 'not_here/model' must be a directory, or"):
         networks.shape("config.models.model", {"init_from": "not_here/model"})

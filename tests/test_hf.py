@@ -228,17 +228,20 @@ def test_special_tokens(tmp_path):
 def test_hub_id(monkeypatch):
     calls = []
 
-    def download(name, allow_patterns):
-        calls.append((name, allow_patterns))
+    def download(name, allow_patterns, revision):
+        calls.append((name, allow_patterns, revision))
         return str(GOLDEN / "gpt2")
 
     monkeypatch.setattr(storage.huggingface_hub, "snapshot_download", download)
     assert hf.read_config("owner/tiny-gpt2").width == 16
     assert len(calls) == 1 and "*.safetensors" not in calls[0][1]
     equal(hf.load("owner/tiny-gpt2")[1], hf.load(GOLDEN / "gpt2")[1])
-    assert ("owner/tiny-gpt2", ["*.safetensors"]) in calls
+    assert ("owner/tiny-gpt2", ["*.safetensors"], None) in calls
+    hf.load("owner/tiny-gpt2@a1b2")
+    assert calls[-1] == ("owner/tiny-gpt2", ["*.safetensors"], "a1b2")
+    assert hf.version("owner/tiny-gpt2") == "commit gpt2"  # the folder is named by it
 
-    def unreachable(name, allow_patterns):
+    def unreachable(name, allow_patterns, revision):
         raise OSError("no route to host")
 
     monkeypatch.setattr(storage.huggingface_hub, "snapshot_download", unreachable)

@@ -135,6 +135,16 @@ def test_the_stage_exports_both_and_trains_on_from_either(tmp_path):
         (dict(peft_type="IA3"), r"adapter_config.json: peft_type must be 'LORA', got 'IA3'"),
         (dict(use_dora=True), r"use_dora must be False, got True"),
         (dict(bias="all"), r"bias must be 'none', got 'all'"),
+        *(
+            (
+                dict(init_lora_weights=name),
+                rf"init_lora_weights must be one of .*, got '{name}', which changes the base",
+            )
+            for name in ("pissa", "pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga")
+        ),
+        (dict(layer_replication=[[0, 2], [1, 2]]), r"layer_replication must be None, got \[\[0, 2\], \[1, 2\]\]"),
+        (dict(kasa_config={"r": 2}), r"kasa_config must be None, got"),
+        (dict(revision="a1b2"), r"adapter_config.json: revision must be None, got 'a1b2'"),
         (dict(modules_to_save=["lm_head"]), r"modules_to_save must be \['score'\] or none"),
         (dict(base_model_name_or_path=""), r"base_model_name_or_path must name the base"),
         (dict(base_model_name_or_path="no/where/at/all"), r"base_model_name_or_path: 'no/where/at/all' must be a dir"),
@@ -150,6 +160,17 @@ def test_what_is_not_computed_is_named(changes, message, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         hf.load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("init", [*ours.INITS, "pissa", "olora"])
+def test_only_some_beginnings_of_peft_leave_the_base_as_it_is(init, tmp_path):
+    """By peft's own hand: those that we read do not change a weight, and others do."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    base = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    before = base[0].weight.detach().clone()
+    config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=init)
+    after = peft.get_peft_model(base, config).base_model.model[0].base_layer.weight
+    assert torch.equal(before, after) == (init in ours.INITS)
 
 
 def test_files_that_do_not_fit_their_base_are_named(tmp_path):

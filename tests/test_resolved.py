@@ -87,9 +87,10 @@ def test_an_architecture_is_found_and_not_given(world, tmp_path):
     with pytest.raises(ValueError, match="config.models.model must go on from a checkpoint of the workdir"):
         again.load()
     config = tiny_supervised.config("sft", world)
-    config.models.model = entry
-    with pytest.raises(ValueError, match="config.models.model must have no architecture"):
-        validate(config, mesh())
+    for field in ("architecture", "version"):
+        config.models.model = common.network("tiny", **{field: entry.get(field, "step 1")})
+        with pytest.raises(ValueError, match=f"config.models.model must have no {field}"):
+            validate(config, mesh())
 
 
 def test_a_run_is_no_longer_than_its_data(world):

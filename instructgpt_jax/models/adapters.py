@@ -42,10 +42,14 @@ def apply(parent, module, x: jax.Array, key: jax.Array | None) -> jax.Array:
     found = (parent.get_variable("params", module.name) or {}).get(TREE)
     if found is None:
         return y
-    own = parent.config.adapter
-    if key is not None and own is not None:
-        x = dropout(x, own.dropout, jax.random.fold_in(key, zlib.crc32(module.name.encode())))
-    return y + low_rank(x, found["a"].astype(y.dtype), found["b"].astype(y.dtype))
+    own, a, b = parent.config.adapter, found["a"].astype(y.dtype), found["b"].astype(y.dtype)
+    if key is None or own is None or not own.dropout or module.name not in own.targets:
+        return y + low_rank(x, a, b)
+    dropped = dropout(x, own.dropout, jax.random.fold_in(key, zlib.crc32(module.name.encode())))
+    frozen = a.shape[-1] - own.rank  # of the adapter that the base has, whose inputs stay
+    if frozen:
+        y += low_rank(x, a[..., :frozen], b[:frozen])
+    return y + low_rank(dropped, a[..., frozen:], b[frozen:])
 
 
 def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

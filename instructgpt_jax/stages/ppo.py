@@ -90,7 +90,7 @@ def frozen_networks(nets: dict[str, Network]) -> dict[str, Base]:
     found = {}
     for name, other in ppo.BASES.items():
         net, start = nets[name], nets[other]
-        same = all(net.entry.get(field) == start.entry.get(field) for field in ("init_from", "weights"))
+        same = all(net.entry.get(field) == start.entry.get(field) for field in ("init_from", "weights", "version"))
         shared = net.base is not None and same and net.config.dtype == start.config.dtype
         found[other] = networks.frozen(start, net.config.adapter.base if shared else "")
         if net.base is not None and not shared:

@@ -21,7 +21,7 @@ from instructgpt_jax.sharding import param_shardings
 from instructgpt_jax.training import checkpoint
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-ENTRY_FIELDS = ("size", "init_from", "weights", "architecture", "adapter")
+ENTRY_FIELDS = ("size", "init_from", "weights", "version", "architecture", "adapter")
 
 
 class Source(NamedTuple):
@@ -30,6 +30,8 @@ class Source(NamedTuple):
     kind: 'fresh', 'stage', 'hf', or 'checkpoint': of the workdir itself, which the loop restores.
     config: the architecture.
     place: directory or Hub id.
+    version: of that place, which may hold other weights later: 'step N' of a stage, else what hf.version says.
+    path: where that version is read: a checkpoint's folder, a directory, or `owner/model@commit`.
     which: the subtree of a stage's state.
     adapter, base: of a stage that trained an adapter: that adapter, and where what it stands on comes from.
     """
@@ -37,6 +39,8 @@ class Source(NamedTuple):
     kind: str
     config: ModelConfig
     place: str = ""
+    version: str = ""
+    path: str = ""
     which: str = ""
     adapter: Adapter | None = None
     base: "Source | None" = None
@@ -45,7 +49,7 @@ class Source(NamedTuple):
 def load_adapter(source: Source, mesh: Mesh) -> tuple[ModelConfig, dict]:
     """The network of a source with its adapter, and what a stage trained of it."""
     config = source.config.replace(adapter=source.adapter)
-    return config, checkpoint.load_params(source.place, abstract_trained(config, mesh), source.which)
+    return config, checkpoint.load_params(source.path, abstract_trained(config, mesh), source.which)
 
 
 def find(key: str, entry: ConfigDict | dict, vocab_size: int) -> Source:
@@ -72,37 +76,60 @@ def _locate(key: str, entry: ConfigDict | dict, fields: dict, vocab_size: int) -
         )
     if entry.get("architecture"):
         return Source("checkpoint", ModelConfig(**_tuples(entry["architecture"])))
-    path = epath.Path(init_from)
+    path, version = epath.Path(init_from), entry.get("version", "")
+    kind, _, number = version.partition(" ")
     if not path.exists():
         if is_hub_id(init_from):
             try:
-                return Source("hf", hf.read_config(init_from), init_from)
+                version = version if kind == "commit" else hf.version(init_from)
+                pinned = f"{init_from}@{version.removeprefix('commit ')}"
+                return Source("hf", hf.read_config(pinned), init_from, version, pinned)
             except ValueError as error:
                 raise ValueError(f"{key}.init_from: {error}") from error
         raise ValueError(f"{key}.init_from must exist, got {init_from!r}{_how_to_make(init_from)}")
     try:
         if _is_hugging_face(path):
-            return Source("hf", hf.read_config(init_from), init_from)
-        saved = checkpoint.read_metadata(init_from)["config"]
+            found = Source("hf", hf.read_config(init_from), init_from, hf.version(init_from), init_from)
+        else:
+            step = int(number) if kind == "step" and not path.name.isdigit() else None
+            folder = str(checkpoint.find(init_from, step))
+            saved, found = checkpoint.read_metadata(folder)["config"], None
     except FileNotFoundError:
+        if version:
+            _check_version(key, init_from, version, f"steps {checkpoint.steps(init_from)}")
         raise ValueError(
             f"{key}.init_from must hold a checkpoint or a Hugging Face model, got {init_from!r}"
             + (storage.hint(path) or _how_to_make(init_from))
         ) from None
     except ValueError as error:
         raise ValueError(f"{key}.init_from must be whole, got {init_from!r}: {error}") from error
+    now = found.version if found else f"step {epath.Path(folder).name}"
+    _check_version(key, init_from, version, now)
+    if found:
+        return found
     name, prefix = ("policy", "policy/") if "policy" in saved["models"] else ("model", "")
-    weights = entry.get("weights", "") or ("ema" if "ema" in _parts(init_from, prefix) else "params")
-    if weights not in _parts(init_from, prefix):
-        raise ValueError(f"{key}.weights must be one of {_parts(init_from, prefix)} of {init_from!r}, got {weights!r}")
+    parts = _parts(folder, prefix)
+    weights = entry.get("weights", "") or ("ema" if "ema" in parts else "params")
+    if weights not in parts:
+        raise ValueError(f"{key}.weights must be one of {parts} of {init_from!r}, got {weights!r}")
     config = ModelConfig(**_tuples(saved["models"][name]["architecture"]))
-    found = Source("stage", config.replace(adapter=None), init_from, prefix + weights, config.adapter)
+    whole = config.replace(adapter=None)
+    found = Source("stage", whole, init_from, now, folder, prefix + weights, config.adapter)
     if config.adapter is None:
         return found
-    theirs = {field: saved["models"][name].get(field, "") for field in ("init_from", "weights")}
+    theirs = {field: saved["models"][name].get(field, "") for field in ("init_from", "weights", "version")}
     base = _locate(f"{key}: in {init_from}, config.models.{name}", theirs, {}, vocab_size)
     check_base(key, init_from, theirs["init_from"], config, base.config)
     return found._replace(base=base)
+
+
+def _check_version(key: str, init_from: str, version: str, now: str) -> None:
+    """Refuses other weights than those that were read at first, where it is known which those were."""
+    if version not in ("", now):
+        raise ValueError(
+            f"{key}.init_from must still hold what was read at first, {version}, got {now} in {init_from!r}: put it "
+            "back, or train anew in a new --workdir"
+        )
 
 
 def check_base(key: str, adapter: str, base: str, made_for: ModelConfig, found: ModelConfig) -> None:
@@ -135,9 +162,9 @@ def _is_hugging_face(path: epath.Path) -> bool:
 def load(source: Source, mesh: Mesh) -> dict:
     """The float32 parameters of a source that is not fresh; an adapter is merged into its base."""
     if source.kind == "hf":
-        return hf.load(source.place, mesh)[1]
+        return hf.load(source.path, mesh)[1]
     if source.adapter is None:
-        return checkpoint.load_params(source.place, abstract(source.config, mesh), source.which)
+        return checkpoint.load_params(source.path, abstract(source.config, mesh), source.which)
     config, base, trained = _taken_apart(source, mesh)
     merge = jax.jit(
         lambda base, params: adapters.merged(adapters.join(config, base, params)),

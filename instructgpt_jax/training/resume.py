@@ -23,7 +23,8 @@ def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
     """The configuration of a stage of training; where it goes on, with the `architecture` of the networks it trains.
 
     `networks.build` then need not look at their `init_from`, which may be gone: the checkpoint has their weights. Of a
-    network with an adapter it has the adapter alone.
+    network with an adapter it has the adapter alone. What is read again, the base of an adapter and a network that does
+    not train, is read in the `version` that the run began with.
     """
     workdir = epath.Path(workdir)
     saved = workdirs.read_config(workdir)
@@ -35,6 +36,10 @@ def recalled(config: ConfigDict, workdir: epath.PathLike) -> ConfigDict:
         based = entry.get("adapter", {}).get("targets")
         if entry.get("init_from") and entry.get("architecture") and not based and name in tree["models"]:
             tree["models"][name]["architecture"] = entry["architecture"]
+    for name, entry in saved.get("models", {}).items():
+        asked = tree["models"].get(name, {})
+        if entry.get("version") and asked.get("init_from") == entry["init_from"]:
+            asked["version"] = entry["version"]
     return workdirs.frozen(tree)
 
 

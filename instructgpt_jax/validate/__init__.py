@@ -262,8 +262,9 @@ def _check_networks(config: ConfigDict) -> None:
         for field in ("size", "init_from", "weights"):
             if not isinstance(entry.get(field, ""), str):
                 raise ValueError(f"config.models.{name}.{field} must be a string, got {entry[field]!r}")
-        if "architecture" in entry:
-            raise ValueError(f"config.models.{name} must have no architecture, its size or init_from says it, got one")
+        for field in ("architecture", "version"):
+            if field in entry:
+                raise ValueError(f"config.models.{name} must have no {field}, its size or init_from says it, got one")
         if "adapter" in entry:
             check_adapter(config, name, TRAINED)
     if config.stage in ("select", "sample", "export") and not config.models.model.get("init_from", ""):

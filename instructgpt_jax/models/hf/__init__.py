@@ -5,6 +5,9 @@ A family is one table (families.py). `load` and `save` know no family: they foll
 
 from instructgpt_jax.models.hf.exporting import check_directory, save, save_adapter
 from instructgpt_jax.models.hf.families import FAMILIES, family_of
-from instructgpt_jax.models.hf.loading import load, read_config, read_generation
+from instructgpt_jax.models.hf.loading import load, read_config, read_generation, version
 
-__all__ = ["FAMILIES", "check_directory", "family_of", "load", "read_config", "read_generation", "save", "save_adapter"]
+__all__ = [
+    "FAMILIES", "check_directory", "family_of", "load", "read_config", "read_generation", "save", "save_adapter",
+    "version",
+]  # fmt: skip

@@ -38,7 +38,7 @@ def load(directory: str | os.PathLike, mesh: Mesh | None = None) -> tuple[ModelC
     Args:
       directory: holds config.json and safetensors (or, with torch installed, `.bin`), in one file or in several with an
         index, of which the first of this order counts, as in transformers; or an adapter in PEFT's format, which is
-        added to its base; or it is a Hub id `owner/model`.
+        added to its base; or it is a Hub id `owner/model`, perhaps with `@commit`.
       mesh: where the parameters go, by the training rules; None = the default device.
 
     Returns:
@@ -99,6 +99,19 @@ def read_config(directory: str | os.PathLike) -> ModelConfig:
       ValueError: as `load`, for what config.json says.
     """
     return _configuration(*_located(directory, weights=False))[1]
+
+
+def version(directory: str | os.PathLike) -> str:
+    """What tells the weights of a directory or Hub id from others that it may hold later: 'commit …' or 'files …'.
+
+    Of an adapter in PEFT's format the files are its own and those of its base, where that is a directory.
+    """
+    path = storage.find(directory, weights=False)
+    if not pathlib.Path(paths.expand(directory)).is_dir():
+        return f"commit {path.name}"  # by which the Hub's cache names its folders
+    adapter = peft.read(path)
+    base = pathlib.Path(paths.expand(adapter.base)) if adapter else path
+    return f"files {storage.digest(*(folder for folder in dict.fromkeys((path, base)) if folder.is_dir()))}"
 
 
 def read_generation(directory: str | os.PathLike) -> dict[str, Any]:

@@ -30,7 +30,12 @@ DIGEST, BIAS = "base_digest", "reward_bias"  # ours in the file's metadata, whic
 PLAIN = {  # what changes the function and is not computed here: its only value
     "bias": "none", "use_dora": False, "lora_bias": False, "megatron_config": None,
     "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None, "target_parameters": None,
+    "layer_replication": None, "use_bdlora": None, "arrow_config": None, "monteclora_config": None, "kasa_config": None,
+    "revision": None,
 }  # fmt: skip
+# Beginnings that leave the base as it is. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take from it what they begin with, so
+# that the adapter is one of other weights (peft 0.21.2, tuners/lora/layer.py).
+INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Read(NamedTuple):
@@ -62,6 +67,12 @@ def read(directory: pathlib.Path) -> Read | None:
     for key, wanted in wanted_of.items():
         if raw.get(key) != wanted:
             raise ValueError(f"{file}: {key} must be {wanted!r}, got {raw.get(key)!r}")
+    init = raw.get("init_lora_weights", True)
+    if (init.lower() if isinstance(init, str) else init) not in (None, *INITS):
+        raise ValueError(
+            f"{file}: init_lora_weights must be one of {INITS}, got {init!r}, which changes the base: peft "
+            "saves all but LoftQ for the base as it is by path_initial_model_for_weight_conversion"
+        )
     heads = {task: head for head, task in TASKS.items()}
     if raw.get("task_type") not in (*heads, None):
         raise ValueError(f"{file}: task_type must be one of {sorted(heads)}, got {raw.get('task_type')!r}")

@@ -6,6 +6,8 @@ ever in memory, and checks a file's length against its header before anything is
 one at a time.
 """
 
+import functools
+import hashlib
 import json
 import math
 import os
@@ -26,6 +28,8 @@ DTYPES = {"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "
 WRITTEN = {"float32": "F32", "bfloat16": "BF16"}  # dtypes of an export, and their names in DTYPES
 SAFETENSORS, BIN, GENERATION = "model.safetensors", "pytorch_model.bin", "generation_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of every file, see `digest`
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model*.bin", "adapter_config.json")
 _CONFIG_FILES = ("*.json", "*.model", "*.txt")
 
 
@@ -48,7 +52,7 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
     """The local directory of a checkpoint: itself, or the download of a Hub id `owner/model`.
 
     Args:
-      name: a directory or a Hub id.
+      name: a directory or a Hub id, whose newest commit is taken; that of `owner/model@commit` is the one named.
       weights: fetch the weights too, not only configuration and tokenizer.
 
     Raises:
@@ -57,22 +61,42 @@ def find(name: str | os.PathLike, weights: bool) -> pathlib.Path:
     directory = pathlib.Path(paths.expand(name))
     if directory.is_dir():
         return directory
-    if not HUB_ID.fullmatch(str(name)):
+    repo, _, commit = str(name).partition("@")
+    if not HUB_ID.fullmatch(repo):
         raise ValueError(
             f"{str(name)!r} must be a directory in Hugging Face format or a Hub id `owner/model`{hint(directory)}"
         )
     try:
-        fetched = pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(_CONFIG_FILES)))
+        fetch = functools.partial(huggingface_hub.snapshot_download, repo, revision=commit or None)
+        fetched = pathlib.Path(fetch(allow_patterns=list(_CONFIG_FILES)))
         if weights:
-            huggingface_hub.snapshot_download(str(name), allow_patterns=["*.safetensors"])
+            fetch(allow_patterns=["*.safetensors"])
             if not list(fetched.glob("*.safetensors")):
-                huggingface_hub.snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"])
+                fetch(allow_patterns=["pytorch_model*.bin"])
     except (OSError, ValueError) as error:  # huggingface_hub's own errors are one or the other
         raise ValueError(
             f"{str(name)!r} must be a directory, or a Hub id that can be fetched from here; where there is a network, "
             f"`hf download {name} --local-dir DIR` makes a directory of it; got: {' '.join(str(error).split())}"
         ) from error
     return fetched
+
+
+def digest(*directories: pathlib.Path) -> str:
+    """What tells the weights in directories from others of the same shapes: 16 digits.
+
+    Of the names, the sizes and some bytes of their files, evenly spread: training changes nearly every weight, and to
+    read them all would take as long as to load them.
+    """
+    found = hashlib.sha256()
+    for directory in directories:
+        for file in sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern)}):
+            size = file.stat().st_size
+            found.update(f"{file.name} {size} ".encode())
+            with open(file, "rb") as stream:
+                for number in range(SAMPLES):
+                    stream.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+                    found.update(stream.read(SAMPLE_BYTES))
+    return found.hexdigest()[:16]
 
 
 def hint(path: pathlib.Path | epath.Path) -> str:
