@@ -151,14 +151,18 @@ def _check_prompt(record: Record, answered: bool | None = False) -> None:
 def _check_text(record: Record, field: str) -> None:
     if field not in record:
         raise ValueError(f"missing field {field!r}, the record has {sorted(record)}")
-    _check_string(record[field], field)
-    if not record[field]:
-        raise ValueError(f"{field} must not be empty")
+    _check_filled(record[field], field)
 
 
 def _check_string(text: Any, name: str) -> None:
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a string, got {short(text)}")
+
+
+def _check_filled(text: Any, name: str) -> None:
+    _check_string(text, name)
+    if not text:
+        raise ValueError(f"{name} must not be empty")
 
 
 def is_text(text: str) -> bool:
@@ -247,7 +251,8 @@ def _check_pairs(record: Record) -> None:
     if len(pairs) < 2 or not good:
         raise ValueError(f"pairs must be at least 2 pairs [query, response], got {short(pairs)}")
     for number, pair in enumerate(pairs):
-        _check_texts(list(pair), f"pairs[{number}]")
+        for k, text in enumerate(pair):
+            _check_filled(text, f"pairs[{number}][{k}]")
 
 
 def _check_completions(completions: list) -> None:
@@ -285,9 +290,7 @@ def _check_choices(record: Record) -> None:
     if not isinstance(choices, list) or len(choices) < 2:
         raise ValueError(f"choices must be a list of at least 2 texts, got {short(choices)}")
     for k, choice in enumerate(choices):
-        _check_string(choice, f"choices[{k}]")
-        if not choice:
-            raise ValueError(f"choices[{k}] must not be empty")
+        _check_filled(choice, f"choices[{k}]")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise ValueError(f"answer must be a number from 0 to {len(choices) - 1}, got {short(answer)}")
 
