@@ -158,20 +158,25 @@ def strike(plan: Plan, cell: Cell, workdir: pathlib.Path, stage: str, number: in
     """Ends a stage early by a signal to a random process; None where the stage was complete before.
 
     A kill comes as often at any moment of the first seconds, in which the processes join and compile, as after a line
-    of metrics; SIGTERM comes after a line, from where on it saves.
+    of metrics; SIGTERM after a line, or, where nothing is saved yet, when the stage has claimed its workdir: all save a
+    step or two later, and some must be left of the four of a stage.
     """
     saved = checkpoint.newest(workdir / stage)[0] or 0 if (workdir / stage / "checkpoints").exists() else 0
     target, victim = saved + rng.randint(1, MOMENTS.get(stage, 3)), rng.randrange(cell.processes)
+    claimed = workdir / stage / "config.json"
+    early = number == signal.SIGTERM and stage not in MOMENTS and not claimed.exists()
     moment = rng.uniform(0, plan.first) if number == signal.SIGKILL and rng.random() < 0.5 else plan.patience
     begin, since = time.monotonic(), time.time()
     with start(plan, cell, workdir, stage, slow=1.0) as processes:
-        while done(workdir, stage, since) < target and time.monotonic() - begin < moment:
+        while time.monotonic() - begin < moment:
+            if claimed.exists() if early else done(workdir, stage, since) >= target:
+                break
             if not all(process.is_alive() for process in processes):
                 codes = ended(plan, processes)
                 said = jobs.said(workdir)[-2000:]
                 return Blow("none", 0.0, [f"ended by itself with {codes}: {said}"], False) if any(codes) else None
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0.1, 0.3))
         age, reached = time.monotonic() - begin, done(workdir, stage, since)
         processes[victim].is_alive() and os.kill(processes[victim].pid, number)
         begin = time.monotonic()
@@ -218,6 +223,8 @@ def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, n
     wrong += compare(whole, copy, other is None, stage)[0]
     went_on = sum(blow.went_on for blow in blows[1:]) + bool(blows)
     phases = re.findall(rf"{stage}: step \d+ was made .*", jobs.said(copy))
+    if kind == signal.SIGTERM and not phases and (copy / stage / "metrics.jsonl").exists():
+        wrong.append("the stage was complete when it was ended, and nothing went on")
     if not wrong:
         remove(copy)
     told = [[blow.text for blow in blows], [blow.seconds for blow in blows]]
