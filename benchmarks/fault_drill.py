@@ -1,22 +1,23 @@
 """Faults of disks, files and numbers, again and again: what a run says, and whether it then ends with the same bits.
 
-    python benchmarks/fault_drill.py [--times=10] [--faults=full,readonly,truncated,halved,record,nan,hang,frozen]
+    python benchmarks/fault_drill.py [--times=10] [--faults=full,readonly,truncated,halved,record,shard,nan,hang,frozen]
 
 full       the disk fills up during a save: a file system in memory of a size that does not hold the next checkpoint
 readonly   the folder of the checkpoints becomes read-only while the run goes on
 truncated  an array file of the newest checkpoint is cut short at a random place
 halved     half of the files of the newest checkpoint, drawn at random, are deleted
-record     a line of the training data is spoilt while the run is down
-nan        one gradient is not a number
+record     a line of the training data is spoilt while the run is down; all lines are read at the start
+shard      a token shard is cut or overwritten while the run reads it: of all sources these alone are read as it trains
+nan        the gradient of one step is not a number, the loss that it logs is one
 hang       one of two processes stands still before a batch, and its heartbeats go on: the watchdog of each says so, and
            that of the one says where it stands; nobody ends until somebody kills that one, then the other one does
 frozen     one of two processes is stopped by SIGSTOP, as on a machine that is dead: the other one ends by itself
 
-The run is the toy stage of tests/ (for the last two and `record` SFT of tests/tiny_supervised.py), with a checkpoint
-after every third of 12 steps. After the fault comes its repair (a larger disk, a writable one, the line put back),
-where the run does not help itself, and the same run again; every line but perf/* and every array must be those of a
-run without a fault. Disks need the right to mount (root). Prints a row a fault, and exits 1 where anything differs or
-more than one line was said.
+The run is the toy stage of tests/ (for the last two and `record` SFT of tests/tiny_supervised.py, for `shard` the
+pretraining of tests/small_runs.py), with a checkpoint after every third of 12 steps, or second of 6. After the fault
+comes its repair (a larger disk, a writable one, the data put back), where the run does not help itself, and the same
+run again; every line but perf/* and every array must be those of a run without a fault. Disks need the right to mount
+(root). Prints a row a fault, and exits 1 where anything differs or more than one line was said.
 """
 
 import argparse
@@ -37,13 +38,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import jax  # noqa: E402
 import jobs  # noqa: E402
+import small_runs  # noqa: E402
 import tiny_supervised  # noqa: E402
 import toy_stage  # noqa: E402
 from saved_runs import arrays, lines  # noqa: E402
 
 from instructgpt_jax import errors, sharding  # noqa: E402
 from instructgpt_jax import workdir as workdirs  # noqa: E402
-from instructgpt_jax.stages import sft  # noqa: E402
+from instructgpt_jax.data import build_tokens  # noqa: E402
+from instructgpt_jax.stages import pretrain, sft  # noqa: E402
 from instructgpt_jax.training import checkpoint, loop  # noqa: E402
 
 BAD = ("differs", "then", "ended", "not found", "the line")  # how what is told of a run begins that went wrong
@@ -58,10 +61,10 @@ def run(workdir: pathlib.Path, stage: str = "toy", world: pathlib.Path | None = 
         if stage == "toy":
             toy_stage.run(workdir, jax.devices()[:1], **TOY | changes)
         else:
-            settings = tiny_supervised.config("sft", world)
+            settings = on_shards(world) if stage == "pretrain" else tiny_supervised.config("sft", world)
             mesh = sharding.make_mesh(settings.mesh.to_dict(), jax.devices()[:1])
             with jax.set_mesh(mesh):
-                loop.train(sft.build, settings, mesh, workdir)
+                loop.train(pretrain.build if stage == "pretrain" else sft.build, settings, mesh, workdir)
     except SystemExit:
         return "stopped by a signal"
     except Exception as error:
@@ -70,6 +73,23 @@ def run(workdir: pathlib.Path, stage: str = "toy", world: pathlib.Path | None = 
             raise
         return told
     return ""
+
+
+def on_shards(world: pathlib.Path):
+    """Pretraining on the shards that `make_shards` has made."""
+    settings = small_runs.pretrain(world)
+    settings.update_from_flattened_dict({"pretrain.num_steps": 12, "checkpoint.every": 3, "log_every": 1})
+    settings.mesh = dict(data=1, fsdp=1, tensor=1)
+    settings.data.tokenizer = str(world / "bpe")
+    settings.data.pretraining = (f"tokens:{world}/shards/*.tokens",)
+    settings.models.model.vocab_size = 300
+    return settings
+
+
+def make_shards(world: pathlib.Path) -> None:
+    small_runs.write(world)
+    source, tokenizer = f"jsonl:{world}/text.jsonl", f"{world}/bpe"
+    build_tokens.build(source, tokenizer, f"{world}/shards", build_tokens.Part(1, 1), workers=1, skip_bad=0)
 
 
 def same(left: pathlib.Path, right: pathlib.Path) -> bool:
@@ -180,11 +200,36 @@ def record(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world
     return f"then {again}" if again else " ".join(told.split()) if same(whole, workdir) else "differs"  # a list of one
 
 
+def shard(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world: pathlib.Path) -> str:
+    """A token shard is cut, or a half of it overwritten, before a random batch, and copied again afterwards."""
+    (path,) = (world / "shards").glob("*.tokens")
+    good = path.read_bytes()
+    half, first = len(good) // 2, rng.randrange(len(good) // 2)
+
+    def spoil():
+        with open(path, "r+b") as file:
+            if rng.random() < 0.5:
+                file.truncate(first)
+            else:
+                file.seek(first)
+                file.write(b"\xff" * half)
+
+    try:
+        with at_batch(rng.randint(2, 8), spoil):
+            told = run(workdir, "pretrain", world)
+    finally:
+        path.write_bytes(good)
+    if str(path) not in told:
+        return f"not found: {told}"
+    again = run(workdir, "pretrain", world)
+    return f"then {again}" if again else told if same(whole, workdir) else "differs"
+
+
 def nan(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random) -> str:
-    """The loss of one step is not a number, and with it its gradient."""
+    """The gradient of one step is not a number."""
     step = rng.randint(4, 12)
     told = run(workdir, **{"toy.poison_step": step - 1})
-    if f"toy/loss is nan at step {step}" not in told:
+    if f"toy/gradient_norm is nan at step {step}" not in told:
         return f"not found: {told}"
     again = run(workdir, **{"toy.poison_step": -1})
     return f"then {again}" if again else told if same(whole, workdir) else "differs"
@@ -241,7 +286,7 @@ def peer(workdir: pathlib.Path, whole: pathlib.Path, rng: random.Random, world: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--faults", default="full,readonly,truncated,halved,record,nan,hang,frozen")
+    parser.add_argument("--faults", default="full,readonly,truncated,halved,record,shard,nan,hang,frozen")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, failed = random.Random(options.seed), 0
@@ -249,7 +294,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         root = pathlib.Path(made)
         world = tiny_supervised.make_world(root / "world")
-        for name, stage in (("toy", "toy"), ("sft", "sft")):
+        make_shards(world)
+        for name, stage in (("toy", "toy"), ("sft", "sft"), ("shards", "pretrain")):
             assert not run(root / name, stage, world)
         if {"hang", "frozen"} & set(options.faults.split(",")):
             assert not pair_to_the_end(root / "pair", world)
@@ -259,6 +305,7 @@ def main() -> None:
             "truncated": functools.partial(damaged, halve=False),
             "halved": functools.partial(damaged, halve=True),
             "record": functools.partial(record, world=world),
+            "shard": functools.partial(shard, world=world),
             "nan": nan,
             "hang": functools.partial(peer, world=world, frozen=False),
             "frozen": functools.partial(peer, world=world, frozen=True),
@@ -267,7 +314,7 @@ def main() -> None:
         for fault in options.faults.split(","):
             good, bad = [], []
             for number in range(options.times):
-                whole = root / {"record": "sft", "hang": "pair", "frozen": "pair"}.get(fault, "toy")
+                whole = root / {"record": "sft", "shard": "shards", "hang": "pair", "frozen": "pair"}.get(fault, "toy")
                 told = faults[fault](root / f"{fault}{number}", whole, rng).replace(str(root), "DIR")
                 (bad if told.startswith(BAD) or "\n" in told else good).append(told)
             failed += len(bad)

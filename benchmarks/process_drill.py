@@ -1,16 +1,19 @@
 """Every stage by several processes of one job, undisturbed and disturbed, against one process of eight devices.
 
-    python benchmarks/process_drill.py --workdir=DIR [--cells=2in,2across,4in,4across] [--faults=kill,term,mesh]
-                                       [--stages=sft,reward,ppo,collect,evaluate] [--times=1]
+    python benchmarks/process_drill.py --workdir=DIR [--cells=one,2in,2across,2of4,4in,4across]
+        [--faults=kill,term,mesh,mesh:4in] [--stages=sft,reward,ppo,collect,evaluate] [--times=1]
 
 The pipeline of tests/every_stage.py on fake devices of a CPU, two to a process; they talk over the loopback interface.
-A cell is a number of processes, and where the tensor axis lies: `in` each process, or `across` two of them.
+A cell is a number of processes, and where the tensor axis lies: `in` each process, or `across` two of them. `2of4` has
+two processes of four devices, with the tensor axis inside each; `one` is one process of eight.
 
 whole   the pipeline, undisturbed: the same files as of one process, numbers and arrays equal to rounding
-kill    kill -9 of a random process at a random moment of a stage: the others end by themselves, each in one line; the
-        same command again: lines and arrays equal to the bit to those of the undisturbed cell
+kill    kill -9 of a random process at a random moment of a stage: the others end by themselves, each in one line and
+        in the time that docs/reliability.md says; the same command again: lines and arrays equal to the bit to those of
+        the undisturbed cell
 term    SIGTERM to a random process: all save the same step and exit 0; the same command again: equal to the bit
-mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own: equal to rounding
+mesh    a stage that was ended by SIGTERM goes on in one process on a mesh of its own, with `mesh:CELL` in that cell:
+        equal to rounding
 
 `--blows=N` signals N times in a row, each to a job that goes on from the blow before. `--part=pretrain` takes that
 stage alone, `--part=short` pretraining, SFT and PPO-ptx, `--part=measured` pretraining, collect and evaluate,
@@ -23,7 +26,6 @@ run again. Prints a line a case, and the table in the end; exits 1 where anythin
 import argparse
 import itertools
 import json
-import math
 import os
 import pathlib
 import random
@@ -39,11 +41,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import every_stage  # noqa: E402
-import jax  # noqa: E402
 import jobs  # noqa: E402
-import numpy as np  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from saved_runs import arrays  # noqa: E402
+from compared import compare  # noqa: E402
 
 from instructgpt_jax.training import checkpoint  # noqa: E402
 
@@ -51,22 +50,23 @@ CONFIG = "tests/every_stage.py"
 MOMENTS = {"evaluate": 6, "benchmark": 1}  # of a stage's work, see `done`, after the last of which it is disturbed
 PARTS = ("all", "pretrain", "short", "adapters", "measured")
 JOIN = 60  # seconds that a process waits for the others
-RELATIVE, ABSOLUTE = 2e-3, 2e-4  # "to rounding", over all stages one after the other
-CLOCK = ("perf", "seconds", "command", "config", "versions", "workdir", "hash")  # keys that need not be the same
+SILENT = 30  # seconds without a heartbeat after which a process counts as lost: on CPUs the default
+LATE = 15  # seconds more that the others may take to end, on a loaded machine
 
 
 class Cell(NamedTuple):
-    """processes of two devices each; tensor: size of that axis."""
+    """processes of `each` devices; tensor: size of that axis."""
 
     processes: int
     tensor: int
-
-    @property
-    def devices(self) -> int:
-        return 2 * self.processes if self.processes > 1 else 8
+    each: int = 2
 
 
-CELLS = {"2in": Cell(2, 2), "2across": Cell(2, 4), "4in": Cell(4, 2), "4across": Cell(4, 4)}
+CELLS = {
+    "one": Cell(1, 2, each=8), "2in": Cell(2, 2), "2across": Cell(2, 4), "2of4": Cell(2, 4, each=4),
+    "4in": Cell(4, 2), "4across": Cell(4, 4),
+}  # fmt: skip
+MESH = {"mesh": Cell(1, 1, each=8)} | {f"mesh:{name}": cell for name, cell in CELLS.items()}  # where a stage goes on
 
 
 class Plan(NamedTuple):
@@ -110,9 +110,9 @@ class Case(NamedTuple):
 def start(plan: Plan, cell: Cell, workdir: pathlib.Path, only: str, slow: float = 0.0):
     """A job of a cell on the pipeline, or on one stage of it; `slow` seconds for each batch or part."""
     asked = [f"--config={CONFIG}:{plan.argument}", f"--workdir={workdir}", f"--config.tensor={cell.tensor}"]
-    asked += [f"--config.only={only}", f"--join_seconds={JOIN}"]
+    asked += [f"--config.only={only}", f"--join_seconds={JOIN}", f"--heartbeat_seconds={SILENT}"]
     changes = {number: {"slow": slow} for number in range(cell.processes)}
-    return jobs.running(asked, workdir, cell.processes, cell.devices, changes)
+    return jobs.running(asked, workdir, cell.processes, cell.processes * cell.each, changes)
 
 
 def finish(plan: Plan, cell: Cell, workdir: pathlib.Path, only: str = "") -> list[str]:
@@ -158,20 +158,25 @@ def strike(plan: Plan, cell: Cell, workdir: pathlib.Path, stage: str, number: in
     """Ends a stage early by a signal to a random process; None where the stage was complete before.
 
     A kill comes as often at any moment of the first seconds, in which the processes join and compile, as after a line
-    of metrics; SIGTERM comes after a line, from where on it saves.
+    of metrics; SIGTERM after a line, or, where nothing is saved yet, when the stage has claimed its workdir: all save a
+    step or two later, and some must be left of the four of a stage.
     """
     saved = checkpoint.newest(workdir / stage)[0] or 0 if (workdir / stage / "checkpoints").exists() else 0
     target, victim = saved + rng.randint(1, MOMENTS.get(stage, 3)), rng.randrange(cell.processes)
+    claimed = workdir / stage / "config.json"
+    early = number == signal.SIGTERM and stage not in MOMENTS and not claimed.exists()
     moment = rng.uniform(0, plan.first) if number == signal.SIGKILL and rng.random() < 0.5 else plan.patience
     begin, since = time.monotonic(), time.time()
     with start(plan, cell, workdir, stage, slow=1.0) as processes:
-        while done(workdir, stage, since) < target and time.monotonic() - begin < moment:
+        while time.monotonic() - begin < moment:
+            if claimed.exists() if early else done(workdir, stage, since) >= target:
+                break
             if not all(process.is_alive() for process in processes):
                 codes = ended(plan, processes)
                 said = jobs.said(workdir)[-2000:]
                 return Blow("none", 0.0, [f"ended by itself with {codes}: {said}"], False) if any(codes) else None
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0.1, 0.3))
         age, reached = time.monotonic() - begin, done(workdir, stage, since)
         processes[victim].is_alive() and os.kill(processes[victim].pid, number)
         begin = time.monotonic()
@@ -185,82 +190,12 @@ def strike(plan: Plan, cell: Cell, workdir: pathlib.Path, stage: str, number: in
         return Blow(text, seconds, [f"hung after the signal, exit codes {codes}"], went_on)
     if number == signal.SIGTERM:
         return Blow(text, seconds, [f"exit codes {codes}"] if any(codes) else [], went_on)
+    allowed = (SILENT if went_on else JOIN) + LATE  # before its first line it may have been joining
+    if seconds > allowed:
+        return Blow(text, seconds, [f"the others ended {seconds} s after the kill, not in {allowed} s"], went_on)
     told = [jobs.said(workdir, n, "error: ").splitlines() for n in range(cell.processes) if n != victim and codes[n]]
     bad = [lines for lines in told if sum(x.startswith("error: ") for x in lines) != 1 or "Traceback" in "".join(lines)]
     return Blow(text, seconds, [f"not one line: {bad[0][-5:]}"] if bad else [], went_on)
-
-
-def numbers(node, path: str = "") -> dict[str, object]:
-    """The leaves of JSON by their paths, without what depends on the clock or the place."""
-    if isinstance(node, dict):
-        parts = [(key, value) for key, value in node.items() if not str(key).startswith(CLOCK)]
-    elif isinstance(node, list):
-        parts = list(enumerate(node))
-    else:
-        return {path: node}
-    return {name: leaf for key, value in parts for name, leaf in numbers(value, f"{path}/{key}").items()}
-
-
-def read(path: pathlib.Path, root: pathlib.Path) -> dict[str, object]:
-    """A file of a run as numbers and texts."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    text = path.read_text().replace(str(root), "WORKDIR")
-    rows = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-    return numbers(rows)
-
-
-def files(root: pathlib.Path) -> set[str]:
-    """What a run leaves, by its name under the workdir; checkpoints as a whole."""
-    found = set()
-    for folder, inside, names in os.walk(root):
-        inside[:] = [name for name in inside if name not in ("tensorboard", "parts", ".compiled")]
-        here = pathlib.Path(folder).relative_to(root)
-        if here.name == "checkpoints":
-            found.add(str(here))
-            inside[:] = []
-        elif here.name != "snapshots":
-            found |= {str(here / name) for name in names if name not in ("seconds.json", "done.json")}
-        else:
-            inside[:] = []
-    return found
-
-
-def compare(left: pathlib.Path, right: pathlib.Path, exact: bool, stage: str = "") -> tuple[list[str], float]:
-    """What differs between two workdirs or one stage of them, and the largest difference of numbers, relative to 1."""
-    names = [files(root / stage) for root in (left, right)]
-    found, largest = [f"{name} is in one alone" for name in sorted(names[0] ^ names[1])], 0.0
-    for name in sorted(names[0] & names[1]):
-        pair = [root / stage / name for root in (left, right)]
-        if name.endswith("checkpoints"):
-            leaves = [jax.tree_util.tree_leaves_with_path(arrays(path.parent)) for path in pair]
-            values = [{jax.tree_util.keystr(path): leaf for path, leaf in each} for each in leaves]
-        elif name.endswith((".json", ".jsonl", ".safetensors")) and "tokenizer" not in name and "config" not in name:
-            values = [read(path, root) for path, root in zip(pair, (left, right), strict=True)]
-        else:
-            continue
-        keys = values[0].keys() ^ values[1].keys()
-        found += [f"{name}: {sorted(keys)[:2]} in one alone"] if keys else []
-        for key in values[0].keys() & values[1].keys():
-            far, same = _unlike(values[0][key], values[1][key], exact)
-            largest = max(largest, far)
-            if not same:
-                found.append(f"{name}{key}: {str(values[0][key])[:40]!r} is now {str(values[1][key])[:40]!r}")
-                break
-    return found, largest
-
-
-def _unlike(left, right, exact: bool) -> tuple[float, bool]:
-    """The difference of two leaves, relative to the larger of 1 and the right one, and whether they are the same."""
-    if isinstance(left, np.ndarray):
-        if exact or left.dtype.kind not in "f" or left.shape != right.shape:
-            return 0.0, left.shape == right.shape and left.tobytes() == right.tobytes()
-        left, right = left.astype(np.float64), right.astype(np.float64)
-        far = np.abs(left - right) / np.maximum(1.0, np.abs(right))
-        return float(far.max(initial=0.0)), bool(np.allclose(left, right, rtol=RELATIVE, atol=ABSOLUTE))
-    if isinstance(left, float) and isinstance(right, float) and not exact:
-        return abs(left - right) / max(1.0, abs(right)), math.isclose(left, right, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-    return 0.0, left == right
 
 
 def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, number: int) -> Case:
@@ -270,8 +205,8 @@ def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, n
     last blow that it has noted.
     """
     name = f"{whole.name} {stage} {fault} {number}"
-    copy, kind = whole.with_name(name.replace(" ", "_")), signal.SIGKILL if fault == "kill" else signal.SIGTERM
-    noted, other = copy / "blows.json", fault == "mesh"
+    copy, kind = whole.with_name(re.sub("[ :]", "_", name)), signal.SIGKILL if fault == "kill" else signal.SIGTERM
+    noted, other = copy / "blows.json", MESH.get(fault)
     if not noted.exists():
         remove(copy)
         shutil.copytree(whole, copy, ignore=lambda folder, _: {stage, "complete"} if folder == str(whole) else ())
@@ -283,11 +218,13 @@ def drill(plan: Plan, cell: Cell, whole: pathlib.Path, stage: str, fault: str, n
         blows.append(blow)
         noted.write_text(json.dumps(blows))
     wrong, begin = sum((blow.wrong for blow in blows), []), time.monotonic()
-    wrong += finish(plan, Cell(1, 1) if other else cell, copy, stage)
+    wrong += finish(plan, other or cell, copy, stage)
     again = round(time.monotonic() - begin, 1)
-    wrong += compare(whole, copy, not other, stage)[0]
+    wrong += compare(whole, copy, other is None, stage)[0]
     went_on = sum(blow.went_on for blow in blows[1:]) + bool(blows)
     phases = re.findall(rf"{stage}: step \d+ was made .*", jobs.said(copy))
+    if kind == signal.SIGTERM and not phases and (copy / stage / "metrics.jsonl").exists():
+        wrong.append("the stage was complete when it was ended, and nothing went on")
     if not wrong:
         remove(copy)
     told = [[blow.text for blow in blows], [blow.seconds for blow in blows]]
@@ -321,8 +258,8 @@ def table(cases: dict[str, Case]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--cells", default=",".join(CELLS))
-    parser.add_argument("--faults", default="kill,term,mesh")
+    parser.add_argument("--cells", default=",".join(CELLS), help="whose stages are disturbed")
+    parser.add_argument("--faults", default="kill,term,mesh", help=f"of kill, term, {', '.join(MESH)}")
     parser.add_argument("--stages", default="sft,reward,ppo", help="that are disturbed")
     parser.add_argument("--times", type=int, default=1, help="that each of them is")
     parser.add_argument("--blows", type=int, default=1, help="in a row, each time")
@@ -332,6 +269,9 @@ def main() -> None:
     parser.add_argument("--first", type=float, default=20, help="seconds in which a job joins and compiles")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
+    for key, known in (("cells", CELLS), ("faults", {"kill", "term", *MESH})):
+        if unknown := [name for name in getattr(options, key).split(",") if name and name not in known]:
+            parser.error(f"--{key} must be of {', '.join(known)}, got {unknown[0]!r}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no process behind
     root, argument = pathlib.Path(options.workdir).resolve(), options.part
     root.mkdir(parents=True, exist_ok=True)
@@ -344,9 +284,8 @@ def main() -> None:
     kept = root / "cases.jsonl"
     known = [Case(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
     cases, differ, one = {case.name: case for case in known if not case.wrong}, 0, root / "one"
-    for name in ("one", *options.cells.split(",")):
-        cell = CELLS.get(name, Cell(1, 2))
-        whole = root / name
+    for name in dict.fromkeys(["one", *options.cells.split(",")]):
+        cell, whole = CELLS[name], root / name
         if not (whole / "complete").exists():
             if wrong := finish(plan, cell, whole):
                 sys.exit(f"{whole}: {wrong[0]}")
@@ -354,14 +293,14 @@ def main() -> None:
         for stage in filter(None, options.stages.split(",")):
             if not (whole / stage).exists():
                 sys.exit(f"--stages must be of {whole}, which has no {stage}: other stages need another --workdir")
-        if name == "one":
+        if name not in options.cells.split(","):
             continue
         found, far = compare(one, whole, exact=False)
         differ += len(found)
         print(f"{name} whole: " + ("; ".join(found[:3]) or f"largest difference {far:.1e}"), flush=True)
         disturbed = itertools.product(options.stages.split(","), options.faults.split(","), range(options.times))
         for stage, fault, number in disturbed:
-            if f"{name} {stage} {fault} {number}" in cases or not (stage and fault):
+            if f"{name} {stage} {fault} {number}" in cases or not (stage and fault) or MESH.get(fault) == cell:
                 continue
             case = drill(plan, cell, whole, stage, fault, number)
             cases[case.name] = case

@@ -176,11 +176,12 @@ def test_continues_on_another_mesh(tmp_path):
 
 
 @pytest.mark.parametrize("poison", [7, 8])  # found while running, and at the step of a checkpoint
-def test_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path, poison):
+def test_a_gradient_that_alone_is_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path, poison):
     with pytest.raises(FloatingPointError) as error:
         toy_stage.run(tmp_path, jax.devices()[:1], **{"toy.poison_step": poison - 1})
-    assert f"toy/loss is nan at step {poison}" in str(error.value) and "of step 4" in str(error.value)
+    assert f"toy/gradient_norm is nan at step {poison}" in str(error.value) and "of step 4" in str(error.value)
     assert checkpoint.steps(tmp_path) == [4]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(toy_stage.final_state(tmp_path)))
     assert max(json.loads(line)["step"] for line in lines(tmp_path)) == poison - 1
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
@@ -349,7 +350,7 @@ def test_an_error_while_the_disk_is_full_is_not_hidden(tmp_path, monkeypatch):
                 monkeypatch.setattr(metrics.os, "fsync", full)
             yield batch
 
-    with pytest.raises(FloatingPointError, match="toy/loss is nan at step 6"):
+    with pytest.raises(FloatingPointError, match="toy/gradient_norm is nan at step 6"):
         loop.run(stage._replace(data=data), settings, tmp_path)
 
 

@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -55,34 +56,71 @@ def test_what_takes_too_long_is_known_from_what_it_took_before():
     assert watchdog.limit("step") == 2.0
 
 
+def flipped(array, device):
+    """An array whose part on one device has another bit."""
+    parts = []
+    for shard in array.addressable_shards:
+        own = np.array(shard.data)
+        if shard.device == device:
+            own.reshape(-1).view(np.uint8)[1] ^= 1
+        parts.append(jax.device_put(own, shard.device))
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)])
 def test_copies_that_differ_in_one_bit_are_found(sizes):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)))
     specs = {"whole": P(), "rows": P("tensor", None), "half": P(None, ("fsdp", "tensor")), "step": P()}
+    specs["with nf4"] = P(None, "tensor")
     values = {
         "whole": np.linspace(0, 1, 6, dtype=np.float32), "rows": np.ones((4, 3), jnp.bfloat16),
         "half": np.arange(32, dtype=np.float32).reshape(4, 8), "step": np.int32(7),
+        "with nf4": np.arange(16).reshape(4, 4).astype(jnp.uint4),
     }  # fmt: skip
     state = {name: jax.device_put(value, NamedSharding(mesh, specs[name])) for name, value in values.items()}
     bits_of, groups = copies.make_sums(state)
     sums = np.asarray(bits_of(state))
     assert sums.shape == (len(groups.axes), *sizes) and sums.any() and copies.unequal(sums, groups) == ""
-    # The first group is split over nothing; a dict's leaves come in the order of their names, and count 1, 3, 5, 7.
+    # The first group is split over nothing; a dict's leaves come in the order of their names, and count 1, 3, 5, 7, 9.
     by_hand = 5 * 7 + 7 * int(values["whole"].view(np.uint32).astype(np.uint64).sum())
     assert groups.axes[0] == frozenset() and (sums[0] == by_hand % 2**32).all()
 
-    for name, device in (("whole", 5), ("half", 7), ("rows", 2)):
-        parts = []
-        for shard in state[name].addressable_shards:
-            own = np.array(shard.data)
-            if shard.device == mesh.devices.flat[device]:
-                own.reshape(-1).view(np.uint8)[1] ^= 1
-            parts.append(jax.device_put(own, shard.device))
-        flipped = jax.make_array_from_single_device_arrays(state[name].shape, state[name].sharding, parts)
-        where = copies.unequal(np.asarray(bits_of(state | {name: flipped})), groups)
+    for name, device in (("whole", 5), ("half", 7), ("rows", 2), ("with nf4", 2)):
+        altered = flipped(state[name], mesh.devices.flat[device])
+        where = copies.unequal(np.asarray(bits_of(state | {name: altered})), groups)
         if name == "half" and sizes == (2, 2, 2):
             assert "cpu:3 " in where.lower()  # the device at the other place along `data` has its copy
         assert str(mesh.devices.flat[device]) in where, (name, where)
+
+
+@pytest.mark.parametrize("what", ["state", "frozen", "neither"])
+def test_a_run_of_several_processes_ends_where_copies_differ(tmp_path, monkeypatch, what):
+    """A bit of the state flips in step 5, or one of a frozen network before the first; sums are due at 3, 6, 9."""
+    monkeypatch.setattr(loop, "jax", types.SimpleNamespace(**vars(jax) | {"process_count": lambda: 2}))
+    monkeypatch.setattr(process, "agreed", lambda received: received.is_set)  # there is no other process to ask
+    settings = toy_stage.config(**{"mesh.fsdp": 2, "checkpoint.every": 1, "checkpoint.keep_last": 99})
+    stage = toy_stage.build(settings, toy_stage.make_mesh(settings.mesh.to_dict(), jax.devices()[:2]))
+
+    def frozen():
+        found = stage.frozen()
+        return {"scale": flipped(found["scale"], jax.devices()[1])} if what == "frozen" else found
+
+    def update(*arguments):
+        state, found = stage.update(*arguments)
+        if what == "state" and state.step == 5:
+            state.params["in"]["bias"] = flipped(state.params["in"]["bias"], jax.devices()[1])
+        return state, found
+
+    altered, step = stage._replace(frozen=frozen, update=update), {"state": 6, "frozen": 3, "neither": 13}[what]
+    if what == "neither":
+        loop.run(altered, settings, tmp_path)
+    else:
+        with pytest.raises(FloatingPointError) as error:
+            loop.run(altered, settings, tmp_path)
+        one, other = (f"{device} (process 0)" for device in jax.devices()[:2])
+        assert f"toy: the copies of {one} and {other} differ at step {step}; the last good" in str(error.value)
+        assert f"is of step {step - 1}" in str(error.value)
+    assert checkpoint.steps(tmp_path) == list(range(1, step))
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):

@@ -76,12 +76,12 @@ def build(config, mesh):
         def loss_fn(params, microbatch, index):
             noise = jax.random.normal(jax.random.fold_in(key, index), microbatch.shape)
             total = jnp.mean((predict(params, microbatch + 0.1 * noise) - frozen["scale"] * microbatch) ** 2)
-            return total, {"loss": total}
+            poison = jnp.where(current.step == config.toy.poison_step, jnp.nan, 1.0)
+            return total * poison, {"loss": total}  # the gradient alone: the loss that is logged stays finite
 
         grads, sums = state.accumulate_gradients(loss_fn, current.params, batch, jnp.int32(2))
-        poison = jnp.where(current.step == config.toy.poison_step, jnp.nan, 0.0)
         current, norms = state.apply_gradients(current, grads, tx, ema_decay=0.9)
-        metrics = {"toy/loss": sums["loss"] + poison, "perf/tokens": jnp.float32(32), "perf/flops": jnp.float32(1e4)}
+        metrics = {"toy/loss": sums["loss"], "perf/tokens": jnp.float32(32), "perf/flops": jnp.float32(1e4)}
         return current, metrics | {f"toy/{key}": value for key, value in norms.items()}
 
     abstract_state = jax.tree.map(

@@ -1,7 +1,7 @@
 """Whether the copies of a value that several devices hold are still the same: a bit that flips in one goes unnoticed.
 
 Each device adds up the bits of its own part of every array. Arrays that are laid out over the same axes of the mesh
-share one sum, and along all other axes the sums must be equal. It reads the state once and sends a few bytes.
+share one sum, and along all other axes the sums must be equal. It reads all arrays once and sends a few bytes.
 """
 
 from collections.abc import Callable
@@ -30,18 +30,18 @@ class Groups(NamedTuple):
     axes: list[frozenset[str]]
 
 
-def make_sums(state: PyTree) -> tuple[Callable[[PyTree], jax.Array], Groups]:
-    """How to add up the bits of a state.
+def make_sums(tree: PyTree) -> tuple[Callable[[PyTree], jax.Array], Groups]:
+    """How to add up the bits of a tree, of what trains and what does not.
 
     Args:
-      state: arrays on one mesh, or ShapeDtypeStructs with their shardings.
+      tree: arrays on one mesh, or ShapeDtypeStructs with their shardings.
 
     Returns:
-      A jitted function of the state to (G, data, fsdp, tensor) uint32, whole on every device, and its G groups.
+      A jitted function of the tree to (G, data, fsdp, tensor) uint32, whole on every device, and its G groups.
     """
-    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state)]
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(tree)]
     groups = sorted({axes_of(spec) for spec in specs}, key=sorted)
-    mesh = jax.tree.leaves(state)[0].sharding.mesh
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
 
     def local(*leaves: jax.Array) -> jax.Array:  # the parts of one device -> (G, 1, 1, 1)
         sums = [jnp.uint32(0)] * len(groups)
@@ -52,7 +52,7 @@ def make_sums(state: PyTree) -> tuple[Callable[[PyTree], jax.Array], Groups]:
 
     summed = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=P(None, *sharding.AXES), check_vma=False)
     whole = NamedSharding(mesh, P())
-    return jax.jit(lambda state: summed(*jax.tree.leaves(state)), out_shardings=whole), Groups(mesh, groups)
+    return jax.jit(lambda tree: summed(*jax.tree.leaves(tree)), out_shardings=whole), Groups(mesh, groups)
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -60,7 +60,8 @@ def _bits(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, words)
+    narrow = x.dtype in (jnp.bool_, jnp.uint4)  # nf4 has four bits a code
+    x = x.astype(jnp.uint8) if narrow else jax.lax.bitcast_convert_type(x, words)
     return jnp.sum(x, dtype=jnp.uint32)
 
 

@@ -8,8 +8,8 @@ What a run promises:
   * A complete run is skipped, and a workdir of another run is refused, or of the same one with other data.
   * A checkpoint that was damaged since it was saved is named, and the run goes on from the one before it.
   * What cannot be written ends it with one line: what, where, and the last good checkpoint.
-  * A step that takes far longer than the others is told, with where all threads are; copies of the state that differ
-    between processes end it.
+  * A step that takes far longer than the others is told, with where all threads are; copies of the state or
+    of frozen networks that differ between processes end it.
 """
 
 import contextlib
@@ -142,7 +142,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
         tracked = stack.enter_context(tracking.run(config.log.wandb, workdir, resolved))
         writer = stack.enter_context(metrics.Writer(workdir, step, stage.num_steps, config.stage, tracked))
         copies_every = config.watch.copies_every if jax.process_count() > 1 else 0
-        bits_of, groups = copies.make_sums(state) if copies_every else (None, None)
+        bits_of, groups = copies.make_sums((state, frozen)) if copies_every else (None, None)
         meter, spent = metrics.Meter(), ledger.Ledger(saved.get("spent"), step)
 
         def settle(at: int, on_device: dict[str, jax.Array], bits: jax.Array | None) -> dict[str, float]:
@@ -159,7 +159,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
                 raise FloatingPointError(f"{config.stage}: {bad} is {values[bad]} at step {at}; {kept}")
             where = copies.unequal(np.asarray(bits), groups) if bits is not None else ""
             if where:
-                raise FloatingPointError(f"{config.stage}: the copies of the state {where} differ at step {at}; {kept}")
+                raise FloatingPointError(f"{config.stage}: the copies {where} differ at step {at}; {kept}")
             if at % config.log_every == 0 or at == stage.num_steps:
                 values |= meter.rates()
                 writer.scalars(at, values)
@@ -173,7 +173,7 @@ def _run(stage: Stage, config: ConfigDict, workdir: epath.Path, phases: Phases) 
             step += 1
             if pending is not None:
                 settle(*pending)
-            pending = (step, on_device, bits_of(state) if _due(step, copies_every) else None)
+            pending = (step, on_device, bits_of((state, frozen)) if _due(step, copies_every) else None)
 
             last = step == stage.num_steps
             stopping = stop() | process.will_be_taken(step)
