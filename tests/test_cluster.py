@@ -160,6 +160,10 @@ def test_what_the_service_says_at_an_end_becomes_one_line():
         assert lines == [*before.splitlines(), *kept, told]
     told = f"error: process 0 of this job, the coordinator, ended or cannot be reached{last_line.AGAIN}"
     assert passed_on(GONE) == [told]
+    frozen = GONE.replace("UNAVAILABLE: Failed to send RPC", "DEADLINE_EXCEEDED: Deadline Exceeded").replace(
+        "leader", ""
+    )
+    assert passed_on(frozen) == [told]
     assert passed_on(last_line.TOLD + GONE) == []  # the process has said it
     report = GONE.splitlines()[0]
     assert passed_on(f"{report}\nmore") == [report, "more"]  # nobody was ended

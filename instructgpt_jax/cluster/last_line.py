@@ -49,7 +49,8 @@ def cause(text: str, process: int, address: str, join: int, heartbeat: int) -> s
     if lost:
         who = ("process " if len(set(lost)) == 1 else "processes ") + ", ".join(sorted(set(lost), key=int))
         return f"error: {who} of this job ended or cannot be reached: no heartbeat for {heartbeat} s{AGAIN}"
-    if "Failed to send RPC" in text or "leader" in text:
+    # Only process 0 is asked anything: where it stands still, nobody answers in time.
+    if "Failed to send RPC" in text or "leader" in text or (process and "DEADLINE_EXCEEDED" in text):
         return f"error: process 0 of this job, the coordinator, ended or cannot be reached{AGAIN}"
     found = re.search(r"absl::Status: (.*)", text)
     return f"error: another process of this job failed: {found[1] if found else text.splitlines()[0]}{AGAIN}"
