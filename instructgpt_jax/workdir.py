@@ -1,5 +1,6 @@
 """A run's folder: whose it is, and files in it that are never half written."""
 
+import contextlib
 import errno
 import fcntl
 import fnmatch
@@ -91,9 +92,10 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
                 say(f"workdir {workdir}: {holder} is at work in it; waiting {PATIENCE:.0f} s for its end")
                 told = True
             time.sleep(1)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # it is held without a name too, as on a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
     return file
 
 
