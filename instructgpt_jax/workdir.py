@@ -74,14 +74,14 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
         return None
     paths.make_folder("workdir", epath.Path(workdir))
     path, until, told = os.path.join(workdir, LOCK), time.monotonic() + PATIENCE, False
-    file = open(path, "a+")  # noqa: SIM115
+    file = open(path, "ab+", buffering=0)  # noqa: SIM115
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except OSError as error:
             file.seek(0)
-            holder = file.read().strip() or "another run"
+            holder = file.read().decode().strip() or "another run"
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 file.close()
                 return None
@@ -94,8 +94,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
             time.sleep(1)
     with contextlib.suppress(OSError):  # it is held without a name too, as on a full disk
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
     return file
 
 
