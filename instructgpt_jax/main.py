@@ -113,9 +113,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         agreeing.shared(workdir)
     with contextlib.ExitStack() as stack:
         if config.stage not in UNLOCKED:
+            workdirs.check(epath.Path(workdir))
             stack.enter_context(agreeing.alone(workdir, process.say))
         if config.stage not in WITHOUT_TOKENIZER:
-            workdirs.check(epath.Path(workdir))
             workdirs.check_settings(config, epath.Path(workdir), without=("models",))  # known to the stage
             config = run_tokenizer.settled(config, workdir)
         stack.enter_context(jax.set_mesh(mesh))
