@@ -64,6 +64,10 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
     The system gives it back when the file is closed or the process ends, however it ends. Object stores, and file
     systems that know no locks, are not taken.
 
+    Args:
+      workdir: which exists.
+      say: is told of a wait.
+
     Returns:
       The file to close in the end, or None.
 
@@ -72,7 +76,6 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None]) -> IO | None:
     """
     if "://" in str(workdir):
         return None
-    paths.make_folder("workdir", epath.Path(workdir))
     path, until, told = os.path.join(workdir, LOCK), time.monotonic() + PATIENCE, False
     file = open(path, "ab+", buffering=0)  # noqa: SIM115
     while True:

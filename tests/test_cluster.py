@@ -74,6 +74,19 @@ def test_the_first_difference_is_named():
     assert agreeing.versions()["jax"] == jax.__version__
 
 
+@pytest.mark.parametrize("text, kind", [("DEADLINE_EXCEEDED: Timed out", ValueError), ("UNAVAILABLE", RuntimeError)])
+def test_a_process_that_waits_in_vain_for_the_first_says_so(monkeypatch, text, kind):
+    def nothing_comes(*_):
+        raise jax.errors.JaxRuntimeError(text)
+
+    client = types.SimpleNamespace(blocking_key_value_get=nothing_comes)
+    monkeypatch.setattr(agreeing, "_state", lambda: types.SimpleNamespace(client=client, process_id=1))
+    with pytest.raises(
+        kind, match=r"^all .* go on together, got none of \[0\] in 3600 s" if kind is ValueError else text
+    ):
+        agreeing.same("data", {})
+
+
 def test_processes_come_from_one_tree_and_one_set_of_options(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/x --xla_force_host_platform_device_count=8")
     mine = agreeing.versions()

@@ -50,12 +50,16 @@ def exchange(text: str) -> list[str]:
     try:
         state.client.wait_at_barrier(key, SECONDS * 1000)
     except jax.errors.JaxRuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        absent = sorted(set(range(state.num_processes)) - _said(key).keys())
-        raise ValueError(f"all processes of a job must begin together, got none of {absent} in {SECONDS} s") from None
+        raise _late(error, set(range(state.num_processes)) - _said(key).keys()) from None
     said = _said(key)
     return [said[n] for n in range(state.num_processes)]
+
+
+def _late(error: jax.errors.JaxRuntimeError, absent: set[int]) -> Exception:
+    """What a wait for other processes has ended with: their numbers, or an error of another kind as it is."""
+    if "DEADLINE_EXCEEDED" not in str(error):
+        return error
+    return ValueError(f"all processes of a job must go on together, got none of {sorted(absent)} in {SECONDS} s")
 
 
 def _said(key: str) -> dict[int, str]:
@@ -84,9 +88,7 @@ def same(what: str, tree: dict[str, Any]) -> None:
     try:
         first = json.loads(state.client.blocking_key_value_get(key, SECONDS * 1000))
     except jax.errors.JaxRuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        raise ValueError(f"all processes of a job must go on together, got none of [0] in {SECONDS} s") from None
+        raise _late(error, {0}) from None
     differences = exchange(difference(mine, first, f"process {state.process_id} ({platform.node()})"))
     for found in filter(None, differences):
         raise ValueError(f"all processes of a job must have the same {what}, got {found}")

@@ -8,8 +8,8 @@ import jax
 
 from instructgpt_jax.cluster import ending, last_line
 
-# What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What the launchers of a cluster set; jax.distributed.initialize() reads the rest from them.
 CLUSTER = ("COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
 
 
